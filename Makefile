@@ -1,0 +1,46 @@
+# Everything a developer does. Set-up happens by itself, once, and again when the pins change.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+RUNS := runs
+
+.PHONY: help setup demo test lint format type bench tables clean
+help:  ## list these targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv with everything pinned in requirements.lock
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $(READY)
+
+demo: $(READY)  ## train 24 small networks (some 3 minutes on 2 cores), print the table, draw the curves
+	$(BIN)/pgt train -m paths.runs=$(RUNS) experiment=demo/nobn method=baseline,gc,agc,pgt,gc_pgt,agc_pgt seed=0,1,2
+	$(BIN)/pgt train -m paths.runs=$(RUNS) experiment=demo/bn method=baseline,pgt seed=0,1,2
+	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
+	$(BIN)/pgt figure 4 demo --runs $(RUNS) --output $(RUNS)/demo/curves.png
+
+test: $(READY)  ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff: style, imports, likely bugs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY)  ## mypy, strict where pyproject.toml says so
+	$(BIN)/mypy
+
+bench: $(READY)  ## PGT's loss beside cross-entropy and the published hook
+	$(BIN)/pgt bench loss
+
+tables: $(READY)  ## write the demo's table from its runs
+	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,42 @@
+"""PowerGrad Transform: gradients altered in the backward pass, and the paper's reproduction.
+
+from pgt import PowerGradCrossEntropy
+
+criterion = PowerGradCrossEntropy(alpha=0.25)  # in the place of torch.nn.CrossEntropyLoss()
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgt.methods import (
+        PowerGradCrossEntropy,
+        clip_grad_norm,
+        clip_grad_unitwise,
+        power_grad_cross_entropy,
+        power_transform,
+        smooth_labels,
+        stationary_threshold,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PowerGradCrossEntropy",
+    "clip_grad_norm",
+    "clip_grad_unitwise",
+    "power_grad_cross_entropy",
+    "power_transform",
+    "smooth_labels",
+    "stationary_threshold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a method is asked for: `pgt --help` answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pgt' has no attribute {name!r}")
+    import pgt.methods
+
+    return getattr(pgt.methods, name)

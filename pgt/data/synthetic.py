@@ -1,0 +1,19 @@
+"""Random tensors that are made once: what the trainer does when data costs nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from pgt.data.delivery import Delivery
+from pgt.data.memory import MemoryLoader
+from pgt.types import Loader
+
+
+def load(delivery: Delivery, num_samples: int, num_classes: int, image_size: int) -> tuple[Loader, Loader]:
+    """The same standard normal images and uniform labels for training and test, from a fixed generator."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_samples, 3, image_size, image_size, generator=generator)
+    labels = torch.randint(num_classes, (num_samples,), generator=generator)
+    train = MemoryLoader(images, labels, num_classes, delivery.train_sampler(num_samples), delivery)
+    test = MemoryLoader(images, labels, num_classes, delivery.test_sampler(num_samples), delivery)
+    return train, test

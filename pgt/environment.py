@@ -1,0 +1,69 @@
+"""Where and with what a run was made: what `environment.json` holds. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "powergrad",
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+    "pillow",
+)
+
+
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """Program, packages and machine, as plain values.
+
+    Args:
+        device: name of the training device.
+        threads: CPU threads of one operation; the last bits of a loss depend on them.
+    """
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": platform.node(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "command": sys.argv,
+    }
+
+
+def commit() -> str | None:
+    """Git commit of this program, followed by `+` where its tree has changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    if head is None or changes is None:
+        return None
+    return head[:12] + ("+" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,13 @@
+"""The two ways in which a command ends badly on purpose."""
+
+
+class InputError(Exception):
+    """What the user gave (config, data, checkpoint, environment) cannot work; one line says how to mend it."""
+
+    exit_code = 2
+
+
+class TrainingError(Exception):
+    """The run itself went wrong (say, the loss is no longer finite); one line says where."""
+
+    exit_code = 1

@@ -1,0 +1,60 @@
+"""The parent of a command line's runs: checks every job first, then lets Hydra go through them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pgt.compose import compose_all, conf_dir
+from pgt.config import validate
+from pgt.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+MULTIRUN = ("-m", "--multirun")
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `pgt train`; returns the exit code.
+
+    Every job of a sweep is composed and checked before Hydra writes anything. A job that fails while it
+    trains does not stop the others.
+
+    Raises:
+        InputError: the config of any job is wrong.
+    """
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    showing = any(argument.split("=")[0] in SHOWING for argument in arguments)
+    multirun = any(argument in MULTIRUN for argument in arguments)
+    if showing:
+        _hydra(arguments, lambda config: None)
+        return 0
+    total = len(compose_all(overrides, multirun))
+    failures: list[InputError | TrainingError] = []
+    started = itertools.count(1)
+
+    def job(composed: DictConfig) -> None:
+        from pgt.run import run
+
+        label = f"[{next(started)}/{total}] " if total > 1 else ""
+        try:
+            run(validate(composed), label)
+        except (InputError, TrainingError) as error:
+            failures.append(error)
+            print(f"pgt: {label}{error}", file=sys.stderr)
+
+    _hydra(arguments, job)
+    if failures and total > 1:
+        print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
+    return max((failure.exit_code for failure in failures), default=0)
+
+
+def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+    import hydra
+
+    sys.argv = ["pgt train", *arguments]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()

@@ -1,0 +1,286 @@
+"""PowerGrad Transform (PGT): cross-entropy whose backward pass uses p^α/Σp^α in place of the softmax p.
+
+Reference: Das et al., "Altering Backward Pass Gradients improves Convergence", arXiv 2111.12495, Eqs. 8, 9.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgt.methods.smoothing import uniform_epsilon
+
+
+def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
+    """Raise probabilities to the power α and renormalise them (Eq. 8).
+
+        p'_i = p_i^α / Σ_j p_j^α
+
+    Args:
+        p: probabilities, summing to one along `dim`.
+        alpha: in [0, 1]; 1 returns p, 0 the uniform distribution over the entries with p > 0.
+        dim: the dimension of the classes.
+
+    Returns:
+        p' of the shape of `p`, in float32 or better. An entry that is 0 stays 0.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1] or NaN.
+    """
+    powers = _powers(_full_precision(p).log(), check_alpha(alpha), dim)
+    return powers / powers.sum(dim, keepdim=True)
+
+
+def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
+    """The probability that the power transform leaves as it is (Lemma 1, Eq. 10).
+
+        (Σ_j p_j^α)^(1/(α−1)),   at α = 1 its limit exp(Σ_j p_j log p_j)
+
+    Entries above it fall and entries below it rise; it does not decrease as α grows (Theorem 1).
+
+    Args:
+        p: probabilities, summing to one along `dim`.
+        alpha: in [0, 1].
+        dim: the dimension of the classes.
+
+    Returns:
+        The threshold, of the shape of `p` without `dim`, in float32 or better.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1] or NaN.
+    """
+    alpha = check_alpha(alpha)
+    p = _full_precision(p)
+    if alpha == 1:
+        return torch.xlogy(p, p).sum(dim).exp()
+    powers = p.pow(alpha) if alpha else (p > 0).to(p.dtype)
+    return powers.sum(dim) ** (1 / (alpha - 1))
+
+
+def power_grad_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float,
+    *,
+    label_smoothing: float = 0.0,
+    smoothing: str = "paper",
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Cross-entropy whose logit gradient is p' − q in place of p − q (Eqs. 8, 9).
+
+    The value is the plain cross-entropy for every α. For α > 0 the gradient is that of CE(α·z, q)/α under the
+    same arguments, for any reduction, loss scale and batch split. α = 1 is `cross_entropy` itself.
+
+    Args:
+        logits: z, [N, C] or [N, C, d1, ...]; 16-bit logits are computed, and their loss returned, in float32.
+        target: class indices [N, d1, ...] or probabilities of the shape of `logits`.
+        alpha: in [0, 1]; the paper uses 0.05 to 0.3, and 0.92 for one network.
+        label_smoothing: ε in [0, 1].
+        smoothing: `paper` gives each wrong class ε/(C−1) (Eq. 7), `uniform` each class ε/C (PyTorch).
+        weight: [C], a factor for each class.
+        ignore_index: a class index that counts nowhere.
+        reduction: `none`, `mean` or `sum`, as in `torch.nn.functional.cross_entropy`.
+
+    Returns:
+        A scalar, or [N, d1, ...] without reduction.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1] or NaN; an unknown `smoothing` or `reduction`; a target that requires
+            a gradient.
+        RuntimeError: when differentiated twice: p' − q is no second derivative of the value.
+
+    Example:
+        >>> loss = power_grad_cross_entropy(model(images), labels, alpha=0.25)
+        >>> loss.backward()
+    """
+    alpha = check_alpha(alpha)
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
+    if target.requires_grad:
+        raise ValueError("target must not require a gradient: detach it")
+    epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
+    if alpha == 1:
+        return F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction,
+                               label_smoothing=epsilon)  # fmt: skip
+    loss: Tensor = _PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
+    return loss
+
+
+class PowerGradCrossEntropy(nn.Module):
+    """`power_grad_cross_entropy` as a module, in the place of `torch.nn.CrossEntropyLoss`.
+
+    Args:
+        alpha: in [0, 1].
+        label_smoothing, smoothing, weight, ignore_index, reduction: see `power_grad_cross_entropy`.
+
+    Raises:
+        ValueError: `alpha` outside [0, 1] or NaN.
+
+    Example:
+        >>> criterion = PowerGradCrossEntropy(alpha=0.25)
+        >>> criterion(model(images), labels).backward()
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        alpha: float,
+        *,
+        label_smoothing: float = 0.0,
+        smoothing: str = "paper",
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.alpha = check_alpha(alpha)
+        self.label_smoothing = label_smoothing
+        self.smoothing = smoothing
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return power_grad_cross_entropy(
+            logits,
+            target,
+            self.alpha,
+            label_smoothing=self.label_smoothing,
+            smoothing=self.smoothing,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, label_smoothing={self.label_smoothing}, smoothing={self.smoothing!r}"
+
+
+def check_alpha(alpha: float) -> float:
+    """Return α as a float, or raise a ValueError unless it lies in [0, 1]."""
+    alpha = float(alpha)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    return alpha
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _powers(log_p: Tensor, alpha: float, dim: int) -> Tensor:
+    """p^α from log p, known up to a term that is common along `dim`: the largest becomes 1.
+
+    A new tensor; 0 where p = 0, whatever α.
+    """
+    if alpha == 0:
+        return (log_p != -torch.inf).to(log_p.dtype)
+    return (log_p - log_p.amax(dim, keepdim=True)).mul_(alpha).exp_()
+
+
+def _per_class(weight: Tensor, ndim: int) -> Tensor:
+    """[C] as [1, C, 1, ...] of `ndim` dimensions."""
+    return weight.view(1, -1, *[1] * (ndim - 2))
+
+
+class _PowerGrad(torch.autograd.Function):
+    """Cross-entropy whose gradient uses p'. Saves the logits as they came."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        alpha: float,
+        epsilon: float,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+    ) -> Tensor:
+        z = _full_precision(logits)
+        if target.is_floating_point():
+            target = target.to(z.dtype)
+        if weight is not None:
+            weight = weight.to(z.dtype)
+        ctx.save_for_backward(logits, target, weight)
+        ctx.alpha, ctx.epsilon, ctx.ignore_index, ctx.reduction = alpha, epsilon, ignore_index, reduction
+        return F.cross_entropy(
+            z, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight = ctx.saved_tensors
+        with torch.no_grad():
+            powers = _powers(_full_precision(logits), ctx.alpha, 1)
+            if target.is_floating_point():
+                grad = _soft_gradient(powers, target, grad_loss, ctx.epsilon, weight, ctx.reduction)
+            else:
+                kept = target != ctx.ignore_index
+                index = target.where(kept, 0)
+                grad = _hard_gradient(powers, index, kept, grad_loss, ctx.epsilon, weight, ctx.reduction)
+            grad = grad.to(logits.dtype)
+        if torch.is_grad_enabled():
+            grad = _Once.apply(grad, logits)
+        return grad, None, None, None, None, None, None
+
+
+def _hard_gradient(
+    powers: Tensor,
+    index: Tensor,
+    kept: Tensor,
+    grad_loss: Tensor,
+    epsilon: float,
+    weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
+    class_weight = kept if weight is None else weight[index] * kept
+    scale = grad_loss / class_weight.sum() if reduction == "mean" else grad_loss
+    index = index.unsqueeze(1)
+    on_target = mass = (scale * class_weight).unsqueeze(1)
+    if epsilon:
+        spread = (scale * kept).unsqueeze(1) * (epsilon / powers.shape[1])
+        if weight is not None:
+            spread = spread * _per_class(weight, powers.ndim)
+            mass = on_target * (1 - epsilon) + spread.sum(1, keepdim=True)
+        on_target = on_target * (1 - epsilon)
+    grad = powers.mul_(mass / powers.sum(1, keepdim=True))
+    if epsilon:
+        grad.sub_(spread)
+    return grad.scatter_add_(1, index, -on_target)
+
+
+def _soft_gradient(
+    powers: Tensor, target: Tensor, grad_loss: Tensor, epsilon: float, weight: Tensor | None, reduction: str
+) -> Tensor:
+    """(mass·p' − q) in the place of `powers`, for a target q of the shape of the logits and any mass."""
+    if epsilon:
+        target = target * (1 - epsilon) + epsilon / powers.shape[1]
+    if weight is not None:
+        target = target * _per_class(weight, powers.ndim)
+    grad = powers.mul_(target.sum(1, keepdim=True) / powers.sum(1, keepdim=True)).sub_(target)
+    if reduction == "none":
+        return grad.mul_(grad_loss.unsqueeze(1))
+    positions = grad.numel() // grad.shape[1] if reduction == "mean" else 1
+    return grad.mul_(grad_loss / positions)
+
+
+class _Once(torch.autograd.Function):
+    """Hands a gradient on and refuses to be differentiated: its dependence on the logits must not be dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, logits: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "power_grad_cross_entropy cannot be differentiated twice: p' − q is not the gradient of its value"
+        )

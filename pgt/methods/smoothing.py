@@ -1,0 +1,58 @@
+"""Label smoothing by the paper's convention and by PyTorch's.
+
+Reference: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", arXiv 1512.00567; the
+PGT paper's Eq. 7.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def uniform_epsilon(epsilon: float, classes: int, smoothing: str) -> float:
+    """The ε of the uniform convention that gives the same target distribution.
+
+    Eq. 7 (`paper`) puts ε/(C−1) on each wrong class, the uniform convention ε/C on every class: the first
+    is the second with ε·C/(C−1).
+
+    Args:
+        epsilon: in [0, 1].
+        classes: C.
+        smoothing: `paper` or `uniform`: the convention that `epsilon` is given in.
+
+    Raises:
+        ValueError: ε outside [0, 1], an unknown convention, or an ε of Eq. 7 that leaves the true class less
+            than a wrong one (ε > 1 − 1/C).
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {epsilon}")
+    if smoothing == "uniform" or epsilon == 0:
+        return epsilon
+    if smoothing != "paper":
+        raise ValueError(f"smoothing must be paper or uniform, got {smoothing!r}")
+    if epsilon * classes > classes - 1:
+        raise ValueError(f"label_smoothing {epsilon} leaves the true one of {classes} classes the least likely")
+    return epsilon * classes / (classes - 1)
+
+
+def smooth_labels(target: Tensor, classes: int, epsilon: float, smoothing: str = "paper") -> Tensor:
+    """Class indices as a smoothed distribution q.
+
+        paper (Eq. 7):  q_i = 1 − ε if i = y, else ε/(C−1)
+        uniform:        q_i = 1 − ε + ε/C if i = y, else ε/C
+
+    Args:
+        target: class indices [N, ...].
+        classes: C.
+        epsilon: in [0, 1].
+        smoothing: `paper` or `uniform`.
+
+    Returns:
+        [N, ..., C] in float32; each row sums to one.
+
+    Raises:
+        ValueError: see `uniform_epsilon`.
+    """
+    epsilon = uniform_epsilon(epsilon, classes, smoothing)
+    return F.one_hot(target, classes).float() * (1 - epsilon) + epsilon / classes

@@ -1,0 +1,40 @@
+"""The networks of the paper, as its recipe builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from pgt.models.resnet20 import ResNet20
+
+
+def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
+    """timm's network without the zero-init of the last batch norms, which the authors' code never runs.
+
+    Without normalization, batch norm is left out; timm's convolutions have no bias, so only the classifier
+    keeps one.
+    """
+    import timm
+
+    norm = {} if normalized else {"norm_layer": nn.Identity}
+    return timm.create_model(name, num_classes=num_classes, zero_init_last=False, **norm)
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet18": partial(_timm, "resnet18"),
+    "resnet50": partial(_timm, "resnet50"),
+    "resnet101": partial(_timm, "resnet101"),
+    "seresnet18": partial(_timm, "seresnet18"),
+    "seresnet50": partial(_timm, "seresnet50"),
+    "resnet18_nobn": partial(_timm, "resnet18", normalized=False),
+    "resnet20": ResNet20,
+    "resnet20_nobn": partial(ResNet20, normalized=False),
+}
+"""num_classes -> network, randomly initialised from torch's global generator. The classifier is `fc`."""
+
+
+def build(name: str, num_classes: int) -> nn.Module:
+    """The network of that name (see `MODELS`) with `num_classes` outputs."""
+    return MODELS[name](num_classes)

@@ -1,0 +1,283 @@
+"""Config in, run folder out: the one file that knows all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgt import config as schema
+from pgt import data, environment, runs
+from pgt.config import Config
+from pgt.errors import InputError, TrainingError
+from pgt.runs import DIVERGED, FINISHED, Summary
+
+if TYPE_CHECKING:
+    import torch
+
+    from pgt.sinks import Console, JsonLines
+    from pgt.training.loop import Trainer
+    from pgt.types import Loader
+
+
+def run(config: Config, label: str = "") -> Summary:
+    """Train one config, or return what it came to before.
+
+    A finished or diverged run is returned at once (unless `trainer.force`); an interrupted one goes on from
+    its last whole epoch.
+
+    Args:
+        config: checked by `pgt.config.validate`.
+        label: in front of what is printed, as `[2/18]`.
+
+    Raises:
+        InputError: data, checkpoint or folder cannot be used; nothing was changed.
+        TrainingError: the loss is no longer finite; the folder says so.
+    """
+    fresh = _new_summary(config)
+    folder = Path(config.paths.runs) / (config.experiment or "custom") / fresh.run_id
+    before = None if config.trainer.force else runs.read_summary(folder)
+    if before is not None and before.manifest != fresh.manifest:
+        raise InputError(
+            f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
+            "add trainer.force=true to start over"
+        )
+    if before is not None and before.status in (FINISHED, DIVERGED):
+        _report_earlier(before, fresh, folder, label)
+        return before
+    return _train(config, before or fresh, folder, label)
+
+
+def _new_summary(config: Config) -> Summary:
+    identity = schema.identity(config)
+    return Summary(
+        run_id=runs.run_id(identity),
+        group_id=runs.group_id(identity),
+        experiment=config.experiment,
+        identity=identity,
+        seed=config.seed,
+        manifest=data.manifest(**_data_options(config)),
+        commit=environment.commit(),
+        started=_now(),
+    )
+
+
+def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
+    from rich.console import Console as Terminal
+
+    other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
+    text = f"{label}{folder}: {before.status} earlier{other}\n{label}{_result(before)}"
+    Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summary:
+    import torch
+
+    from pgt.sinks import Sinks
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    train, test, trainer = _assemble(config, device)
+    total_steps = config.recipe.epochs * train.steps_per_epoch
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(folder):
+        state = _resume(folder, trainer, device, over=config.trainer.force)
+        summary = replace(summary, **state["summary"], commit=environment.commit())
+        _record_start(folder, config, summary, device)
+        title = f"{label}{describe(config)}"
+        with _sinks(folder, title, total_steps, state["metrics_size"]) as (console, metrics):
+            begin = f"from epoch {state['epoch'] + 1}" if state["epoch"] else f"{config.recipe.epochs} epochs"
+            console.say(f"{title}: {begin} of {train.steps_per_epoch} steps  -> {folder}")
+            try:
+                for epoch in range(state["epoch"], config.recipe.epochs):
+                    record = _epoch(config, trainer, train, test, epoch, Sinks([metrics, console]))
+                    summary = _updated(summary, record)
+                    _save(folder, trainer, metrics, summary)
+            except TrainingError as error:
+                summary = replace(summary, status=DIVERGED, reason=str(error), finished=_now())
+                runs.write_summary(folder, summary)
+                raise TrainingError(f"{folder}: {error}") from None
+            summary = replace(summary, status=FINISHED, finished=_now())
+            runs.write_summary(folder, summary)
+            console.say(f"{label}{_result(summary)}")
+    return summary
+
+
+def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Trainer]:
+    """Loaders and trainer of a config, on the device."""
+    import torch
+
+    from pgt import models
+    from pgt.data.delivery import Delivery
+    from pgt.methods import PowerGradCrossEntropy, build_transform
+    from pgt.training import optimizer, schedule
+    from pgt.training.loop import Trainer
+    from pgt.training.precision import Precision
+
+    recipe, method = config.recipe, config.method
+    precision = Precision(config.trainer.precision, device.type)
+    delivery = Delivery(
+        device, precision.dtype, recipe.global_batch, recipe.local_batch, config.seed, config.data.drop_last
+    )
+    train, test = data.load(delivery=delivery, **_data_options(config))
+    model = precision.apply(models.build(config.model.name, train.num_classes))
+    model = model.to(device, memory_format=torch.channels_last)
+    rates = schedule.Rates(
+        recipe.lr_start,
+        recipe.lr_peak,
+        recipe.lr_end,
+        recipe.warmup_epochs,
+        recipe.epochs,
+        recipe.cooldown_epochs,
+    )
+    if recipe.lr_scaling == "linear":
+        rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
+    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
+    trainer = Trainer(
+        model=model,
+        loss=PowerGradCrossEntropy(method.alpha, label_smoothing=method.label_smoothing, smoothing=method.smoothing),
+        optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, device),
+        schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
+        transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
+        precision=precision,
+        scaler=precision.scaler(),
+    )
+    return train, test, trainer
+
+
+def _data_options(config: Config) -> dict[str, Any]:
+    """What `pgt.data.load` and `pgt.data.manifest` take of a config."""
+    options = {key: value for key, value in asdict(config.data).items() if key != "drop_last"}
+    if config.data.name == "imagefolder":
+        options["interpolation"] = config.model.interpolation
+    return options
+
+
+def _epoch(config: Config, trainer: Trainer, train: Loader, test: Loader, epoch: int, sink: Any) -> dict[str, Any]:
+    """Train and evaluate one epoch; returns its record."""
+    from pgt.training.evaluation import evaluate
+
+    trained = trainer.train_epoch(train, epoch, sink, config.trainer.log_every)
+    tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision)
+    record = {"event": "epoch", "epoch": epoch, **trained, **tested}
+    sink.write((epoch + 1) * train.steps_per_epoch - 1, record)
+    return record
+
+
+def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
+    """The summary after the epoch of `record`."""
+    speed, epoch = summary.images_per_second or record["images_per_second"], record["epoch"]
+    return replace(
+        summary,
+        epochs=epoch + 1,
+        train_top1=record["train_top1"],
+        train_loss=record["train_loss"],
+        test_top1_best=max(summary.test_top1_best or 0.0, record["test_top1"]),
+        test_top1_final=record["test_top1"],
+        test_top5_final=record["test_top5"],
+        test_loss=record["test_loss"],
+        test_loss_alpha=record["test_loss_alpha"],
+        test_logit_norm=record["test_logit_norm"],
+        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
+    )
+
+
+# --- the folder --------------------------------------------------------------------------------------
+
+
+MEASURED = (
+    "epochs", "train_top1", "train_loss", "test_top1_best", "test_top1_final", "test_top5_final", "test_loss",
+    "test_loss_alpha", "test_logit_norm", "images_per_second",
+)  # fmt: skip
+"""What a checkpoint keeps of the summary."""
+
+
+def _save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary) -> None:
+    """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
+    from pgt.training import checkpoint
+
+    weights = trainer.model.state_dict()
+    if summary.test_top1_best == summary.test_top1_final:
+        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
+    checkpoint.save(
+        folder / "checkpoints" / "last.pt",
+        {
+            "model": weights,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "epoch": summary.epochs,
+            "metrics_size": metrics.sync(),
+            "summary": {key: getattr(summary, key) for key in MEASURED},
+        },
+    )
+    runs.write_summary(folder, summary)
+
+
+def _resume(folder: Path, trainer: Trainer, device: torch.device, over: bool) -> dict[str, Any]:
+    """Put the trainer where the last checkpoint left it; what else that holds."""
+    from pgt.training import checkpoint
+
+    path = folder / "checkpoints" / "last.pt"
+    path.parent.mkdir(exist_ok=True)
+    if over or not path.is_file():
+        return {"epoch": 0, "metrics_size": 0, "summary": {}}
+    state = checkpoint.load(path, device)
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def _record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:
+    """Write config.yaml and summary.json, and add this start to environment.json."""
+    import json
+
+    import torch
+    from omegaconf import OmegaConf
+
+    with runs.atomic_write(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() and summary.epochs else []
+    starts.append({"time": _now(), **environment.describe(name, torch.get_num_threads())})
+    runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
+    runs.write_summary(folder, summary)
+
+
+@contextmanager
+def _sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Console, JsonLines]]:
+    from pgt.sinks import Console, JsonLines
+
+    metrics = JsonLines(folder / "metrics.jsonl", metrics_size)
+    console = Console(title, total_steps, folder / "log.txt")
+    try:
+        yield console, metrics
+    finally:
+        console.close()
+        metrics.close()
+
+
+# --- what the user reads -----------------------------------------------------------------------------
+
+
+def describe(config: Config) -> str:
+    """A run in a few words: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    name = config.experiment or f"{config.model.name} on {config.data.name}"
+    return f"{name} {runs.method_label(schema.identity(config))} seed {config.seed}"
+
+
+def _result(summary: Summary) -> str:
+    if summary.status == DIVERGED:
+        return f"diverged: {summary.reason}"
+    return (
+        f"train {summary.train_top1:.2f}%  test {summary.test_top1_final:.2f}%  "
+        f"best {summary.test_top1_best:.2f}%  {summary.images_per_second:,.0f} images/s"
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,165 @@
+"""A run is a folder: its identity, what lies in it, and how it is written. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+from pgt.errors import InputError
+
+SCHEMA_VERSION = 1
+
+UNFINISHED, FINISHED, DIVERGED = "unfinished", "finished", "diverged"
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """Name of a run: a hash of every value that changes its numbers (see `pgt.config.identity`)."""
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def group_id(identity: Mapping[str, Any]) -> str:
+    """Name that the seeds of one setting share."""
+    return run_id({key: value for key, value in identity.items() if key != "seed"})
+
+
+@dataclass
+class Summary:
+    """`summary.json`: what a run came to. Accuracies in percent; None until measured.
+
+    Attributes:
+        identity: the config values behind `run_id`.
+        status: `unfinished`, `finished` or `diverged`.
+        epochs: epochs done.
+        train_top1, train_loss: running over the last epoch's augmented batches.
+        test_top1_best: over all epochs; `test_top1_final` and the rest are the last epoch's.
+        test_loss_alpha: cross-entropy at α·z.
+        images_per_second: training speed, evaluation apart.
+        manifest: names the data (see `pgt.data.manifest`).
+        commit: of this program, with `+` where the tree was not clean; None when installed without git.
+        started, finished: ISO 8601, UTC.
+        reason: why a run diverged.
+    """
+
+    run_id: str
+    group_id: str
+    experiment: str | None
+    identity: dict[str, Any]
+    seed: int
+    manifest: str
+    commit: str | None
+    started: str
+    status: str = UNFINISHED
+    epochs: int = 0
+    train_top1: float | None = None
+    train_loss: float | None = None
+    test_top1_best: float | None = None
+    test_top1_final: float | None = None
+    test_top5_final: float | None = None
+    test_loss: float | None = None
+    test_loss_alpha: float | None = None
+    test_logit_norm: float | None = None
+    images_per_second: float | None = None
+    world_size: int = 1
+    finished: str | None = None
+    reason: str | None = None
+    version: int = field(default=SCHEMA_VERSION)
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Replace the folder's `summary.json`."""
+    write_json(folder / "summary.json", asdict(summary))
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The folder's summary, or None where there is none.
+
+    Raises:
+        InputError: a summary that cannot be read.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if values["version"] != SCHEMA_VERSION:
+            raise InputError(f"{path} has schema version {values['version']}, this pgt reads {SCHEMA_VERSION}")
+        return Summary(**{item.name: values[item.name] for item in fields(Summary)})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"cannot read {path}: {error!r}; delete its folder to run it again") from None
+
+
+def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
+    """(folder, summary) of every run under `root`, sorted by folder.
+
+    Args:
+        root: the runs folder.
+        experiment: only this one, or all that its name is a folder of (`demo` finds `demo/bn`).
+    """
+    top = root / experiment if experiment else root
+    found = []
+    for path in sorted(top.glob("**/summary.json")):
+        summary = read_summary(path.parent)
+        if summary is not None:
+            found.append((path.parent, summary))
+    return found
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out."""
+    records = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Replace `path` by readable JSON."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is whole and on the disk, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is being trained by another process: wait for it, or stop it") from None
+        yield
+
+
+def method_label(identity: Mapping[str, Any]) -> str:
+    """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ..."""
+    method = identity["method"]
+    parts = [transform["name"] for transform in method["transforms"]]
+    if method["alpha"] != 1:
+        parts.append("pgt")
+    return "+".join(parts) or "baseline"

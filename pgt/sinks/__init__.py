@@ -1,0 +1,27 @@
+"""Where the records of a run go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pgt.sinks.console import Console
+from pgt.sinks.jsonl import JsonLines
+from pgt.types import Record, Sink
+
+
+class Sinks:
+    """Several sinks as one."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self.sinks = sinks
+
+    def write(self, step: int, record: Record) -> None:
+        for sink in self.sinks:
+            sink.write(step, record)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+__all__ = ["Console", "JsonLines", "Sinks"]

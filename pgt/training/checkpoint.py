@@ -1,0 +1,32 @@
+"""State of a run in one file, replaced atomically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from pgt.errors import InputError
+from pgt.runs import atomic_write
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain types) so that `path` always holds a whole checkpoint."""
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint, executing nothing that is in it.
+
+    Raises:
+        InputError: a file that is no checkpoint, or holds other than tensors and plain types.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot load the checkpoint {path}: {reason}; delete it to start over") from None
+    return state

@@ -1,0 +1,106 @@
+"""The learning rate at each optimizer step, by the paper's text and by the authors' code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+Decay = Callable[[float], float]
+"""Time in epochs -> learning rate, warm-up apart."""
+
+Schedule = Callable[[int], float]
+"""Optimizer step (from 0) -> learning rate."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a schedule goes through.
+
+    Attributes:
+        start: learning rate at the beginning of the warm-up.
+        peak: after the warm-up.
+        end: of the cosine.
+        warmup_epochs: length of the linear warm-up.
+        epochs: the whole budget.
+        cooldown_epochs: at its end, at the final learning rate (cosine only).
+    """
+
+    start: float
+    peak: float
+    end: float
+    warmup_epochs: int
+    epochs: int
+    cooldown_epochs: int = 0
+
+    def scaled(self, factor: float) -> Rates:
+        """All learning rates multiplied by `factor`."""
+        return Rates(
+            self.start * factor,
+            self.peak * factor,
+            self.end * factor,
+            self.warmup_epochs,
+            self.epochs,
+            self.cooldown_epochs,
+        )
+
+
+def cosine(time: float, rates: Rates, origin: float = 0.0) -> float:
+    """Half a cosine from the peak at `origin` to the end where the cool-down begins."""
+    length = rates.epochs - rates.cooldown_epochs - origin
+    fraction = min(max((time - origin) / length, 0.0), 1.0)
+    return rates.end + 0.5 * (rates.peak - rates.end) * (1 + math.cos(math.pi * fraction))
+
+
+def step(time: float, rates: Rates, milestones: Sequence[int], factor: float) -> float:
+    """The peak, multiplied by `factor` at each milestone (in epochs)."""
+    return rates.peak * factor ** sum(time >= milestone for milestone in milestones)
+
+
+def paper_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
+    """The paper's text: set at each step; linear warm-up, then the decay."""
+
+    def rate(index: int) -> float:
+        time = index / steps_per_epoch
+        if time < rates.warmup_epochs:
+            return rates.start + (rates.peak - rates.start) * time / rates.warmup_epochs
+        return decay(time)
+
+    return rate
+
+
+def authors_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
+    """The authors' code: set once an epoch, one epoch ahead from the second on (time 1 is never used)."""
+
+    def rate(index: int) -> float:
+        epoch = index // steps_per_epoch
+        time = epoch + 1 if epoch else 0
+        if time < rates.warmup_epochs:
+            return rates.start + (rates.peak - rates.start) * time / rates.warmup_epochs
+        return decay(time)
+
+    return rate
+
+
+RULES = {"paper": paper_rule, "authors": authors_rule}
+
+
+def build(
+    name: str,
+    rule: str,
+    rates: Rates,
+    steps_per_epoch: int,
+    milestones: Sequence[int] = (),
+    factor: float = 1.0,
+) -> Schedule:
+    """The schedule `cosine` or `step` under the rule `paper` or `authors`.
+
+    The paper's cosine begins at its peak when the warm-up ends; the authors' began at epoch 0, hidden at first
+    by the warm-up.
+    """
+    if name == "cosine":
+        decay = partial(cosine, rates=rates, origin=rates.warmup_epochs if rule == "paper" else 0)
+    else:
+        decay = partial(step, rates=rates, milestones=milestones, factor=factor)
+    return RULES[rule](rates, steps_per_epoch, decay)

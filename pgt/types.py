@@ -1,0 +1,68 @@
+"""The contracts between the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+IGNORE_INDEX = -100
+"""The label of a padded sample: it counts in no loss and no metric."""
+
+Record = Mapping[str, Any]
+"""One line of `metrics.jsonl`: plain numbers and strings."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One group of samples on the training device.
+
+    Attributes:
+        images: [N, 3, H, W], in the training precision and memory format.
+        labels: [N] int64; `IGNORE_INDEX` where an evaluation batch is padded.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Loader(Protocol):
+    """Delivers the batches of one split to one rank.
+
+    Attributes:
+        num_classes: number of classes of the data set.
+        num_samples: number of distinct samples of the split over all ranks.
+        steps_per_epoch: optimizer steps of an epoch, the same on every rank.
+        groups_per_step: batches of one step; more than one where gradients are accumulated.
+    """
+
+    num_classes: int
+    num_samples: int
+    steps_per_epoch: int
+    groups_per_step: int
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `index` (from 0): the same ones each time it is asked."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes the records of a run, in order."""
+
+    def write(self, step: int, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""(logits [N, C], target) -> scalar."""
+
+NamedParameters = Sequence[tuple[str, "Parameter"]]
+
+GradientTransform = Callable[[NamedParameters, int], None]
+"""(named parameters, step) -> None: changes `.grad` in place, after unscaling and the all-reduce and before the
+optimizer's step."""

@@ -1,0 +1,47 @@
+"""What the tests share. Every test runs in a folder of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgt.compose import compose_all
+from pgt.config import Config
+from pgt.run import run
+from pgt.runs import Summary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = ("recipe=demo", "recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.global_batch=8", "recipe.local_batch=8",
+        "data=synthetic", "data.num_samples=16", "data.image_size=32", "trainer.log_every=1")  # fmt: skip
+"""Two steps on synthetic 32-pixel images."""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def compose(*overrides: str) -> Config:
+    [config] = compose_all(overrides)
+    return config
+
+
+def train(*overrides: str) -> Summary:
+    """`pgt train` in this process."""
+    return run(compose(*overrides))
+
+
+def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """The `pgt` command in a process of its own."""
+    command = [sys.executable, "-m", "pgt.cli", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **options)

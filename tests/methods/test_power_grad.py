@@ -1,0 +1,166 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pgt import PowerGradCrossEntropy, power_grad_cross_entropy, power_transform, stationary_threshold
+
+ALPHAS = [0.05, 0.25, 0.5, 0.92, 1.0]
+EPSILON = 0.1
+
+
+def smoothing_options(smoothing, classes):
+    """ε as PyTorch's cross_entropy needs it for the same target distribution."""
+    return EPSILON * classes / (classes - 1) if smoothing == "paper" else EPSILON
+
+
+def gradient(loss, logits):
+    return torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("smoothing", [None, "paper", "uniform"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(6, 10), (4, 7, 3), (2, 5, 3, 2)])
+def test_value_is_cross_entropy_and_gradient_that_of_the_tempered_one(alpha, reduction, smoothing, weighted, shape):
+    z = (3 * torch.randn(shape, dtype=torch.float64)).requires_grad_()
+    y = torch.randint(shape[1], (shape[0], *shape[2:]))
+    y.view(-1)[0] = -100
+    weight = torch.rand(shape[1], dtype=torch.float64) + 0.1 if weighted else None
+    ours = power_grad_cross_entropy(
+        z, y, alpha, weight=weight, reduction=reduction,
+        label_smoothing=EPSILON if smoothing else 0.0, smoothing=smoothing or "paper",
+    )  # fmt: skip
+    epsilon = smoothing_options(smoothing, shape[1]) if smoothing else 0.0
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": epsilon}
+    torch.testing.assert_close(ours, F.cross_entropy(z, y, **options), rtol=1e-12, atol=1e-12)
+    expected = gradient(F.cross_entropy(alpha * z, y, **options) / alpha, z)
+    torch.testing.assert_close(gradient(ours, z), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("epsilon", [0.0, EPSILON])
+def test_soft_targets(alpha, weighted, epsilon):
+    z = (3 * torch.randn(6, 10, 2, dtype=torch.float64)).requires_grad_()
+    q = torch.rand(6, 10, 2, dtype=torch.float64)  # of any mass, as cross_entropy allows
+    weight = torch.rand(10, dtype=torch.float64) if weighted else None
+    ours = power_grad_cross_entropy(z, q, alpha, weight=weight, label_smoothing=epsilon, smoothing="uniform")
+    options = {"weight": weight, "label_smoothing": epsilon}
+    torch.testing.assert_close(ours, F.cross_entropy(z, q, **options), rtol=1e-12, atol=1e-12)
+    expected = gradient(F.cross_entropy(alpha * z, q, **options) / alpha, z)
+    torch.testing.assert_close(gradient(ours, z), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_reduction_each_position_has_its_own_gradient():
+    z = torch.randn(5, 7, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(7, (5, 3))
+    losses = power_grad_cross_entropy(z, y, 0.3, reduction="none")
+    assert losses.shape == (5, 3)
+    scale = torch.rand(5, 3, dtype=torch.float64)
+    expected = gradient((scale * F.cross_entropy(0.3 * z, y, reduction="none")).sum() / 0.3, z)
+    torch.testing.assert_close(gradient((scale * losses).sum(), z), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_alpha_zero_pulls_towards_the_uniform_distribution():
+    z = torch.randn(4, 10, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(10, (4,))
+    got = gradient(power_grad_cross_entropy(z, y, 0.0, reduction="sum"), z)
+    torch.testing.assert_close(got, 0.1 - F.one_hot(y, 10).double())
+
+
+@pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])
+def test_alpha_outside_its_range_is_refused(alpha):
+    z, y = torch.randn(2, 3), torch.tensor([0, 1])
+    calls = [
+        lambda: power_grad_cross_entropy(z, y, alpha),
+        lambda: PowerGradCrossEntropy(alpha),
+        lambda: power_transform(z.softmax(1), alpha),
+        lambda: stationary_threshold(z.softmax(1), alpha),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="alpha must lie in"):
+            call()
+
+
+@pytest.mark.parametrize("arguments", [{"reduction": "avg"}, {"smoothing": "eq7", "label_smoothing": 0.1}])
+def test_unknown_options_are_refused(arguments):
+    with pytest.raises(ValueError, match="must be"):
+        power_grad_cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]), 0.5, **arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_logits_are_computed_in_float32(dtype):
+    z = (5 * torch.randn(8, 100)).to(dtype).requires_grad_()
+    y = torch.randint(100, (8,))
+    loss = power_grad_cross_entropy(z, y, 0.05)
+    exact = z.detach().double().requires_grad_()
+    expected = gradient(F.cross_entropy(0.05 * exact, y) / 0.05, exact)
+    assert loss.dtype == torch.float32
+    got = gradient(loss, z)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.92])
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_extreme_logits_give_finite_gradients(alpha, epsilon):
+    z = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], requires_grad=True)
+    got = gradient(power_grad_cross_entropy(z, torch.tensor([1, 1]), alpha, label_smoothing=epsilon), z)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.sum(1), torch.zeros(2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.92])
+def test_masked_classes_get_no_gradient(alpha):
+    z = torch.tensor([[1.0, -torch.inf, 2.0], [0.0, 0.5, -torch.inf]], requires_grad=True)
+    got = gradient(power_grad_cross_entropy(z, torch.tensor([0, 1]), alpha, reduction="sum"), z)
+    assert got[0, 1] == 0
+    assert got[1, 2] == 0
+    kept = z.detach()[0, [0, 2]].requires_grad_()
+    alone = gradient(power_grad_cross_entropy(kept[None], torch.tensor([0]), alpha, reduction="sum"), kept)
+    torch.testing.assert_close(got[0, [0, 2]], alone)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_second_derivative_is_refused(soft):
+    """A gradient penalty through a layer would silently lose the part that goes through p'."""
+    x, layer = torch.randn(3, 4, requires_grad=True), torch.nn.Linear(4, 5)
+    target = torch.rand(3, 5) if soft else torch.tensor([0, 1, 2])
+    loss = power_grad_cross_entropy(layer(x), target, 0.5)
+    [first] = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        first.square().sum().backward()
+
+
+def test_a_target_that_requires_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="detach it"):
+        power_grad_cross_entropy(torch.randn(2, 3), torch.rand(2, 3, requires_grad=True), 0.5)
+
+
+def test_the_module_is_the_function():
+    z, y = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 4])
+    weight = torch.rand(5)
+    module = PowerGradCrossEntropy(0.3, label_smoothing=0.1, smoothing="uniform", weight=weight, reduction="sum")
+    function = power_grad_cross_entropy(
+        z, y, 0.3, label_smoothing=0.1, smoothing="uniform", weight=weight, reduction="sum"
+    )
+    assert torch.equal(gradient(module(z, y), z), gradient(function, z))
+    assert "alpha=0.3" in repr(module)
+
+
+def test_the_transform_is_the_tempered_softmax():
+    z = 3 * torch.randn(6, 10, dtype=torch.float64)
+    for alpha in [0.0, *ALPHAS]:
+        torch.testing.assert_close(power_transform(z.softmax(1), alpha), (alpha * z).softmax(1))
+    assert power_transform(torch.tensor([0.0, 0.5, 0.5]), 0.0).tolist() == [0.0, 0.5, 0.5]
+
+
+def test_the_stationary_threshold_divides_what_falls_from_what_rises():
+    p = (2 * torch.randn(50, 10, dtype=torch.float64)).softmax(1)
+    for alpha in [0.0, 0.05, 0.5, 0.92]:
+        change = power_transform(p, alpha) - p
+        above = p - stationary_threshold(p, alpha)[:, None]
+        assert (change * above <= 1e-15).all()
+    torch.testing.assert_close(stationary_threshold(p, 0.0), torch.full((50,), 0.1, dtype=torch.float64))
+    torch.testing.assert_close(stationary_threshold(p, 1.0), stationary_threshold(p, 1 - 1e-6), rtol=1e-4, atol=0)

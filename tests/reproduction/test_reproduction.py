@@ -1,0 +1,108 @@
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pgt.cli import main
+from pgt.config import identity
+from pgt.errors import InputError
+from pgt.reproduction import figures, tables
+from pgt.reproduction.statistics import Sample, paired_difference, sample
+from pgt.runs import Summary, group_id, run_id, write_summary
+from tests.conftest import compose
+
+
+def plant(experiment, method, seed, train_top1, test_top1, status="finished", curve=()):
+    """A run folder of known numbers."""
+    values = identity(compose(f"experiment={experiment}", f"method={method}", f"seed={seed}"))
+    summary = Summary(run_id=run_id(values), group_id=group_id(values), experiment=experiment, identity=values,
+                      seed=seed, manifest="m", commit=None, started="", status=status, train_top1=train_top1,
+                      test_top1_final=test_top1, test_top1_best=test_top1)  # fmt: skip
+    folder = Path("runs") / experiment / summary.run_id
+    folder.mkdir(parents=True)
+    write_summary(folder, summary)
+    records = [{"event": "epoch", "epoch": e, "train_top1": t, "test_top1": t - 1} for e, t in enumerate(curve)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return summary
+
+
+def plant_table():
+    for seed, (base, pgt) in enumerate([(90.0, 91.0), (92.0, 93.5), (94.0, 94.5)]):
+        plant("demo/nobn", "baseline", seed, base + 5, base, curve=(50, 80, base + 5))
+        plant("demo/nobn", "pgt", seed, pgt + 5, pgt, curve=(40, 85, 100))
+    plant("demo/nobn", "gc", 0, 70.0, 60.0, curve=(10, 20, 70))
+    plant("demo/nobn", "agc", 0, None, None, status="diverged")
+
+
+def test_mean_and_deviation_worked_by_hand():
+    assert sample([90.0, 92.0, 94.0]) == Sample(92.0, 2.0, 3)
+    assert str(sample([90.0, 92.0, 94.0])) == "92.00 ± 2.00"
+    assert math.isnan(sample([5.0]).deviation)
+    assert str(sample([5.0])) == "5.00 (n=1)"
+    assert sample([-1.0, -2.0]).signed() == "−1.50 ± 0.71"
+    assert sample([1.0, 2.0]).signed() == "+1.50 ± 0.71"
+
+
+def test_differences_pair_by_seed():
+    assert paired_difference({0: 91.0, 1: 93.5, 7: 1.0}, {0: 90.0, 1: 92.0, 2: 5.0}) == sample([1.0, 1.5])
+    assert paired_difference({0: 1.0}, {1: 2.0}) is None
+
+
+def test_table_from_planted_runs():
+    plant_table()
+    rows = tables.compare(Path("runs"), "demo")
+    assert [row.method for row in rows] == ["baseline", "gc", "agc", "pgt"]
+    baseline, gc, agc, pgt = rows
+    assert baseline.test == sample([90.0, 92.0, 94.0])
+    assert baseline.test_difference is None
+    assert pgt.alpha == 0.25
+    assert pgt.test_difference == sample([1.0, 1.5, 0.5])
+    assert gc.test_difference == sample([-30.0])
+    assert (agc.test, agc.others) == (None, {"diverged": 1})
+    text = tables.render(rows)
+    assert "92.00 ± 2.00" in text
+    assert "+1.00 ± 0.50" in text
+    assert "0, 1 diverged" in text
+    assert "does not show that PGT helps or hurts" in text
+
+
+def test_table_command_writes_markdown(capsys):
+    plant_table()
+    assert main(["table", "demo/nobn", "--output", "out/table.md"]) == 0
+    printed = capsys.readouterr().out
+    assert Path("out/table.md").read_text().strip() in printed
+
+
+def test_curves_command_draws_a_picture():
+    plant_table()
+    for name in ("curves.png", "curves.svg"):
+        assert main(["figure", "4", "demo", "--output", f"out/{name}"]) == 0
+    with Image.open("out/curves.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
+        assert picture.width > 500
+    for method in ("baseline", "pgt", "gc"):
+        assert tuple(bytes.fromhex(figures.COLOURS[method][1:])) in colours, method
+    assert "<svg" in Path("out/curves.svg").read_text()
+
+
+def test_nothing_to_show_exits_2(capsys):
+    assert main(["table", "demo"]) == 2
+    assert "pgt train experiment=demo" in capsys.readouterr().err
+    plant("demo/nobn", "agc", 0, None, None, status="diverged")
+    assert main(["figure", "4", "demo", "--output", "x.png"]) == 2
+    assert main(["figure", "4", "demo", "--output", "x.gif"]) == 2
+    assert not Path("x.png").exists()
+
+
+def test_a_summary_survives_the_round_trip():
+    summary = plant("demo/bn", "pgt", 3, 1.0, 2.0)
+    path = next(Path("runs").rglob("summary.json"))
+    assert json.loads(path.read_text()) == asdict(summary)
+
+
+def test_unknown_runs_folder_is_refused():
+    with pytest.raises(InputError, match="no runs under elsewhere/demo"):
+        tables.compare(Path("elsewhere"), "demo")

@@ -1,0 +1,93 @@
+"""Imports go down only, and what must not need torch does not."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+MAY_IMPORT = {
+    "types": set(),
+    "errors": set(),
+    "runs": {"errors"},
+    "config": {"errors"},
+    "compose": {"config", "errors"},
+    "environment": set(),
+    "methods": {"types"},
+    "models": {"types"},
+    "data": {"types", "errors"},
+    "sinks": {"types"},
+    "training": {"methods", "models", "data", "runs", "types", "errors"},
+    "reproduction": {"runs", "types", "errors"},
+    "tools": {"training", "methods", "models", "data", "reproduction", "runs", "types", "errors"},
+    "run": {
+        "config",
+        "data",
+        "environment",
+        "errors",
+        "methods",
+        "models",
+        "runs",
+        "sinks",
+        "training",
+        "types",
+    },
+    "launch": {"compose", "config", "errors", "run"},
+    "cli": {"compose", "errors", "launch", "reproduction", "tools"},
+    "__init__": {"methods"},
+}
+NO_TORCH = [
+    "runs",
+    "config",
+    "compose",
+    "environment",
+    "sinks",
+    "reproduction",
+    "data",
+    "types",
+    "launch",
+    "run",
+]
+
+
+def imported(path):
+    """The parts of pgt that a file imports anywhere, type-checking imports included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "pgt" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "pgt" and len(parts) > 1 and parts[1] != "__version__":
+                yield parts[1]
+
+
+def test_imports_go_down_only():
+    files = sorted((ROOT / "pgt").rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        part = path.relative_to(ROOT / "pgt").parts[0].removesuffix(".py")
+        wrong = set(imported(path)) - MAY_IMPORT[part] - {part}
+        assert not wrong, f"{path} imports {wrong}"
+
+
+@pytest.mark.parametrize("part", NO_TORCH)
+def test_does_not_import_torch(part):
+    modules = [f"pgt.{part}"]
+    if part in ("sinks", "reproduction"):
+        modules += [f"pgt.{part}.{path.stem}" for path in (ROOT / "pgt" / part).glob("[a-z]*.py")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_library_needs_neither_hydra_nor_timm():
+    code = (
+        "import sys; from pgt import PowerGradCrossEntropy, power_grad_cross_entropy, power_transform\n"
+        "sys.exit(any(name in sys.modules for name in ('hydra', 'omegaconf', 'timm', 'wandb', 'nvidia.dali')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

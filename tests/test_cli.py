@@ -1,0 +1,130 @@
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import pgt as package
+from tests.conftest import ROOT, TINY, pgt
+
+
+def written():
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+def test_help_says_what_there_is_and_imports_nothing_slow():
+    code = (
+        "import sys; from pgt.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'hydra', 'numpy', 'rich')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("train", "table", "figure"))
+
+
+def test_train_help_names_the_groups():
+    done = pgt("train", "--help")
+    assert done.returncode == 0
+    assert "groups: data, experiment, method, model, recipe, schedule, trainer" in done.stdout
+
+
+def test_version():
+    assert pgt("--version").stdout.strip() == package.__version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["metod.alpha=0.5"],
+        ["method.alpha=1.3"],
+        ["-m", "metod.alpha=0.1,0.2"],
+        ["-m", "method=pgt", "method.alpha=0.5,1.3"],
+        ["data=imagefolder", "data.root=nowhere"],
+    ],
+)
+def test_bad_input_exits_2_with_one_line_and_writes_nothing(arguments):
+    done = pgt("train", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("pgt: ")
+    assert done.stderr.count("\n") == 1
+    assert written() == []
+
+
+def test_cfg_and_info_are_hydras_and_train_nothing():
+    shown = pgt("train", "--cfg", "job", "experiment=demo/bn", "method=gc")
+    assert shown.returncode == 0
+    assert "max_norm: 1.0" in shown.stdout
+    assert "name: resnet20" in shown.stdout
+    resolved = pgt("train", "--cfg", "job", "--resolve", "experiment=demo/bn")
+    assert "experiment: demo/bn" in resolved.stdout
+    defaults = pgt("train", "--info", "defaults")
+    assert "recipe/paper" in defaults.stdout or "recipe: paper" in defaults.stdout or "paper" in defaults.stdout
+    assert written() == []
+
+
+def test_torch_is_not_imported_for_config_or_typo():
+    """Half of the promise that both answer within 2 seconds; the other half is Hydra's 0.5."""
+    poison = Path("poison/torch")
+    poison.mkdir(parents=True)
+    (poison / "__init__.py").write_text("raise RuntimeError('torch was imported')")
+    env = {"PYTHONPATH": os.pathsep.join([str(poison.parent.resolve()), str(ROOT)])}
+    assert pgt("train", "--cfg", "job", env=env).returncode == 0
+    typo = pgt("train", "metod.alpha=1", env=env)
+    assert typo.returncode == 2
+    assert "did you mean 'method.alpha'?" in typo.stderr
+
+
+def test_a_sweep_trains_each_and_again_returns_each_at_once():
+    sweep = ["train", "-m", *TINY, "model=resnet20", "method=baseline,pgt"]
+    first = pgt(*sweep)
+    assert first.returncode == 0, first.stderr
+    assert "[2/2] resnet20 on synthetic pgt" in first.stdout
+    assert len(list(Path("runs/custom").iterdir())) == 2
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.json*")}
+    again = pgt(*sweep)
+    assert again.returncode == 0
+    assert again.stdout.count("finished earlier") == 2
+    assert before == {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.json*")}
+
+
+def test_a_diverging_run_does_not_stop_a_sweep():
+    done = pgt("train", "-m", *TINY, "model=resnet20_nobn", "seed=0", "recipe.lr_start=1,0.01",
+               "recipe.lr_peak=1e30,0.01", "recipe.epochs=2")  # fmt: skip
+    assert done.returncode == 1
+    assert "the loss is not finite since step" in done.stderr
+    assert "2 of 4 runs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = pgt("train", *TINY, "model=resnet20_nobn", "recipe.lr_start=1", "recipe.lr_peak=1e30", "recipe.epochs=2")
+    assert "diverged earlier" in again.stdout
+
+
+def test_installed_elsewhere_it_carries_its_configs(tmp_path):
+    """The wheel, unpacked as an installer would, in a folder that is no checkout."""
+    wheels, site = tmp_path / "wheels", tmp_path / "a site"
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(ROOT)],
+                   check=True, capture_output=True)  # fmt: skip
+    [wheel] = wheels.glob("powergrad-*.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    command = [sys.executable, "-m", "pgt.cli", "train", "--cfg", "job", "experiment=demo/nobn"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)})
+    assert done.returncode == 0, done.stderr
+    assert "resnet20_nobn" in done.stdout
+    assert (site / "pgt" / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [(["--help"], 0.3), (["train", "--cfg", "job"], 2.0), (["train", "metod.alpha=1"], 2.0)],
+)
+def test_answers_in_a_blink(arguments, seconds):
+    """The middle of five, so that a busy machine does not decide."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        pgt(*arguments)
+        times.append(time.perf_counter() - started)
+    assert statistics.median(times) < seconds

@@ -1,0 +1,128 @@
+import itertools
+
+import pytest
+
+from pgt.compose import compose_all, conf_dir, expand
+from pgt.config import DATA, SCHEDULES, TRANSFORMS, identity
+from pgt.data import load
+from pgt.errors import InputError
+from pgt.methods import TRANSFORMS as METHODS
+from pgt.models import MODELS
+from pgt.runs import group_id, run_id
+from tests.conftest import compose
+
+
+def choices(group):
+    folder = conf_dir() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes_and_is_short(experiment):
+    assert compose(f"experiment={experiment}").experiment == experiment
+    lines = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert len(lines) <= 12
+
+
+@pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer"])
+def test_every_choice_of_every_group_composes(group):
+    for choice in choices(group):
+        compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
+
+
+def test_schema_groups_and_code_name_the_same_things():
+    assert choices("model") == sorted(MODELS)
+    for name in MODELS:
+        assert compose(f"model={name}").model.name == name
+    assert choices("data") == sorted(DATA)
+    assert choices("schedule") == sorted(SCHEDULES)
+    assert set(TRANSFORMS) == set(METHODS)
+    used = {t.name for choice in choices("method") for t in compose(f"method={choice}").method.transforms}
+    assert used == set(METHODS), "a transform that no method offers"
+    assert load.__doc__ is not None
+    assert all(f"`{name}`" in load.__doc__ for name in DATA)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["metod.alpha=0.5"], "unknown key 'metod.alpha': did you mean 'method.alpha'?"),
+        (["metod=pgt"], "unknown key 'metod': did you mean 'method'?"),
+        (["method=pgtt"], "unknown method 'pgtt': did you mean 'pgt'?"),
+        (["experiment=demo/bm"], "unknown experiment 'demo/bm': did you mean 'demo/bn'?"),
+        (["data.root=x"], "unknown key 'data.root': it goes with data=imagefolder"),
+        (["+nonsense=1"], "unknown key 'nonsense'; see `pgt train --cfg job` for the keys"),
+        (["method.alpha=1.3"], "method.alpha must lie in [0, 1], got 1.3"),
+        (["method.alpha=nan"], "method.alpha must be finite, got nan"),
+        (["method.alpha=big"], "method.alpha: Value 'big' of type 'str' could not be converted to Float"),
+        (["seed=-1"], "seed must be at least 0, got -1"),
+        (["recipe.lr_peak=0"], "recipe.lr_peak must be above 0, got 0.0"),
+        (["trainer.precision=fp8"], "trainer.precision must be one of fp32, tf32, bf16, fp16, fp64; got fp8"),
+        (["data=imagefolder"], "data.root is missing: add data.root=..."),
+        (["seed=0,1"], "'seed=0,1' is a sweep: add -m to run all of it"),
+        (
+            ["method.transforms=[{name: nope}]"],
+            "method.transforms.0 must be a mapping with a name out of gc, agc",
+        ),
+        (["method.transforms=[{name: gc, norm: 1}]"], "unknown key 'method.transforms.0.norm'"),
+        (
+            ["method=agc", "method.transforms.0.clip_factor=-1"],
+            "method.transforms.0.clip_factor must be above 0",
+        ),
+        (
+            ["recipe.global_batch=100"],
+            "recipe.global_batch (100) must be a multiple of recipe.local_batch (256)",
+        ),
+        (["recipe.epochs=3"], "recipe.epochs (3) must exceed recipe.warmup_epochs"),
+        (["recipe=3"], "unknown recipe '3': choose one of authors, demo, paper"),
+        (["=3"], "cannot read the override '=3': write key=value"),
+    ],
+)
+def test_bad_input_gets_one_line(overrides, message):
+    with pytest.raises(InputError) as caught:
+        compose_all(overrides)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_is_the_product_in_order():
+    jobs = expand(["method=gc,pgt", "seed=0,1", "recipe=demo"], multirun=True)
+    assert jobs == [[f"method={m}", f"seed={s}", "recipe=demo"] for m, s in itertools.product(["gc", "pgt"], [0, 1])]
+
+
+def test_one_bad_job_refuses_the_sweep():
+    with pytest.raises(InputError, match=r"method.alpha must lie in \[0, 1\], got 2.0"):
+        compose_all(["method=pgt", "method.alpha=0.5,2"], multirun=True)
+
+
+def test_identity_has_what_changes_the_numbers_and_nothing_else():
+    def name(*overrides):
+        return run_id(identity(compose(*overrides)))
+
+    base = name("method=pgt")
+    assert name("method=baseline", "method.alpha=0.25") == base
+    for same in ("paths.runs=elsewhere", "trainer.log_every=7", "trainer.force=true"):
+        assert name("method=pgt", same) == base
+    changed = [name(o) for o in ("seed=1", "method.alpha=0.5", "method=gc", "data=synthetic", "recipe=authors",
+                                 "schedule=step", "model=resnet50", "trainer.precision=bf16")]  # fmt: skip
+    assert len({base, *changed}) == len(changed) + 1
+    folder = ["data=imagefolder", "data.root=a"]
+    assert name(*folder) == name("data=imagefolder", "data.root=b", "data.workers=9")
+
+
+def test_seeds_of_one_setting_share_a_group():
+    first, second = (identity(compose(f"seed={seed}")) for seed in (0, 1))
+    assert run_id(first) != run_id(second)
+    assert group_id(first) == group_id(second) != group_id(identity(compose("method=gc")))
+
+
+def test_recipes_say_what_the_paper_and_the_code_did():
+    paper, authors = compose("recipe=paper"), compose("recipe=authors")
+    assert (paper.recipe.lr_peak, paper.recipe.lr_start, paper.recipe.lr_rule) == (0.4, 4e-4, "paper")
+    assert (authors.recipe.lr_peak, authors.recipe.lr_start, authors.recipe.lr_rule) == (0.1, 0.01, "authors")
+    assert (paper.method.smoothing, authors.method.smoothing) == ("paper", "uniform")
+    assert compose("recipe=authors", "method.smoothing=paper").method.smoothing == "paper"
+    for recipe in (paper.recipe, authors.recipe):
+        assert (recipe.epochs, recipe.global_batch, recipe.local_batch) == (100, 1024, 256)
+        assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)

@@ -1,0 +1,191 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pgt.errors import InputError, TrainingError
+from pgt.methods import PowerGradCrossEntropy
+from pgt.training import checkpoint, optimizer
+from pgt.training.evaluation import evaluate
+from pgt.training.loop import Trainer
+from pgt.training.norms import running_statistics
+from pgt.training.precision import Precision
+from pgt.types import IGNORE_INDEX, Batch
+
+
+def trainer(model, precision="fp32", loss=None, rate=0.1):
+    device = torch.device("cpu")
+    chosen = Precision(precision, "cpu")
+    sgd = optimizer.build(model, 0.9, 5e-4, device)
+    loss = loss or PowerGradCrossEntropy(0.5)
+    return Trainer(chosen.apply(model), loss, sgd, lambda step: rate, [], chosen, chosen.scaler())
+
+
+def network(normalized=True):
+    torch.manual_seed(3)
+    norm = nn.BatchNorm2d(4) if normalized else nn.Identity()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def batches(count, size=6, dtype=torch.float32):
+    torch.manual_seed(4)
+    return [Batch(torch.randn(size, 3, 8, 8, dtype=dtype), torch.randint(5, (size,))) for _ in range(count)]
+
+
+class Loaded:
+    """A loader of batches in memory."""
+
+    def __init__(self, batches, groups_per_step=1):
+        self.batches, self.num_classes, self.groups_per_step = batches, 5, groups_per_step
+        self.steps_per_epoch = len(batches) // groups_per_step
+        self.num_samples = sum(int((b.labels != IGNORE_INDEX).sum()) for b in batches)
+
+    def epoch(self, index):
+        yield from self.batches
+
+
+class Records(list):
+    def write(self, step, record):
+        self.append({"step": step, **record})
+
+    def close(self):
+        pass
+
+
+def test_groups_of_a_step_add_up_to_one_batch():
+    """Without batch norm, four groups of 6 are one batch of 24 (float64: to rounding)."""
+    groups = batches(4, dtype=torch.float64)
+    whole = Batch(torch.cat([b.images for b in groups]), torch.cat([b.labels for b in groups]))
+    accumulated, at_once = (trainer(network(normalized=False), "fp64") for _ in range(2))
+    for step in range(5):
+        accumulated.train_step(groups, step)
+        at_once.train_step([whole], step)
+    for p, q in zip(accumulated.model.parameters(), at_once.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
+
+
+def test_running_statistics_follow_group_0():
+    groups = batches(3)
+    accumulated, reference = trainer(network(), rate=0.0), network()
+    accumulated.train_step(groups, 0)
+    reference.train()(groups[0].images)
+    for name, buffer in reference[1].named_buffers():
+        torch.testing.assert_close(accumulated.model[1].get_buffer(name), buffer)
+
+
+def test_running_statistics_context_restores():
+    model = network()
+
+    def fail():
+        with running_statistics(model, updated=False):
+            assert not model[1].track_running_stats
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
+    assert model[1].track_running_stats
+
+
+def test_weight_decay_skips_vectors():
+    groups = optimizer.build(network(), 0.9, 5e-4, torch.device("cpu")).param_groups
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
+    assert {p.ndim for p in groups[0]["params"]} == {2, 4}
+    assert {p.ndim for p in groups[1]["params"]} == {1}
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in groups)
+
+
+def test_transforms_act_once_on_the_unscaled_sum_of_all_groups():
+    seen = []
+    subject = trainer(network(normalized=False), "fp16")
+    subject.transforms = [lambda parameters, step: seen.append([p.grad.clone() for _, p in parameters])]
+    groups = [Batch(b.images.half(), b.labels) for b in batches(2)]
+    subject.train_step(groups, 7)
+    reference = network(normalized=False)
+    loss = PowerGradCrossEntropy(0.5)
+    sum(loss(reference(b.images), b.labels) / 2 for b in batches(2)).backward()
+    assert len(seen) == 1
+    for got, p in zip(seen[0], reference.parameters(), strict=True):
+        torch.testing.assert_close(got, p.grad, rtol=0.02, atol=2e-4)
+
+
+def test_an_epoch_reports_the_mean_over_its_samples():
+    subject, records = trainer(network(), rate=0.0), Records()
+    loader = Loaded(batches(4))
+    report = subject.train_epoch(loader, 2, records, log_every=3)
+    assert [record["step"] for record in records] == [8, 11]
+    with torch.no_grad():
+        outputs = [network().train()(b.images) for b in loader.batches]
+    loss = sum(F.cross_entropy(z, b.labels).item() for z, b in zip(outputs, loader.batches, strict=True)) / 4
+    correct = sum((z.argmax(1) == b.labels).sum().item() for z, b in zip(outputs, loader.batches, strict=True))
+    assert report["train_loss"] == pytest.approx(loss, rel=1e-5)
+    assert report["train_top1"] == pytest.approx(100 * correct / 24)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step():
+    subject = trainer(network())
+    good, bad = batches(1)[0], Batch(torch.full((6, 3, 8, 8), torch.nan), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(TrainingError, match=r"not finite since step 8 \(learning rate 0.1\)"):
+        subject.train_epoch(Loaded([good] * 3 + [bad] * 2), 1, Records(), log_every=5)
+
+
+def test_the_scaler_has_its_say_first():
+    """An overflow that a smaller loss scale cures does not stop the run; one that nothing cures does."""
+    subject = trainer(network(normalized=False), "fp16", rate=1e-3)
+    subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    half = [Batch(b.images.half(), b.labels) for b in batches(30)]
+    report = subject.train_epoch(Loaded(half), 0, Records(), log_every=30)
+    assert math.isfinite(report["train_loss"])
+    assert report["loss_scale"] < 2.0**40
+    bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), half[0].labels)
+    with pytest.raises(TrainingError, match=r"not finite since step 30 with the loss scale at \d"):
+        subject.train_epoch(Loaded([bad] * 30), 1, Records(), log_every=30)
+
+
+def test_evaluation_counts_each_sample_once():
+    model = network().eval()
+    images, labels = torch.randn(10, 3, 8, 8), torch.randint(5, (10,))
+    padded = torch.cat([labels, torch.tensor([IGNORE_INDEX] * 2)])
+    loader = Loaded([Batch(images[:6], labels[:6]), Batch(torch.cat([images[6:], images[:2]]), padded[6:])])
+    got = evaluate(model, loader, 0.25, Precision("fp32", "cpu"))
+    with torch.no_grad():
+        z = model(images)
+    assert got == pytest.approx({
+        "test_top1": 100 * (z.argmax(1) == labels).float().mean().item(),
+        "test_top5": 100.0,
+        "test_loss": F.cross_entropy(z, labels).item(),
+        "test_loss_alpha": F.cross_entropy(0.25 * z, labels).item(),
+        "test_logit_norm": z.norm(dim=1).mean().item(),
+    }, rel=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
+def test_every_precision_trains(precision):
+    subject = trainer(network(), precision)
+    dtype = subject.precision.dtype
+    data = [Batch(b.images.to(dtype), b.labels) for b in batches(1)] * 12
+    losses = [subject.train_epoch(Loaded(data), e, Records(), 20)["train_loss"] for e in range(2)]
+    assert losses[1] < losses[0]
+
+
+def test_a_checkpoint_executes_nothing_and_says_what_is_wrong(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"model": network().state_dict(), "epoch": 3})
+    assert checkpoint.load(path, torch.device("cpu"))["epoch"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    torch.save({"model": network()}, path)
+    with pytest.raises(InputError, match=r"cannot load the checkpoint .*last.pt"):
+        checkpoint.load(path, torch.device("cpu"))
+    path.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(InputError, match="delete it to start over"):
+        checkpoint.load(path, torch.device("cpu"))
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"epoch": 3})
+    with pytest.raises((AttributeError, TypeError, RuntimeError)):
+        checkpoint.save(path, {"epoch": 4, "bad": lambda: None})
+    assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
