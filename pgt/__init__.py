@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         PowerGradCrossEntropy,
         clip_grad_norm,
         clip_grad_unitwise,
+        clip_grad_value,
         power_grad_cross_entropy,
         power_transform,
         smooth_labels,
         stationary_threshold,
+        surrogate_cross_entropy,
     )
 
 __version__ = "0.1.0"
@@ -26,10 +28,12 @@ __all__ = [
     "PowerGradCrossEntropy",
     "clip_grad_norm",
     "clip_grad_unitwise",
+    "clip_grad_value",
     "power_grad_cross_entropy",
     "power_transform",
     "smooth_labels",
     "stationary_threshold",
+    "surrogate_cross_entropy",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         options = _parser().parse_args(arguments)
-        command = {"table": _table, "figure": _figure}[options.command]
+        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook}[options.command]
         return command(options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
@@ -57,10 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--output", type=Path, help="write the table there, too, as Markdown")
 
     figure = commands.add_parser("figure", help="draw a figure of the paper from runs")
-    figure.add_argument("number", choices=["4"], help="4: training and test accuracy by epoch")
-    figure.add_argument("experiment", help="an experiment, or a folder of them: demo/bn, demo")
+    figure.add_argument("number", choices=["2", "4"], help="2: p' for several α; 4: accuracy by epoch")
+    figure.add_argument("experiment", nargs="?", help="for 4: an experiment, or a folder of them: demo/bn, demo")
     figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
     figure.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
+
+    bench = commands.add_parser("bench", help="speed beside what a user would pick instead")
+    bench.add_argument("what", choices=["loss"], help="loss: forward and backward of PGT and of cross-entropy")
+    bench.add_argument("--rounds", type=int, default=300, help="measured rounds (default: 300)")
+    bench.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
+
+    commands.add_parser("hook", help="what the published listing computes, by loss scale, batch and precision")
     return parser
 
 
@@ -89,8 +97,30 @@ def _table(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from pgt.reproduction import figures
 
-    figures.accuracy_curves(options.runs, options.experiment, options.output)
+    if options.number == "2":
+        figures.power_transform(options.output)
+    elif options.experiment is None:
+        raise InputError("figure 4 is drawn from runs: name an experiment, as in pgt figure 4 demo")
+    else:
+        figures.accuracy_curves(options.runs, options.experiment, options.output)
     print(f"written to {options.output}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the memory profiler is talkative
+    from pgt.tools import bench
+
+    if options.rounds < 2:
+        raise InputError(f"--rounds must be at least 2, got {options.rounds}")
+    print(bench.losses(options.rounds, options.compiled))
+    return 0
+
+
+def _hook(options: argparse.Namespace) -> int:
+    from pgt.tools import hook
+
+    print(hook.report())
     return 0
 
 

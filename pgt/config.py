@@ -129,6 +129,11 @@ class ClipNorm(Transform):
 
 
 @dataclass
+class ClipValue(Transform):
+    clip_value: float = above(0)
+
+
+@dataclass
 class ClipUnitwise(Transform):
     clip_factor: float = above(0)
     eps: float = above(0)
@@ -139,6 +144,7 @@ class ClipUnitwise(Transform):
 @dataclass
 class Method:
     alpha: float = between(0, 1)
+    implementation: str = choice("exact", "surrogate", "authors_hook")
     label_smoothing: float = between(0, 1)
     smoothing: str = choice("paper", "uniform")
     transforms: list[Any] = MISSING
@@ -173,7 +179,7 @@ class Config:
 
 DATA: dict[str, type[Data]] = {"digits": Digits, "imagefolder": ImageFolder, "synthetic": Synthetic}
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "step": Step}
-TRANSFORMS: dict[str, type[Transform]] = {"gc": ClipNorm, "agc": ClipUnitwise}
+TRANSFORMS: dict[str, type[Transform]] = {"gc": ClipNorm, "value": ClipValue, "agc": ClipUnitwise}
 
 
 def validate(composed: DictConfig) -> Config:
@@ -196,6 +202,8 @@ def validate(composed: DictConfig) -> Config:
     for path, rule, value in _values(config):
         _check(path, rule, value)
     _check_batches(config.recipe)
+    if config.method.implementation == "surrogate" and config.method.alpha == 0:
+        raise InputError("the surrogate has no gradient at method.alpha=0: use method.implementation=exact")
     return config
 
 

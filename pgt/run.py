@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -112,7 +113,7 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
 
     from pgt import models
     from pgt.data.delivery import Delivery
-    from pgt.methods import PowerGradCrossEntropy, build_transform
+    from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform
     from pgt.training import optimizer, schedule
     from pgt.training.loop import Trainer
     from pgt.training.precision import Precision
@@ -135,15 +136,17 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
     )
     if recipe.lr_scaling == "linear":
         rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
+    loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
     decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
     trainer = Trainer(
         model=model,
-        loss=PowerGradCrossEntropy(method.alpha, label_smoothing=method.label_smoothing, smoothing=method.smoothing),
+        loss=loss,
         optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, device),
         schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
         transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
         precision=precision,
         scaler=precision.scaler(),
+        diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
     )
     return train, test, trainer
 
@@ -164,6 +167,8 @@ def _epoch(config: Config, trainer: Trainer, train: Loader, test: Loader, epoch:
     tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision)
     record = {"event": "epoch", "epoch": epoch, **trained, **tested}
     sink.write((epoch + 1) * train.steps_per_epoch - 1, record)
+    if not math.isfinite(tested["test_loss"]):
+        raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
     return record
 
 
@@ -181,6 +186,8 @@ def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
         test_loss=record["test_loss"],
         test_loss_alpha=record["test_loss_alpha"],
         test_logit_norm=record["test_logit_norm"],
+        test_ece=record["test_ece"],
+        test_ece_alpha=record["test_ece_alpha"],
         images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
     )
 

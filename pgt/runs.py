@@ -41,6 +41,7 @@ class Summary:
         train_top1, train_loss: running over the last epoch's augmented batches.
         test_top1_best: over all epochs; `test_top1_final` and the rest are the last epoch's.
         test_loss_alpha: cross-entropy at α·z.
+        test_ece, test_ece_alpha: expected calibration error at z and at α·z, percent.
         images_per_second: training speed, evaluation apart.
         manifest: names the data (see `pgt.data.manifest`).
         commit: of this program, with `+` where the tree was not clean; None when installed without git.
@@ -66,6 +67,8 @@ class Summary:
     test_loss: float | None = None
     test_loss_alpha: float | None = None
     test_logit_norm: float | None = None
+    test_ece: float | None = None
+    test_ece_alpha: float | None = None
     images_per_second: float | None = None
     world_size: int = 1
     finished: str | None = None
@@ -157,9 +160,12 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def method_label(identity: Mapping[str, Any]) -> str:
-    """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ..."""
+    """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
+
+    PGT by another implementation than the exact one goes by that one's name.
+    """
     method = identity["method"]
     parts = [transform["name"] for transform in method["transforms"]]
     if method["alpha"] != 1:
-        parts.append("pgt")
+        parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
     return "+".join(parts) or "baseline"

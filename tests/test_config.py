@@ -6,6 +6,7 @@ from pgt.compose import compose_all, conf_dir, expand
 from pgt.config import DATA, SCHEDULES, TRANSFORMS, identity
 from pgt.data import load
 from pgt.errors import InputError
+from pgt.methods import LOSSES
 from pgt.methods import TRANSFORMS as METHODS
 from pgt.models import MODELS
 from pgt.runs import group_id, run_id
@@ -40,6 +41,8 @@ def test_schema_groups_and_code_name_the_same_things():
     assert set(TRANSFORMS) == set(METHODS)
     used = {t.name for choice in choices("method") for t in compose(f"method={choice}").method.transforms}
     assert used == set(METHODS), "a transform that no method offers"
+    for implementation in LOSSES:
+        assert compose(f"method.implementation={implementation}").method.implementation == implementation
     assert load.__doc__ is not None
     assert all(f"`{name}`" in load.__doc__ for name in DATA)
 
@@ -63,7 +66,7 @@ def test_schema_groups_and_code_name_the_same_things():
         (["seed=0,1"], "'seed=0,1' is a sweep: add -m to run all of it"),
         (
             ["method.transforms=[{name: nope}]"],
-            "method.transforms.0 must be a mapping with a name out of gc, agc",
+            "method.transforms.0 must be a mapping with a name out of gc, value, agc",
         ),
         (["method.transforms=[{name: gc, norm: 1}]"], "unknown key 'method.transforms.0.norm'"),
         (
@@ -74,6 +77,7 @@ def test_schema_groups_and_code_name_the_same_things():
             ["recipe.global_batch=100"],
             "recipe.global_batch (100) must be a multiple of recipe.local_batch (256)",
         ),
+        (["method.implementation=surrogate", "method.alpha=0"], "the surrogate has no gradient at method.alpha=0"),
         (["recipe.epochs=3"], "recipe.epochs (3) must exceed recipe.warmup_epochs"),
         (["recipe=3"], "unknown recipe '3': choose one of authors, demo, paper"),
         (["=3"], "cannot read the override '=3': write key=value"),

@@ -131,6 +131,17 @@ def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
     assert "diverged earlier" in capsys.readouterr().out
 
 
+def test_the_authors_hook_measures_itself_and_warns(caplog):
+    """In float32 the loss scale is 1: the hook's gradient is wrong by the squared batch, and here diverges."""
+    with pytest.raises(TrainingError, match="not finite"):
+        train(*DIGITS, "method=authors_hook")
+    first = read_metrics(folder())[0]
+    assert first["hook_scale_ratio"] == pytest.approx(1 / 64**2, rel=1e-3)
+    assert 0 <= first["hook_flushed"] <= 1
+    assert "the authors' hook computes Eq. 9 only where it is 1" in caplog.text
+    assert read_summary(folder()).status == "diverged"
+
+
 def test_a_run_in_progress_is_not_joined():
     train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, unitwise_norm
+from torch import nn
+
+from pgt.methods.authors_hook import AuthorsHookCrossEntropy
+from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.power_grad import (
     PowerGradCrossEntropy,
     power_grad_cross_entropy,
@@ -14,12 +17,29 @@ from pgt.methods.power_grad import (
     stationary_threshold,
 )
 from pgt.methods.smoothing import smooth_labels, uniform_epsilon
+from pgt.methods.surrogate import SurrogateCrossEntropy, surrogate_cross_entropy
 
 if TYPE_CHECKING:
     from pgt.types import GradientTransform
 
-TRANSFORMS: dict[str, Callable[..., None]] = {"gc": clip_grad_norm, "agc": clip_grad_unitwise}
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "exact": PowerGradCrossEntropy,
+    "surrogate": SurrogateCrossEntropy,
+    "authors_hook": AuthorsHookCrossEntropy,
+}
+"""Implementations of PGT by the name that a config's `method.implementation` gives."""
+
+TRANSFORMS: dict[str, Callable[..., None]] = {
+    "gc": clip_grad_norm,
+    "value": clip_grad_value,
+    "agc": clip_grad_unitwise,
+}
 """Gradient transforms by the name that a config's `method.transforms` gives."""
+
+
+def build_loss(implementation: str, alpha: float, label_smoothing: float, smoothing: str) -> nn.Module:
+    """The loss of that implementation (see `LOSSES`): (logits, target) -> scalar."""
+    return LOSSES[implementation](alpha, label_smoothing=label_smoothing, smoothing=smoothing)
 
 
 def build_transform(name: str, **options: Any) -> GradientTransform:
@@ -28,15 +48,21 @@ def build_transform(name: str, **options: Any) -> GradientTransform:
 
 
 __all__ = [
+    "LOSSES",
     "TRANSFORMS",
+    "AuthorsHookCrossEntropy",
     "PowerGradCrossEntropy",
+    "SurrogateCrossEntropy",
+    "build_loss",
     "build_transform",
     "clip_grad_norm",
     "clip_grad_unitwise",
+    "clip_grad_value",
     "power_grad_cross_entropy",
     "power_transform",
     "smooth_labels",
     "stationary_threshold",
+    "surrogate_cross_entropy",
     "uniform_epsilon",
     "unitwise_norm",
 ]

@@ -1,4 +1,4 @@
-"""Gradient clipping by one norm over all parameters (GC) and unit-wise (AGC), in place on `.grad`.
+"""Gradient clipping by one norm over all parameters (GC), by value and unit-wise (AGC), in place on `.grad`.
 
 No loop over filters and no host synchronisation: thresholds are applied as factors on the device.
 """
@@ -32,6 +32,20 @@ def clip_grad_norm(parameters: NamedParameters, step: int = 0, *, max_norm: floa
         return
     norm = torch.nn.utils.get_total_norm(grads)
     torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+
+
+def clip_grad_value(parameters: NamedParameters, step: int = 0, *, clip_value: float) -> None:
+    """Bound each entry of each gradient: G_i ← min(max(G_i, −c), c).
+
+    Args:
+        parameters: (name, parameter) pairs.
+        step: not used; every gradient transform takes it.
+        clip_value: c.
+    """
+    grads = [p.grad for _, p in parameters if p.grad is not None]
+    if grads:
+        torch._foreach_clamp_min_(grads, -clip_value)
+        torch._foreach_clamp_max_(grads, clip_value)
 
 
 def clip_grad_unitwise(

@@ -30,7 +30,7 @@ def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
     """
-    powers = _powers(_full_precision(p).log(), check_alpha(alpha), dim)
+    powers = _powers(full_precision(p).log(), check_alpha(alpha))
     return powers / powers.sum(dim, keepdim=True)
 
 
@@ -53,7 +53,7 @@ def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
         ValueError: `alpha` outside [0, 1] or NaN.
     """
     alpha = check_alpha(alpha)
-    p = _full_precision(p)
+    p = full_precision(p)
     if alpha == 1:
         return torch.xlogy(p, p).sum(dim).exp()
     powers = p.pow(alpha) if alpha else (p > 0).to(p.dtype)
@@ -127,6 +127,7 @@ class PowerGradCrossEntropy(nn.Module):
     """
 
     weight: Tensor | None
+    function = staticmethod(power_grad_cross_entropy)
 
     def __init__(
         self,
@@ -147,7 +148,7 @@ class PowerGradCrossEntropy(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return power_grad_cross_entropy(
+        return self.function(
             logits,
             target,
             self.alpha,
@@ -170,18 +171,16 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
-def _full_precision(x: Tensor) -> Tensor:
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32 where it is in 16 bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _powers(log_p: Tensor, alpha: float, dim: int) -> Tensor:
-    """p^α from log p, known up to a term that is common along `dim`: the largest becomes 1.
-
-    A new tensor; 0 where p = 0, whatever α.
-    """
+def _powers(log_p: Tensor, alpha: float) -> Tensor:
+    """p^α from log p, in a new tensor; 0 where p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
     if alpha == 0:
         return (log_p != -torch.inf).to(log_p.dtype)
-    return (log_p - log_p.amax(dim, keepdim=True)).mul_(alpha).exp_()
+    return log_p.mul(alpha).exp_()
 
 
 def _per_class(weight: Tensor, ndim: int) -> Tensor:
@@ -190,7 +189,7 @@ def _per_class(weight: Tensor, ndim: int) -> Tensor:
 
 
 class _PowerGrad(torch.autograd.Function):
-    """Cross-entropy whose gradient uses p'. Saves the logits as they came."""
+    """Cross-entropy whose gradient uses p'. Saves log p, as cross-entropy does, or 16-bit logits as they came."""
 
     @staticmethod
     def forward(
@@ -203,54 +202,63 @@ class _PowerGrad(torch.autograd.Function):
         ignore_index: int,
         reduction: str,
     ) -> Tensor:
-        z = _full_precision(logits)
-        if target.is_floating_point():
-            target = target.to(z.dtype)
+        z = full_precision(logits)
+        log_p = z.log_softmax(1)
         if weight is not None:
             weight = weight.to(z.dtype)
-        ctx.save_for_backward(logits, target, weight)
-        ctx.alpha, ctx.epsilon, ctx.ignore_index, ctx.reduction = alpha, epsilon, ignore_index, reduction
-        return F.cross_entropy(
-            z, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
-        )
+        if target.is_floating_point():
+            target = target.to(z.dtype)
+        if epsilon or target.is_floating_point():  # the softmax of log p is p
+            loss = F.cross_entropy(
+                log_p, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
+            )
+        else:
+            loss = F.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
+        ctx.save_for_backward(log_p if z is logits else logits, target, weight, loss)
+        ctx.options = alpha, epsilon, ignore_index, reduction
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        logits, target, weight = ctx.saved_tensors
+        saved, target, weight, loss = ctx.saved_tensors
+        alpha, epsilon, ignore_index, reduction = ctx.options
         with torch.no_grad():
-            powers = _powers(_full_precision(logits), ctx.alpha, 1)
+            z = full_precision(saved)
+            powers = _powers(saved if z is saved else z.log_softmax(1), alpha)
             if target.is_floating_point():
-                grad = _soft_gradient(powers, target, grad_loss, ctx.epsilon, weight, ctx.reduction)
+                grad = _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
             else:
-                kept = target != ctx.ignore_index
-                index = target.where(kept, 0)
-                grad = _hard_gradient(powers, index, kept, grad_loss, ctx.epsilon, weight, ctx.reduction)
-            grad = grad.to(logits.dtype)
+                grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
+            grad = grad.to(saved.dtype)
         if torch.is_grad_enabled():
-            grad = _Once.apply(grad, logits)
+            grad = _Once.apply(grad, loss)
         return grad, None, None, None, None, None, None
 
 
 def _hard_gradient(
     powers: Tensor,
-    index: Tensor,
-    kept: Tensor,
+    target: Tensor,
     grad_loss: Tensor,
     epsilon: float,
     weight: Tensor | None,
+    ignore_index: int,
     reduction: str,
 ) -> Tensor:
     """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
-    class_weight = kept if weight is None else weight[index] * kept
-    scale = grad_loss / class_weight.sum() if reduction == "mean" else grad_loss
+    ignored = target == ignore_index
+    index = target.clamp(0, powers.shape[1] - 1)  # any class does where the target is ignored: q is 0 there
+    if reduction == "mean":
+        kept = (target.numel() - ignored.sum()) if weight is None else weight[index].masked_fill(ignored, 0.0).sum()
+        grad_loss = grad_loss / kept
+    scale = grad_loss.expand(target.shape).masked_fill(ignored, 0.0).unsqueeze(1)
     index = index.unsqueeze(1)
-    on_target = mass = (scale * class_weight).unsqueeze(1)
+    on_target = mass = scale if weight is None else scale * weight[index]
     if epsilon:
-        spread = (scale * kept).unsqueeze(1) * (epsilon / powers.shape[1])
+        spread = scale * (epsilon / powers.shape[1])
+        on_target = on_target * (1 - epsilon)
         if weight is not None:
             spread = spread * _per_class(weight, powers.ndim)
-            mass = on_target * (1 - epsilon) + spread.sum(1, keepdim=True)
-        on_target = on_target * (1 - epsilon)
+            mass = on_target + spread.sum(1, keepdim=True)
     grad = powers.mul_(mass / powers.sum(1, keepdim=True))
     if epsilon:
         grad.sub_(spread)
@@ -273,10 +281,13 @@ def _soft_gradient(
 
 
 class _Once(torch.autograd.Function):
-    """Hands a gradient on and refuses to be differentiated: its dependence on the logits must not be dropped."""
+    """Hands a gradient on and refuses to be differentiated: its dependence on the logits must not be dropped.
+
+    The loss, saved as an output, ties it to the graph.
+    """
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, logits: Tensor) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, loss: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
+from pgt.reproduction.tables import position
 from pgt.runs import FINISHED, find, method_label, read_metrics
 
 COLOURS = {
@@ -20,12 +21,53 @@ COLOURS = {
 }
 """Okabe and Ito's palette: told apart by the colour-blind and in greyscale print."""
 
+OTHER_COLOUR = "#56B4E9"
+
 FORMATS = (".png", ".svg", ".pdf")
 
 Curves = dict[str, dict[str, list[list[float]]]]
 """Of one experiment: method -> metric -> one list over the epochs for each run."""
 
 METRICS = {"train_top1": "Training top-1 error (%)", "test_top1": "Test top-1 error (%)"}
+
+
+ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.05, 0.0)
+
+
+def power_transform(output: Path) -> None:
+    """A distribution over ten classes and its power transforms, unordered and ordered (Fig. 2).
+
+    Args:
+        output: the picture; its ending says which format.
+
+    Raises:
+        InputError: a format that cannot be written.
+    """
+    import numpy as np
+
+    pyplot = _pyplot(output)
+    logits = np.array([0.3, 1.9, -0.8, 1.1, 0.0, 2.6, -0.2, 1.5, -1.2, 0.7])
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    shades = _shades(len(ALPHAS))
+    for alpha, shade in zip(ALPHAS, shades, strict=True):
+        powers = np.exp(alpha * logits)
+        p = powers / powers.sum()
+        for axis, values in zip(axes, (p, np.sort(p)[::-1]), strict=True):
+            axis.plot(range(1, len(p) + 1), values, "o-", color=shade, markersize=4, label=f"α = {alpha:g}")
+    for axis, title, label in zip(axes, ("By class", "In descending order"), ("Class", "Rank"), strict=True):
+        axis.axhline(1 / len(logits), color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel=label, xticks=range(1, len(logits) + 1))
+        axis.grid(True, alpha=0.3)
+    axes[0].set_ylabel("p′ = p^α / Σ p^α")
+    axes[1].legend(frameon=False)
+    _save(figure, output)
+
+
+def _shades(count: int) -> list[Any]:
+    """Colours from dark to light that stay in order in greyscale."""
+    import matplotlib
+
+    return [matplotlib.colormaps["viridis"](index / count) for index in range(count)]
 
 
 def accuracy_curves(root: Path, experiment: str, output: Path) -> None:
@@ -41,16 +83,10 @@ def accuracy_curves(root: Path, experiment: str, output: Path) -> None:
     Raises:
         InputError: no run there, or a format that cannot be written.
     """
-    if output.suffix not in FORMATS:
-        raise InputError(f"cannot draw {output}: end the name in one of {', '.join(FORMATS)}")
+    pyplot = _pyplot(output)
     curves = _read(root, experiment)
     if not curves:
         raise InputError(f"no finished runs under {root / experiment}: run `pgt train experiment={experiment}` first")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(
         len(METRICS), len(curves), figsize=(5.5 * len(curves), 7), squeeze=False, layout="constrained"
     )
@@ -58,8 +94,27 @@ def accuracy_curves(root: Path, experiment: str, output: Path) -> None:
         for row, (metric, label) in enumerate(METRICS.items()):
             _draw(axes[row][column], methods, metric)
             axes[row][column].set(title=name if row == 0 else "", xlabel="Epoch", ylabel=label)
+    _save(figure, output)
+
+
+def _pyplot(output: Path) -> Any:
+    """matplotlib's pyplot for files, once it is known that `output` can be written."""
+    if output.suffix not in FORMATS:
+        raise InputError(f"cannot draw {output}: end the name in one of {', '.join(FORMATS)}")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "pgt"  # the same picture is the same file
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, output: Path) -> None:
+    from matplotlib import pyplot
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+    figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
@@ -81,12 +136,12 @@ def _draw(axis: Any, methods: Curves, metric: str) -> None:
 
     positive = [100 - v for m in methods.values() for run in m[metric] for v in run if v < 100]
     foot = min(positive, default=1.0) / 2
-    for method, metrics in sorted(methods.items(), key=lambda item: list(COLOURS).index(item[0])):
+    for method, metrics in sorted(methods.items(), key=lambda item: position(item[0])):
         runs = metrics[metric]
         length = min(len(run) for run in runs)
         errors = [[max(100 - run[epoch], foot) for run in runs] for epoch in range(length)]
         epochs = range(1, length + 1)
-        colour = COLOURS[method]
+        colour = COLOURS.get(method, OTHER_COLOUR)
         axis.plot(epochs, [_mean(e) for e in errors], color=colour, label=method)
         axis.fill_between(epochs, [min(e) for e in errors], [max(e) for e in errors], color=colour, alpha=0.12)
     axis.set(xscale="log", yscale="log", ylim=(foot, 100))

@@ -22,7 +22,7 @@ class Sample:
 
     def signed(self) -> str:
         """With a sign, for differences."""
-        return ("+" if self.mean >= 0 else "−") + str(Sample(abs(self.mean), self.deviation, self.n))
+        return ("−" if round(self.mean, 2) < 0 else "+") + str(Sample(abs(self.mean), self.deviation, self.n))
 
 
 def sample(values: Sequence[float]) -> Sample:

@@ -63,7 +63,7 @@ def compare(root: Path, experiment: str) -> list[Row]:
         if method_label(group[0].identity) == "baseline" and _finished(group)
     }
     rows = [_row(name, group, baselines.get(name)) for (name, _), group in settings.items()]
-    return sorted(rows, key=lambda row: (row.experiment, _position(row.method), -row.alpha))
+    return sorted(rows, key=lambda row: (row.experiment, position(row.method), -row.alpha))
 
 
 def _row(experiment: str, group: Sequence[Summary], baseline: Sequence[Summary] | None) -> Row:
@@ -100,7 +100,8 @@ def _by_seed(group: Sequence[Summary], key: str) -> dict[int, float]:
     return {summary.seed: getattr(summary, key) for summary in _finished(group)}
 
 
-def _position(method: str) -> int:
+def position(method: str) -> int:
+    """Where a method stands in tables and legends: in the paper's order, others behind."""
     return ORDER.index(method) if method in ORDER else len(ORDER)
 
 

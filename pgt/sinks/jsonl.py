@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -22,7 +23,9 @@ class JsonLines:
         self._file.truncate(size)
 
     def write(self, step: int, record: Record) -> None:
-        self._file.write((json.dumps({"step": step, **record}, allow_nan=False) + "\n").encode())
+        """Append a record; a number that is not finite becomes null, since JSON has none such."""
+        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+        self._file.write((json.dumps({"step": step, **plain}) + "\n").encode())
         self._file.flush()
 
     def sync(self) -> int:

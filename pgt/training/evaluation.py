@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,10 +11,14 @@ from torch import nn
 from pgt.training.precision import Precision
 from pgt.types import IGNORE_INDEX, Loader
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precision) -> dict[str, float]:
-    """Top-1 and top-5 in percent, the mean cross-entropy at z and at α·z, and the mean 2-norm of the logits z.
+    """Top-1 and top-5 in percent, the mean 2-norm of the logits z, and at z and at α·z the mean cross-entropy and
+    the expected calibration error (15 bins, in percent).
 
     Args:
         model: is left in evaluation mode.
@@ -22,13 +28,18 @@ def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precisio
     """
     model.eval()
     sums: torch.Tensor | None = None
+    calibration = [_calibration_error(loader.num_classes) for _ in range(2)]
     for batch in loader.epoch(0):
         with precision.autocast():
             logits = model(batch.images)
         kept = batch.labels != IGNORE_INDEX
-        batch_sums = _sums(logits[kept], batch.labels[kept], alpha)
+        logits, labels = logits[kept].double(), batch.labels[kept]
+        batch_sums = _sums(logits, labels, alpha)
         sums = batch_sums if sums is None else sums + batch_sums
+        for error, z in zip(calibration, (logits, alpha * logits), strict=True):
+            error.to(z.device).update(z.softmax(1), labels)
     assert sums is not None, "a loader of no batches"
+    ece, ece_alpha = (100 * error.compute().item() for error in calibration)
     top1, top5, loss, loss_alpha, norm = (sums / loader.num_samples).tolist()
     return {
         "test_top1": 100 * top1,
@@ -36,12 +47,20 @@ def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precisio
         "test_loss": loss,
         "test_loss_alpha": loss_alpha,
         "test_logit_norm": norm,
+        "test_ece": ece,
+        "test_ece_alpha": ece_alpha,
     }
 
 
+def _calibration_error(num_classes: int) -> Metric:
+    """Mean distance of confidence from accuracy (Guo et al., arXiv 1706.04599)."""
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    return MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+
+
 def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sums over [N, C] logits, in the order of `evaluate`, as float64 [5]."""
-    logits = logits.double()
+    """Sums over [N, C] logits of top-1, top-5, loss at z and at α·z, and logit norm, as float64 [5]."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     parts = [
         best[:, 0].sum(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -31,6 +31,7 @@ class Trainer:
         loss: (logits, target) -> scalar.
         transforms: applied in order to the unscaled gradients.
         schedule: optimizer step -> learning rate.
+        diagnostics: more numbers for each record; may wait for the device.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class Trainer:
     transforms: Sequence[GradientTransform]
     precision: Precision
     scaler: torch.amp.GradScaler
+    diagnostics: Callable[[], dict[str, float]] = dict
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Trainer:
             "lr": self.schedule(step),
             "loss_scale": scale,
             "images_per_second": count / seconds,
+            **self.diagnostics(),
         }
 
 

@@ -5,10 +5,14 @@ import timm.utils.agc
 import torch
 from torch import nn
 
-from pgt import clip_grad_norm, clip_grad_unitwise
+from pgt import clip_grad_norm, clip_grad_unitwise, clip_grad_value
 from pgt.methods import TRANSFORMS, build_transform, unitwise_norm
 
-OPTIONS = {"gc": {"max_norm": 0.5}, "agc": {"clip_factor": 0.01, "eps": 1e-3, "exclude": None}}
+OPTIONS = {
+    "gc": {"max_norm": 0.5},
+    "value": {"clip_value": 0.01},
+    "agc": {"clip_factor": 0.01, "eps": 1e-3, "exclude": None},
+}
 
 
 def network(scale=1.0):
@@ -66,6 +70,17 @@ def test_norm_clipping_is_pytorchs():
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
     for p, q in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=0)  # PyTorch adds 1e-6 to the norm
+
+
+def test_value_clipping_is_pytorchs():
+    net = network()
+    reference = copy.deepcopy(net)
+    for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+        q.grad = p.grad.clone()
+    clip_grad_value(list(net.named_parameters()), clip_value=0.01)
+    torch.nn.utils.clip_grad_value_(reference.parameters(), 0.01)
+    for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_unitwise_clipping_is_timms():

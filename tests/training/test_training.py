@@ -151,13 +151,28 @@ def test_evaluation_counts_each_sample_once():
     got = evaluate(model, loader, 0.25, Precision("fp32", "cpu"))
     with torch.no_grad():
         z = model(images)
-    assert got == pytest.approx({
+    expected = {
         "test_top1": 100 * (z.argmax(1) == labels).float().mean().item(),
         "test_top5": 100.0,
         "test_loss": F.cross_entropy(z, labels).item(),
         "test_loss_alpha": F.cross_entropy(0.25 * z, labels).item(),
         "test_logit_norm": z.norm(dim=1).mean().item(),
-    }, rel=1e-5)  # fmt: skip
+        "test_ece": calibration_error(z, labels),
+        "test_ece_alpha": calibration_error(0.25 * z, labels),
+    }
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
+def calibration_error(z, labels):
+    """By its definition, in 15 bins of confidence, in percent."""
+    confidence, predicted = z.softmax(1).max(1)
+    total = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            gap = confidence[inside].mean() - (predicted[inside] == labels[inside]).float().mean()
+            total += gap.abs().item() * inside.sum().item() / len(labels)
+    return 100 * total
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])

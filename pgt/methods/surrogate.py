@@ -1,0 +1,58 @@
+"""PowerGrad Transform as a loss whose gradient autograd finds by itself: a second implementation, and an oracle.
+
+Theorem. For α > 0 the gradient p' − q of Eq. 9 is that of CE(softmax(α·z), q)/α: by the chain rule
+∂/∂z_i CE(softmax(α·z), q)/α = α·(softmax(α·z)_i − q_i)/α, and softmax(α·z) = p^α/Σp^α. So PGT trains the network
+at inverse temperature α, and the calibrated probabilities of what it trains are softmax(α·z), not softmax(z).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, full_precision
+from pgt.methods.smoothing import uniform_epsilon
+
+
+def surrogate_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    alpha: float,
+    *,
+    label_smoothing: float = 0.0,
+    smoothing: str = "paper",
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """CE(α·z, q)/α with the plain cross-entropy for its value.
+
+    Args:
+        logits, target, label_smoothing, smoothing, weight, ignore_index, reduction: see `power_grad_cross_entropy`.
+        alpha: in (0, 1].
+
+    Raises:
+        ValueError: `alpha` is 0, outside [0, 1] or NaN; unknown options.
+    """
+    alpha = check_alpha(alpha)
+    if alpha == 0:
+        raise ValueError("the surrogate has no gradient at alpha = 0: use power_grad_cross_entropy")
+    logits = full_precision(logits)
+    epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
+
+    def cross_entropy(z: Tensor) -> Tensor:
+        return F.cross_entropy(
+            z, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
+        )
+
+    tempered = cross_entropy(alpha * logits) / alpha
+    with torch.no_grad():
+        correction = cross_entropy(logits) - tempered
+    return tempered + correction
+
+
+class SurrogateCrossEntropy(PowerGradCrossEntropy):
+    """`surrogate_cross_entropy` as a module, with the arguments of `PowerGradCrossEntropy`."""
+
+    function = staticmethod(surrogate_cross_entropy)

@@ -1,0 +1,1 @@
+"""Instruments beside training: benchmarks and studies."""
