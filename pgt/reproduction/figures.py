@@ -58,7 +58,7 @@ def power_transform(output: Path) -> None:
         axis.axhline(1 / len(logits), color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=label, xticks=range(1, len(logits) + 1))
         axis.grid(True, alpha=0.3)
-    axes[0].set_ylabel("p′ = p^α / Σ p^α")
+    axes[0].set_ylabel(r"$p' = p^\alpha / \Sigma\, p^\alpha$")
     axes[1].legend(frameon=False)
     _save(figure, output)
 
