@@ -128,7 +128,7 @@ class Tally:
         correct = (logits.argmax(1) == labels).sum()
         bad = ~torch.isfinite(loss)
         loss = torch.where(bad, 0.0, loss)  # a step that the gradient scaler skips must not spoil the mean
-        self._sums += torch.stack([loss.new_tensor(len(labels)), correct.to(loss.dtype), loss * len(labels)])
+        self._sums += torch.stack([torch.full_like(loss, len(labels)), correct.to(loss.dtype), loss * len(labels)])
         run, since = self._bad
         self._bad = torch.stack([(run + 1) * bad, torch.where(run > 0, since, step)])
 
