@@ -2,9 +2,10 @@
 
     python examples/timm_train.py 0.25 /path/to/pytorch-image-models/train.py --model resnet50 ...
 
-The first argument is α, then comes the script with its own arguments. In a copy that you edit, two lines do:
+The first argument is α, then comes the script with its own arguments. `--bce-loss` and `--jsd-loss` are no
+cross-entropies, and stay what they are. In a copy that you edit, two lines do:
 import PowerGradCrossEntropy, and behind the script's choice of a loss
-`train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=args.smoothing, smoothing="uniform")`.
+`train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=args.smoothing)`.
 """
 
 import runpy
@@ -18,11 +19,14 @@ from pgt import PowerGradCrossEntropy
 
 def install(alpha: float) -> None:
     """Put PGT in the place of the cross-entropies that train.py chooses from; the values it prints stay the same."""
-    timm.loss.LabelSmoothingCrossEntropy = lambda smoothing=0.1: PowerGradCrossEntropy(
-        alpha, label_smoothing=smoothing, smoothing="uniform"
-    )
-    timm.loss.SoftTargetCrossEntropy = lambda: PowerGradCrossEntropy(alpha)  # mixup, cutmix
-    torch.nn.CrossEntropyLoss = lambda: PowerGradCrossEntropy(alpha)
+
+    class CrossEntropy(PowerGradCrossEntropy):
+        def __init__(self, smoothing: float = 0.0) -> None:
+            super().__init__(alpha, label_smoothing=smoothing)
+
+    timm.loss.LabelSmoothingCrossEntropy = CrossEntropy
+    timm.loss.SoftTargetCrossEntropy = CrossEntropy  # mixup, cutmix
+    torch.nn.CrossEntropyLoss = CrossEntropy
 
 
 if __name__ == "__main__":

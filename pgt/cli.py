@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgt import __version__
-from pgt.errors import InputError, TrainingError
+from pgt.errors import InputError, TrainingError, as_input_error
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
 
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"pgt: {as_input_error(error)}", file=sys.stderr)
+        return InputError.exit_code
     except KeyboardInterrupt:
         print("pgt: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
         return 130
@@ -87,9 +90,10 @@ def _table(options: argparse.Namespace) -> int:
     from pgt.reproduction import tables
 
     text = tables.render(tables.compare(options.runs, options.experiment))
-    print(text)
     if options.output:
         tables.write(options.output, text)
+    print(text)
+    if options.output:
         print(f"written to {options.output}")
     return 0
 
@@ -97,6 +101,8 @@ def _table(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from pgt.reproduction import figures
 
+    if options.number == "2" and options.experiment is not None:
+        raise InputError("figure 2 needs no runs: leave the experiment out")
     if options.number == "2":
         figures.power_transform(options.output)
     elif options.experiment is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgt.config import Config, validate
+from pgt.config import Config, identity, validate
 from pgt.errors import InputError
 
 
@@ -30,8 +31,29 @@ def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config
     Raises:
         InputError: at the first thing that does not fit, whichever job it is in.
     """
+    jobs = expand(overrides, multirun)
+    configs = []
     with _hydra():
-        return [_compose(job) for job in expand(overrides, multirun)]
+        for job in jobs:
+            try:
+                configs.append(_compose(job))
+            except InputError as error:
+                where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
+                raise InputError(f"{error}{where}") from None
+    _refuse_doubles(configs, jobs)
+    return configs
+
+
+def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) -> None:
+    """A sweep that names a run twice does not mean it: method.alpha, say, overrides method=baseline, too."""
+    seen: dict[str, Sequence[str]] = {}
+    for config, job in zip(configs, jobs, strict=True):
+        first = seen.setdefault(json.dumps(identity(config), sort_keys=True), job)
+        if first is not job:
+            raise InputError(
+                f"two jobs of this sweep are the same run: '{' '.join(first)}' and '{' '.join(job)}'; an override "
+                "holds for every choice (for a baseline beside several α: method=pgt method.alpha=1,0.25)"
+            )
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -48,7 +70,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         try:
             parsed = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise InputError(f"cannot read the override '{text}': write key=value") from None
+            raise InputError(f"cannot read the override '{text}': write key=value, in Hydra's grammar") from None
         key = parsed.get_key_element()
         if not parsed.key_or_group:
             raise InputError(f"cannot read the override '{text}': write key=value")
@@ -83,6 +105,17 @@ def _compose(overrides: Sequence[str]) -> Config:
         raise InputError(_one_line(error)) from None
     HydraConfig.instance().set_config(composed)
     return validate(composed)
+
+
+def check_shown(overrides: Sequence[str]) -> None:
+    """Refuse what `--cfg` cannot show; keys may still be missing.
+
+    Raises:
+        InputError: an unknown key or choice.
+    """
+    with _hydra():
+        for job in expand(overrides, multirun=True):
+            _check_keys(job)
 
 
 def _check_keys(overrides: Sequence[str]) -> None:

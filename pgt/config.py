@@ -7,6 +7,7 @@ changes the numbers of a run (`identity`). No torch here: a typo is answered bef
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ class ImageFolder(Data):
     root: str = no_identity()
     image_size: int = at_least(1)
     workers: int = no_identity(at_least=0)
+    """Processes that decode; never more than one a CPU. 0: decode in the training process."""
 
 
 @dataclass
@@ -156,7 +158,7 @@ class Trainer:
     log_every: int = no_identity(at_least=1)
     """Optimizer steps between two records, and between two looks at whether the loss is finite."""
     force: bool = no_identity()
-    """Start over where a run of this identity exists."""
+    """Start over where a run of this identity exists, each time the command is given."""
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Paths:
 @dataclass
 class Config:
     experiment: str | None = field(default=None, metadata={"identity": False})
-    seed: int = at_least(0)
+    seed: int = between(0, 2**32 - 1)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     recipe: Recipe = field(default_factory=Recipe)
@@ -221,6 +223,11 @@ def _transform(index: int, item: Any) -> Transform:
     if not isinstance(item, dict) or item.get("name") not in TRANSFORMS:
         raise InputError(f"{path} must be a mapping with a name out of {', '.join(TRANSFORMS)}; got {item}")
     fitted: Transform = _fit(OmegaConf.structured(TRANSFORMS[item["name"]]), item, f"{path}.")
+    if isinstance(fitted, ClipUnitwise) and fitted.exclude is not None:
+        try:
+            re.compile(fitted.exclude)
+        except re.error as error:
+            raise InputError(f"{path}.exclude is no regular expression: {error}") from None
     return fitted
 
 
@@ -236,7 +243,16 @@ def _fit(schema: DictConfig, plain: dict[Any, Any], prefix: str = "") -> Any:
         key = f"{prefix}{error.full_key}"
         raise InputError(f"{key} is missing: add {key}=...") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{prefix}{error.full_key}: {str(error.msg or error).splitlines()[0]}") from None
+        raise InputError(f"{prefix}{error.full_key} {_type_error(str(error.msg or error))}") from None
+
+
+KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "a text"}
+
+
+def _type_error(message: str) -> str:
+    """OmegaConf's message about a value of the wrong type, in our words."""
+    found = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
+    return f"must be {KINDS.get(found[2], found[2])}, got {found[1]}" if found else message.splitlines()[0]
 
 
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any], Any]]:
@@ -265,6 +281,8 @@ def _check(path: str, rule: dict[str, Any], value: Any) -> None:
         raise InputError(f"{path} must be at least {rule['at_least']}, got {value}")
     if "above" in rule and not value > rule["above"]:
         raise InputError(f"{path} must be above {rule['above']}, got {value}")
+    if value == "":
+        raise InputError(f"{path} must not be empty")
     if "choices" in rule and value not in rule["choices"]:
         raise InputError(f"{path} must be one of {', '.join(rule['choices'])}; got {value}")
 
@@ -278,7 +296,7 @@ def _check_batches(recipe: Recipe) -> None:
     if recipe.warmup_epochs + recipe.cooldown_epochs >= recipe.epochs:
         raise InputError(
             f"recipe.epochs ({recipe.epochs}) must exceed recipe.warmup_epochs + recipe.cooldown_epochs "
-            f"({recipe.warmup_epochs} + {recipe.cooldown_epochs})"
+            f"({recipe.warmup_epochs} + {recipe.cooldown_epochs}): lower those, too"
         )
 
 

@@ -43,14 +43,15 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """Git commit of this program, followed by `+` where its tree has changes; None outside a checkout."""
+def commit() -> str:
+    """Git commit of this program, followed by `+` where its tree has changes; its version outside a checkout."""
     root = Path(__file__).resolve().parent.parent
+    released = f"version {_version('powergrad')}"
     if not (root / ".git").exists():
-        return None
+        return released
     head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
     if head is None or changes is None:
-        return None
+        return released
     return head[:12] + ("+" if changes else "")
 
 

@@ -7,6 +7,12 @@ class InputError(Exception):
     exit_code = 2
 
 
+def as_input_error(error: OSError) -> InputError:
+    """A file that cannot be read or written, in one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    return InputError(f"{where}{error.strerror or error}")
+
+
 class TrainingError(Exception):
     """The run itself went wrong (say, the loss is no longer finite); one line says where."""
 

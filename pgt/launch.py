@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pgt.compose import compose_all, conf_dir
+from pgt import data
+from pgt.compose import check_shown, compose_all, conf_dir
 from pgt.config import validate
-from pgt.errors import InputError, TrainingError
+from pgt.errors import InputError, TrainingError, as_input_error
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+BESIDE = ("--resolve", "--package", "-p", "--install", "--uninstall", "--query")
 MULTIRUN = ("-m", "--multirun")
 
 
@@ -30,10 +33,25 @@ def train(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     showing = any(argument.split("=")[0] in SHOWING for argument in arguments)
     multirun = any(argument in MULTIRUN for argument in arguments)
+    for argument in arguments:
+        if argument.startswith("-") and argument.split("=")[0] not in (
+            *SHOWING,
+            *MULTIRUN,
+            *(BESIDE if showing else ()),
+        ):
+            raise InputError(f"unknown option '{argument}': see `pgt train --help`")
+    if not arguments:
+        raise InputError(
+            "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
+        )
     if showing:
+        check_shown([override for override in overrides if "=" in override])
         _hydra(arguments, lambda config: None)
         return 0
-    total = len(compose_all(overrides, multirun))
+    configs = compose_all(overrides, multirun)
+    for config in configs:
+        data.check(config.data.name, getattr(config.data, "root", ""))
+    total = len(configs)
     failures: list[InputError | TrainingError] = []
     started = itertools.count(1)
 
@@ -43,9 +61,13 @@ def train(arguments: Sequence[str]) -> int:
         label = f"[{next(started)}/{total}] " if total > 1 else ""
         try:
             run(validate(composed), label)
-        except (InputError, TrainingError) as error:
-            failures.append(error)
-            print(f"pgt: {label}{error}", file=sys.stderr)
+        except (InputError, TrainingError, OSError) as error:
+            failure = as_input_error(error) if isinstance(error, OSError) else error
+            failures.append(failure)
+            print(f"pgt: {label}{failure}", file=sys.stderr)
+        except Exception as error:  # a fault of one run must not cost the others of a night
+            failures.append(TrainingError(str(error)))
+            traceback.print_exc()
 
     _hydra(arguments, job)
     if failures and total > 1:

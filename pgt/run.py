@@ -35,7 +35,7 @@ def run(config: Config, label: str = "") -> Summary:
         label: in front of what is printed, as `[2/18]`.
 
     Raises:
-        InputError: data, checkpoint or folder cannot be used; nothing was changed.
+        InputError: data, checkpoint or folder cannot be used. What a run had come to is kept.
         TrainingError: the loss is no longer finite; the folder says so.
     """
     fresh = _new_summary(config)
@@ -44,7 +44,7 @@ def run(config: Config, label: str = "") -> Summary:
     if before is not None and before.manifest != fresh.manifest:
         raise InputError(
             f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
-            "add trainer.force=true to start over"
+            "add another paths.runs=... to keep both, or trainer.force=true to start over"
         )
     if before is not None and before.status in (FINISHED, DIVERGED):
         _report_earlier(before, fresh, folder, label)
@@ -80,23 +80,34 @@ def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summar
     from pgt.sinks import Sinks
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    fresh_commit = environment.commit()
     torch.manual_seed(config.seed)
     train, test, trainer = _assemble(config, device)
     total_steps = config.recipe.epochs * train.steps_per_epoch
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
-        state = _resume(folder, trainer, device, over=config.trainer.force)
-        summary = replace(summary, **state["summary"], commit=environment.commit())
+        if not config.trainer.force and (now := runs.read_summary(folder)) and now.status in (FINISHED, DIVERGED):
+            _report_earlier(now, summary, folder, label)  # another process ended it while this one loaded
+            return now
+        if config.trainer.force:
+            _clear(folder)
+        state = _resume(folder, trainer, device)
+        if state["summary"]:
+            summary = Summary(**{**state["summary"], "commit": fresh_commit})
         _record_start(folder, config, summary, device)
         title = f"{label}{describe(config)}"
         with _sinks(folder, title, total_steps, state["metrics_size"]) as (console, metrics):
-            begin = f"from epoch {state['epoch'] + 1}" if state["epoch"] else f"{config.recipe.epochs} epochs"
-            console.say(f"{title}: {begin} of {train.steps_per_epoch} steps  -> {folder}")
+            begin = f", from epoch {state['epoch'] + 1}" if state["epoch"] else ""
+            size = f"{config.recipe.epochs} epochs of {train.steps_per_epoch} steps"
+            console.say(f"{title}: {size}{begin}  -> {folder}")
+            if state["summary"] and state["summary"]["commit"] != fresh_commit:
+                console.say(f"{title}: begun by commit {state['summary']['commit']}, goes on under {fresh_commit}")
             try:
                 for epoch in range(state["epoch"], config.recipe.epochs):
                     record = _epoch(config, trainer, train, test, epoch, Sinks([metrics, console]))
+                    best = record["test_top1"] > (summary.test_top1_best or -1.0)
                     summary = _updated(summary, record)
-                    _save(folder, trainer, metrics, summary)
+                    _save(folder, trainer, metrics, summary, best)
             except TrainingError as error:
                 summary = replace(summary, status=DIVERGED, reason=str(error), finished=_now())
                 runs.write_summary(folder, summary)
@@ -113,7 +124,7 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
 
     from pgt import models
     from pgt.data.delivery import Delivery
-    from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform
+    from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform, uniform_epsilon
     from pgt.training import optimizer, schedule
     from pgt.training.loop import Trainer
     from pgt.training.precision import Precision
@@ -136,12 +147,16 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
     )
     if recipe.lr_scaling == "linear":
         rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
+    try:
+        uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)
+    except ValueError as error:
+        raise InputError(f"method.{error}") from None
     loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
     decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
     trainer = Trainer(
         model=model,
         loss=loss,
-        optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, device),
+        optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
         schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
         transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
         precision=precision,
@@ -195,19 +210,18 @@ def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
 # --- the folder --------------------------------------------------------------------------------------
 
 
-MEASURED = (
-    "epochs", "train_top1", "train_loss", "test_top1_best", "test_top1_final", "test_top5_final", "test_loss",
-    "test_loss_alpha", "test_logit_norm", "images_per_second",
-)  # fmt: skip
-"""What a checkpoint keeps of the summary."""
+def _clear(folder: Path) -> None:
+    """Take away what a run would go on from."""
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
-def _save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary) -> None:
+def _save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
     """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
     from pgt.training import checkpoint
 
     weights = trainer.model.state_dict()
-    if summary.test_top1_best == summary.test_top1_final:
+    if best:
         checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
     checkpoint.save(
         folder / "checkpoints" / "last.pt",
@@ -217,25 +231,28 @@ def _save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary) 
             "scaler": trainer.scaler.state_dict(),
             "epoch": summary.epochs,
             "metrics_size": metrics.sync(),
-            "summary": {key: getattr(summary, key) for key in MEASURED},
+            "summary": asdict(summary),
         },
     )
     runs.write_summary(folder, summary)
 
 
-def _resume(folder: Path, trainer: Trainer, device: torch.device, over: bool) -> dict[str, Any]:
+def _resume(folder: Path, trainer: Trainer, device: torch.device) -> dict[str, Any]:
     """Put the trainer where the last checkpoint left it; what else that holds."""
     from pgt.training import checkpoint
 
     path = folder / "checkpoints" / "last.pt"
     path.parent.mkdir(exist_ok=True)
-    if over or not path.is_file():
+    if not path.is_file():
         return {"epoch": 0, "metrics_size": 0, "summary": {}}
     state = checkpoint.load(path, device)
-    trainer.model.load_state_dict(state["model"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.scaler.load_state_dict(state["scaler"])
-    return state
+    try:
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scaler.load_state_dict(state["scaler"])
+        return {key: state[key] for key in ("epoch", "metrics_size", "summary")}
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise checkpoint.damaged(path, error) from None
 
 
 def _record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:
@@ -249,7 +266,7 @@ def _record_start(folder: Path, config: Config, summary: Summary, device: torch.
         file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     path = folder / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() and summary.epochs else []
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
     starts.append({"time": _now(), **environment.describe(name, torch.get_num_threads())})
     runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
@@ -274,7 +291,8 @@ def _sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Ite
 def describe(config: Config) -> str:
     """A run in a few words: `demo/nobn gc+pgt α=0.25 seed 0`."""
     name = config.experiment or f"{config.model.name} on {config.data.name}"
-    return f"{name} {runs.method_label(schema.identity(config))} seed {config.seed}"
+    alpha = f" α={config.method.alpha:g}" if config.method.alpha != 1 else ""
+    return f"{name} {runs.method_label(schema.identity(config))}{alpha} seed {config.seed}"
 
 
 def _result(summary: Summary) -> str:

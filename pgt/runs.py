@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +46,7 @@ class Summary:
         test_ece, test_ece_alpha: expected calibration error at z and at α·z, percent.
         images_per_second: training speed, evaluation apart.
         manifest: names the data (see `pgt.data.manifest`).
-        commit: of this program, with `+` where the tree was not clean; None when installed without git.
+        commit: of this program, with `+` where the tree was not clean; its version when installed without git.
         started, finished: ISO 8601, UTC.
         reason: why a run diverged.
     """
@@ -55,7 +57,7 @@ class Summary:
     identity: dict[str, Any]
     seed: int
     manifest: str
-    commit: str | None
+    commit: str
     started: str
     status: str = UNFINISHED
     epochs: int = 0
@@ -94,9 +96,12 @@ def read_summary(folder: Path) -> Summary | None:
         values = json.loads(path.read_text())
         if values["version"] != SCHEMA_VERSION:
             raise InputError(f"{path} has schema version {values['version']}, this pgt reads {SCHEMA_VERSION}")
-        return Summary(**{item.name: values[item.name] for item in fields(Summary)})
+        return Summary(**{item.name: values[item.name] for item in fields(Summary) if item.name in values})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot read {path}: {error!r}; delete its folder to run it again") from None
+        kind = type(error).__name__
+        raise InputError(
+            f"cannot read {path} ({kind}): delete this file, and its run goes on from its checkpoint"
+        ) from None
 
 
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
@@ -116,12 +121,33 @@ def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out."""
+    """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out.
+
+    Raises:
+        InputError: another line that is no record.
+    """
+    path = folder / "metrics.jsonl"
     records = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        with suppress(json.JSONDecodeError):
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
             records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise InputError(f"{path}, line {number}: no record; the file is damaged") from None
     return records
+
+
+def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
+    """The epoch records of a run, one for each epoch of its summary.
+
+    Raises:
+        InputError: `metrics.jsonl` is damaged, or lacks some.
+    """
+    epochs = [record for record in read_metrics(folder) if record["event"] == "epoch"]
+    if [record["epoch"] for record in epochs[: summary.epochs]] != list(range(summary.epochs)):
+        raise InputError(f"{folder / 'metrics.jsonl'} lacks epochs that summary.json counts: the file is damaged")
+    return epochs[: summary.epochs]
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -144,19 +170,37 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+LOCK_SECONDS = 10
+"""How long to wait for a run's folder: the data workers of a killed process hold it for some seconds."""
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, and keeps it for `LOCK_SECONDS`.
     """
-    with (folder / "lock").open("w") as file:
+    with (folder / "lock").open("a+") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InputError(
+                        f"{folder} is being trained by another process ({file.read()}): wait for it, or stop it"
+                    ) from None
+                time.sleep(0.2)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is being trained by another process: wait for it, or stop it") from None
-        yield
+            file.truncate(0)
+            file.write(f"{platform.node()}, process {os.getpid()}")
+            file.flush()
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def method_label(identity: Mapping[str, Any]) -> str:

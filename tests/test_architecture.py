@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "methods": {"types"},
     "models": {"types"},
     "data": {"types", "errors"},
-    "sinks": {"types"},
+    "sinks": {"types", "errors"},
     "training": {"methods", "models", "data", "runs", "types", "errors"},
     "reproduction": {"runs", "types", "errors"},
     "tools": {"training", "methods", "models", "data", "reproduction", "runs", "types", "errors"},
@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "training",
         "types",
     },
-    "launch": {"compose", "config", "errors", "run"},
+    "launch": {"compose", "config", "data", "errors", "run"},
     "cli": {"compose", "errors", "launch", "reproduction", "tools"},
     "__init__": {"methods"},
 }

@@ -29,7 +29,9 @@ def test_every_experiment_composes_and_is_short(experiment):
 @pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer"])
 def test_every_choice_of_every_group_composes(group):
     for choice in choices(group):
-        compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
+        config = compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
+        part = getattr(config, group)
+        assert getattr(part, "name", choice) == choice
 
 
 def test_schema_groups_and_code_name_the_same_things():
@@ -58,8 +60,8 @@ def test_schema_groups_and_code_name_the_same_things():
         (["+nonsense=1"], "unknown key 'nonsense'; see `pgt train --cfg job` for the keys"),
         (["method.alpha=1.3"], "method.alpha must lie in [0, 1], got 1.3"),
         (["method.alpha=nan"], "method.alpha must be finite, got nan"),
-        (["method.alpha=big"], "method.alpha: Value 'big' of type 'str' could not be converted to Float"),
-        (["seed=-1"], "seed must be at least 0, got -1"),
+        (["method.alpha=big"], "method.alpha must be a number, got big"),
+        (["seed=-1"], "seed must lie in [0, 4294967295], got -1"),
         (["recipe.lr_peak=0"], "recipe.lr_peak must be above 0, got 0.0"),
         (["trainer.precision=fp8"], "trainer.precision must be one of fp32, tf32, bf16, fp16, fp64; got fp8"),
         (["data=imagefolder"], "data.root is missing: add data.root=..."),
@@ -80,6 +82,9 @@ def test_schema_groups_and_code_name_the_same_things():
         (["method.implementation=surrogate", "method.alpha=0"], "the surrogate has no gradient at method.alpha=0"),
         (["recipe.epochs=3"], "recipe.epochs (3) must exceed recipe.warmup_epochs"),
         (["recipe=3"], "unknown recipe '3': choose one of authors, demo, paper"),
+        (["method=agc", "method.transforms.0.exclude='(fc'"], "method.transforms.0.exclude is no regular expression"),
+        (["seed=100000000000000000000"], "seed must lie in [0, 4294967295], got 100000000000000000000"),
+        (["paths.runs="], "paths.runs must not be empty"),
         (["=3"], "cannot read the override '=3': write key=value"),
     ],
 )
@@ -98,6 +103,12 @@ def test_a_sweep_is_the_product_in_order():
 def test_one_bad_job_refuses_the_sweep():
     with pytest.raises(InputError, match=r"method.alpha must lie in \[0, 1\], got 2.0"):
         compose_all(["method=pgt", "method.alpha=0.5,2"], multirun=True)
+
+
+def test_a_sweep_that_names_a_run_twice_is_refused():
+    with pytest.raises(InputError, match=r"two jobs .* are the same run: 'method=baseline method.alpha=0.5' and 'meth"):
+        compose_all(["method=baseline,pgt", "method.alpha=0.5"], multirun=True)
+    assert len(compose_all(["method=pgt", "method.alpha=1,0.5"], multirun=True)) == 2
 
 
 def test_identity_has_what_changes_the_numbers_and_nothing_else():

@@ -4,17 +4,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from pgt.cli import main
 from pgt.compose import conf_dir
+from pgt.config import identity
 from pgt.errors import InputError, TrainingError
-from pgt.run import run
-from pgt.runs import Summary, find, lock, read_metrics, read_summary
-from tests.conftest import ROOT, TINY, compose, train
+from pgt.methods import TRANSFORMS
+from pgt.run import _assemble, run
+from pgt.runs import Summary, find, lock, read_metrics, read_summary, run_id
+from tests.conftest import ROOT, TINY, compose, pgt, train
 
 DIGITS = ("experiment=demo/bn", "recipe.epochs=3", "recipe.warmup_epochs=1")
 
@@ -74,7 +78,7 @@ def test_a_finished_run_is_returned_at_once(capsys):
     assert train(*DIGITS) == summary
     assert "finished earlier" in capsys.readouterr().out
     assert (folder() / "metrics.jsonl").stat().st_mtime_ns == before
-    assert train(*DIGITS, "trainer.force=true").started >= summary.started
+    assert asdict(train(*DIGITS, "trainer.force=true"))["test_top1_final"] == summary.test_top1_final
     assert (folder() / "metrics.jsonl").stat().st_mtime_ns > before
 
 
@@ -111,13 +115,48 @@ def test_a_killed_run_goes_on_from_its_last_whole_epoch_to_the_same_curve(capsys
     assert before.status == "unfinished"
     assert 2 <= before.epochs < 12
     summary = train(*overrides)
-    assert f"from epoch {before.epochs + 1}" in capsys.readouterr().out
+    assert f"12 epochs of 14 steps, from epoch {before.epochs + 1}" in capsys.readouterr().out
     assert summary.status == "finished"
     assert summary.started == before.started
     resumed, starts = curve(folder()), json.loads((folder() / "environment.json").read_text())["starts"]
     assert len(starts) == 2
     train(*overrides, "paths.runs=whole")
     assert resumed == curve(find(Path("whole"))[0][0])
+
+
+def unfinished(*overrides):
+    """The folder of a run of two epochs that stopped after the first."""
+    train(*overrides)
+    path = folder()
+    values = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**values, "status": "unfinished"}))
+    return path
+
+
+@pytest.mark.parametrize("damage", [b"hello", b"", b"PK\x03\x04 torn", "empty", "half"])
+def test_a_damaged_checkpoint_gets_one_line(damage):
+    path = unfinished(*DIGITS) / "checkpoints" / "last.pt"
+    if damage == "empty":
+        torch.save({}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage == "half" else damage)
+    with pytest.raises(InputError, match=r"^cannot load the checkpoint .*last.pt \(\w+\): it is damaged; delete it"):
+        train(*DIGITS)
+
+
+def test_lost_metrics_are_noticed_before_they_are_appended_to():
+    path = unfinished(*DIGITS) / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-15])
+    with pytest.raises(InputError, match="has lost records that its checkpoint counts"):
+        train(*DIGITS)
+
+
+def test_a_folder_that_cannot_be_written_gets_one_line(capsys):
+    Path("file").write_text("in the way")
+    assert main(["train", *DIGITS, "paths.runs=file"]) == 2
+    assert capsys.readouterr().err == f"pgt: file/demo/bn/{run_id(identity(compose(*DIGITS)))}: Not a directory\n"
+    assert main(["train", *DIGITS, "paths.runs="]) == 2
+    assert "paths.runs must not be empty" in capsys.readouterr().err
 
 
 def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
@@ -131,22 +170,74 @@ def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
     assert "diverged earlier" in capsys.readouterr().out
 
 
-def test_the_authors_hook_measures_itself_and_warns(caplog):
-    """In float32 the loss scale is 1: the hook's gradient is wrong by the squared batch, and here diverges."""
-    with pytest.raises(TrainingError, match="not finite"):
-        train(*DIGITS, "method=authors_hook")
+HOOK = (*DIGITS, "method=authors_hook", "recipe.global_batch=32", "trainer.log_every=1")
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_authors_hook_measures_its_own_group(groups):
+    """In float32 the loss scale is 1, and so S/N² is 1/N² whatever the groups of a step."""
+    local = 32 // groups
+    train(*HOOK, f"recipe.local_batch={local}", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
     first = read_metrics(folder())[0]
-    assert first["hook_scale_ratio"] == pytest.approx(1 / 64**2, rel=1e-3)
+    assert first["hook_scale_ratio"] == pytest.approx(1 / local**2, rel=1e-3)
     assert 0 <= first["hook_flushed"] <= 1
-    assert "the authors' hook computes Eq. 9 only where it is 1" in caplog.text
-    assert read_summary(folder()).status == "diverged"
 
 
-def test_a_run_in_progress_is_not_joined():
+def test_the_hooks_warning_reaches_the_user():
+    done = pgt("train", *HOOK, "recipe.local_batch=32", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("warning: S/N² is 0.000977: the authors' hook computes Eq. 9 only where it is 1") == 1
+    assert "warning: S/N²" in (folder() / "log.txt").read_text()
+
+
+def test_an_interrupted_forced_run_does_not_bring_the_old_one_back(capsys):
+    """Forced, killed in its first epoch, and asked again without force: it begins anew."""
+    old = train(*DIGITS)
+    config = compose(*DIGITS, "trainer.force=true")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pgt.run._epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert (read_summary(folder()).status, read_summary(folder()).epochs) == ("unfinished", 0)
+    capsys.readouterr()
+    again = train(*DIGITS)
+    assert "from epoch" not in capsys.readouterr().out
+    assert again.started > old.started or again.test_top1_final == old.test_top1_final
+    assert [record["epoch"] for record in read_metrics(folder()) if record["event"] == "epoch"] == [0, 1, 2]
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_run_goes_on_with_all_it_had_measured():
+    """Stopped after its checkpoint and before its summary: nothing of the last epoch is lost."""
+    whole = train(*DIGITS)
+    path = folder() / "summary.json"
+    path.unlink()
+    assert {**asdict(train(*DIGITS)), "started": "", "finished": ""} == {**asdict(whole), "started": "", "finished": ""}
+
+
+def test_the_order_of_the_config_is_the_order_of_the_chain():
+    gc, agc = "{name: gc, max_norm: 1.0}", "{name: agc, clip_factor: 0.01, eps: 1e-3}"
+    for order in ([gc, agc], [agc, gc]):
+        _, _, trainer = _assemble(compose(*DIGITS, f"method.transforms=[{','.join(order)}]"), torch.device("cpu"))
+        names = [transform.func for transform in trainer.transforms]
+        assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
+
+
+def test_smoothing_that_the_classes_do_not_allow_is_refused():
+    with pytest.raises(InputError, match=r"method.label_smoothing 0.95 leaves the true one of 10 classes"):
+        train(*DIGITS, "method.label_smoothing=0.95")
+    assert not Path("runs").exists()
+
+
+def test_a_run_in_progress_is_not_joined(monkeypatch):
+    monkeypatch.setattr("pgt.runs.LOCK_SECONDS", 0.3)
     train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")
     before = read_summary(folder())
-    with lock(folder()), pytest.raises(InputError, match="is being trained by another process"):
+    with lock(folder()), pytest.raises(InputError, match=r"is being trained by another process \(.*, process \d+\)"):
         run(config)
     assert read_summary(folder()) == before
 
@@ -158,7 +249,7 @@ def test_a_summary_of_another_schema_is_refused():
     with pytest.raises(InputError, match="schema version 99"):
         find(Path("runs"))
     path.write_text("{torn")
-    with pytest.raises(InputError, match="delete its folder to run it again"):
+    with pytest.raises(InputError, match="its run goes on from its checkpoint"):
         find(Path("runs"))
 
 

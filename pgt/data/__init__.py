@@ -6,15 +6,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt.data.tree import file_digest, read_tree
+from pgt.data.tree import check_root, file_digest, read_tree
 
 if TYPE_CHECKING:
     from pgt.data.delivery import Delivery
     from pgt.types import Loader
 
 
+def check(name: str, root: str) -> None:
+    """Refuse at once what is plainly not there. Imports no torch.
+
+    Raises:
+        InputError: a data set of folders without them.
+    """
+    if name == "imagefolder":
+        check_root(Path(root))
+
+
 def manifest(name: str, **options: Any) -> str:
-    """A short text that changes when the samples of a data set do. Imports no torch.
+    """A short text that changes when the list of samples of a data set does. Imports no torch.
 
     Raises:
         InputError: data that is not there.

@@ -52,7 +52,9 @@ class Delivery:
                 world_size=self.world_size,
             )
         except ValueError as error:
-            raise InputError(f"{error}: lower recipe.global_batch, or set data.drop_last=false") from None
+            raise InputError(
+                f"{error}: lower recipe.global_batch, set data.drop_last=false, or name an experiment"
+            ) from None
 
     def test_sampler(self, num_samples: int) -> Sampler:
         """In order, each sample exactly once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,7 @@ class Views(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(file) as image:
                 return self.view(image.convert("RGB"), key), label
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"cannot read the image {file}: {error}; replace or remove it") from None
 
 
@@ -82,7 +83,7 @@ class FolderLoader:
         self._batches = DataLoader(
             views,
             batch_sampler=self._groups,
-            num_workers=workers,
+            num_workers=min(workers, cpus()),
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
         )
@@ -116,6 +117,11 @@ class _EpochGroups:
 
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch * self.sampler.groups_per_step
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def augmented(image: Image.Image, key: tuple[int, int], size: int, seed: int) -> Tensor:

@@ -19,6 +19,7 @@ def read_tree(root: Path) -> tuple[Files, Files, list[str]]:
     Raises:
         InputError: a folder that is missing or empty, or splits whose classes differ.
     """
+    check_root(root)
     train, classes = scan(root / "train")
     test, test_classes = scan(root / "val")
     if test_classes != classes:
@@ -27,14 +28,19 @@ def read_tree(root: Path) -> tuple[Files, Files, list[str]]:
     return train, test, classes
 
 
+def check_root(root: Path) -> None:
+    """Raise an InputError unless there are `<root>/train` and `<root>/val`."""
+    for split in (root / "train", root / "val"):
+        if not split.is_dir():
+            raise InputError(f"no folder {split}: data.root must hold train/<class>/ and val/<class>/")
+
+
 def scan(split: Path) -> tuple[Files, list[str]]:
     """The (file, label) pairs of a split in order, and its class names: sorted folder names.
 
     Raises:
-        InputError: no such folder, or no image in it.
+        InputError: no image in it.
     """
-    if not split.is_dir():
-        raise InputError(f"no folder {split}: data.root must hold train/<class>/ and val/<class>/")
     classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
     files = [
         (file, label)

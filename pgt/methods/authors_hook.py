@@ -7,7 +7,7 @@ the precision of the logits: in fp16 small probabilities are 0 before the power,
 
 from __future__ import annotations
 
-import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from pgt.methods.power_grad import check_alpha, full_precision
 from pgt.methods.smoothing import smooth_labels, uniform_epsilon
-
-log = logging.getLogger(__name__)
 
 TOLERANCE = 0.01
 """Of S/N² around 1, beyond which the user is warned."""
@@ -55,14 +53,13 @@ class AuthorsHookCrossEntropy(nn.Module):
         label_smoothing, smoothing: as in `power_grad_cross_entropy`.
     """
 
-    def __init__(self, alpha: float, *, label_smoothing: float = 0.0, smoothing: str = "paper") -> None:
+    def __init__(self, alpha: float, *, label_smoothing: float = 0.0, smoothing: str = "uniform") -> None:
         super().__init__()
         self.alpha = check_alpha(alpha)
         self.label_smoothing = label_smoothing
         self.smoothing = smoothing
         self.scale_ratio: Tensor | None = None
         self.flushed: Tensor | None = None
-        self._warned = False
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Logits [N, C] and class indices [N]."""
@@ -84,15 +81,15 @@ class AuthorsHookCrossEntropy(nn.Module):
         self.scale_ratio = (grad.float() * error).sum() / (error.square().sum() * grad.shape[0])
         self.flushed = (recover_probabilities(grad, q) == 0).float().mean()
 
-    def diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, Any]:
         """`hook_scale_ratio` (S/N²) and `hook_flushed` (a share) of the last backward pass; waits for the device.
 
-        Warns once where S/N² is not 1.
+        With a `warning` where S/N² is not 1.
         """
         if self.scale_ratio is None or self.flushed is None:
             return {}
         ratio, flushed = torch.stack([self.scale_ratio, self.flushed]).tolist()
-        if abs(ratio - 1) > TOLERANCE and not self._warned:
-            self._warned = True
-            log.warning("S/N² is %.3g: the authors' hook computes Eq. 9 only where it is 1", ratio)
-        return {"hook_scale_ratio": ratio, "hook_flushed": flushed}
+        found = {"hook_scale_ratio": ratio, "hook_flushed": flushed}
+        if abs(ratio - 1) <= TOLERANCE:
+            return found
+        return {**found, "warning": f"S/N² is {ratio:.3g}: the authors' hook computes Eq. 9 only where it is 1"}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgt.methods.smoothing import uniform_epsilon
+from pgt.methods.smoothing import check_smoothing, uniform_epsilon
 
 
 def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
@@ -56,8 +56,10 @@ def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
     p = full_precision(p)
     if alpha == 1:
         return torch.xlogy(p, p).sum(dim).exp()
-    powers = p.pow(alpha) if alpha else (p > 0).to(p.dtype)
-    return powers.sum(dim) ** (1 / (alpha - 1))
+    if alpha < 0.5:
+        return _powers(p.log(), alpha).sum(dim) ** (1 / (alpha - 1))
+    excess = (p * ((alpha - 1) * p.log()).expm1()).masked_fill(p == 0, 0.0).sum(dim)  # Σp^α − 1, exact near α = 1
+    return (excess.log1p() / (alpha - 1)).exp()
 
 
 def power_grad_cross_entropy(
@@ -66,7 +68,7 @@ def power_grad_cross_entropy(
     alpha: float,
     *,
     label_smoothing: float = 0.0,
-    smoothing: str = "paper",
+    smoothing: str = "uniform",
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -81,7 +83,7 @@ def power_grad_cross_entropy(
         target: class indices [N, d1, ...] or probabilities of the shape of `logits`.
         alpha: in [0, 1]; the paper uses 0.05 to 0.3, and 0.92 for one network.
         label_smoothing: ε in [0, 1].
-        smoothing: `paper` gives each wrong class ε/(C−1) (Eq. 7), `uniform` each class ε/C (PyTorch).
+        smoothing: `uniform` gives each class ε/C (PyTorch), `paper` each wrong class ε/(C−1) (Eq. 7).
         weight: [C], a factor for each class.
         ignore_index: a class index that counts nowhere.
         reduction: `none`, `mean` or `sum`, as in `torch.nn.functional.cross_entropy`.
@@ -99,13 +101,16 @@ def power_grad_cross_entropy(
         >>> loss.backward()
     """
     alpha = check_alpha(alpha)
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
+    check_reduction(reduction)
+    if logits.ndim < 2:
+        raise ValueError(f"logits must be [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
     if target.requires_grad:
         raise ValueError("target must not require a gradient: detach it")
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
+    if not target.is_floating_point():
+        target = target.long()
     if alpha == 1:
-        return F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction,
+        return F.cross_entropy(full_precision(logits), target, weight, ignore_index=ignore_index, reduction=reduction,
                                label_smoothing=epsilon)  # fmt: skip
     loss: Tensor = _PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
     return loss
@@ -119,7 +124,7 @@ class PowerGradCrossEntropy(nn.Module):
         label_smoothing, smoothing, weight, ignore_index, reduction: see `power_grad_cross_entropy`.
 
     Raises:
-        ValueError: `alpha` outside [0, 1] or NaN.
+        ValueError: `alpha` outside [0, 1] or NaN, or another argument that is unknown.
 
     Example:
         >>> criterion = PowerGradCrossEntropy(alpha=0.25)
@@ -134,13 +139,15 @@ class PowerGradCrossEntropy(nn.Module):
         alpha: float,
         *,
         label_smoothing: float = 0.0,
-        smoothing: str = "paper",
+        smoothing: str = "uniform",
         weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> None:
         super().__init__()
         self.alpha = check_alpha(alpha)
+        check_reduction(reduction)
+        check_smoothing(label_smoothing, smoothing)
         self.label_smoothing = label_smoothing
         self.smoothing = smoothing
         self.ignore_index = ignore_index
@@ -160,7 +167,10 @@ class PowerGradCrossEntropy(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, label_smoothing={self.label_smoothing}, smoothing={self.smoothing!r}"
+        return (
+            f"alpha={self.alpha}, label_smoothing={self.label_smoothing}, smoothing={self.smoothing!r}, "
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        )
 
 
 def check_alpha(alpha: float) -> float:
@@ -171,6 +181,12 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
+def check_reduction(reduction: str) -> None:
+    """Raise a ValueError unless it is one of PyTorch's."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
+
+
 def full_precision(x: Tensor) -> Tensor:
     """`x` in float32 where it is in 16 bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -178,7 +194,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 def _powers(log_p: Tensor, alpha: float) -> Tensor:
     """p^α from log p, in a new tensor; 0 where p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
-    if alpha == 0:
+    if alpha < torch.finfo(log_p.dtype).tiny:
         return (log_p != -torch.inf).to(log_p.dtype)
     return log_p.mul(alpha).exp_()
 

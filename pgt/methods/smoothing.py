@@ -6,6 +6,7 @@ PGT paper's Eq. 7.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,18 +26,29 @@ def uniform_epsilon(epsilon: float, classes: int, smoothing: str) -> float:
         ValueError: ε outside [0, 1], an unknown convention, or an ε of Eq. 7 that leaves the true class less
             than a wrong one (ε > 1 − 1/C).
     """
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {epsilon}")
+    check_smoothing(epsilon, smoothing)
     if smoothing == "uniform" or epsilon == 0:
         return epsilon
-    if smoothing != "paper":
-        raise ValueError(f"smoothing must be paper or uniform, got {smoothing!r}")
     if epsilon * classes > classes - 1:
         raise ValueError(f"label_smoothing {epsilon} leaves the true one of {classes} classes the least likely")
     return epsilon * classes / (classes - 1)
 
 
-def smooth_labels(target: Tensor, classes: int, epsilon: float, smoothing: str = "paper") -> Tensor:
+def check_smoothing(epsilon: float, smoothing: str) -> None:
+    """Raise a ValueError unless ε lies in [0, 1] and the convention is known."""
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {epsilon}")
+    if smoothing not in ("paper", "uniform"):
+        raise ValueError(f"smoothing must be paper or uniform, got {smoothing!r}")
+
+
+def smooth_labels(
+    target: Tensor,
+    classes: int,
+    epsilon: float,
+    smoothing: str = "uniform",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Class indices as a smoothed distribution q.
 
         paper (Eq. 7):  q_i = 1 − ε if i = y, else ε/(C−1)
@@ -47,12 +59,13 @@ def smooth_labels(target: Tensor, classes: int, epsilon: float, smoothing: str =
         classes: C.
         epsilon: in [0, 1].
         smoothing: `paper` or `uniform`.
+        dtype: of the result.
 
     Returns:
-        [N, ..., C] in float32; each row sums to one.
+        [N, ..., C] in `dtype`; each row sums to one.
 
     Raises:
         ValueError: see `uniform_epsilon`.
     """
     epsilon = uniform_epsilon(epsilon, classes, smoothing)
-    return F.one_hot(target, classes).float() * (1 - epsilon) + epsilon / classes
+    return F.one_hot(target, classes).to(dtype) * (1 - epsilon) + epsilon / classes

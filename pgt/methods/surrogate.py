@@ -21,7 +21,7 @@ def surrogate_cross_entropy(
     alpha: float,
     *,
     label_smoothing: float = 0.0,
-    smoothing: str = "paper",
+    smoothing: str = "uniform",
     weight: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -39,6 +39,7 @@ def surrogate_cross_entropy(
     if alpha == 0:
         raise ValueError("the surrogate has no gradient at alpha = 0: use power_grad_cross_entropy")
     logits = full_precision(logits)
+    weight = None if weight is None else weight.to(logits.dtype)
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
 
     def cross_entropy(z: Tensor) -> Tensor:

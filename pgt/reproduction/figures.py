@@ -8,25 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
-from pgt.reproduction.tables import position
-from pgt.runs import FINISHED, find, method_label, read_metrics
+from pgt.reproduction.groups import read_groups
+from pgt.runs import read_epochs
 
-COLOURS = {
-    "baseline": "#000000",
-    "pgt": "#0072B2",
-    "gc": "#E69F00",
-    "agc": "#009E73",
-    "gc+pgt": "#D55E00",
-    "agc+pgt": "#CC79A7",
-}
-"""Okabe and Ito's palette: told apart by the colour-blind and in greyscale print."""
-
-OTHER_COLOUR = "#56B4E9"
+COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+"""Okabe and Ito's palette, told apart by the colour-blind; grey in the place of its yellow."""
 
 FORMATS = (".png", ".svg", ".pdf")
-
-Curves = dict[str, dict[str, list[list[float]]]]
-"""Of one experiment: method -> metric -> one list over the epochs for each run."""
 
 METRICS = {"train_top1": "Training top-1 error (%)", "test_top1": "Test top-1 error (%)"}
 
@@ -73,7 +61,7 @@ def _shades(count: int) -> list[Any]:
 def accuracy_curves(root: Path, experiment: str, output: Path) -> None:
     """Training and test error by epoch, one column an experiment, both axes logarithmic (Fig. 4 a, b).
 
-    Finished runs only. Lines are means over seeds; bands reach from the least to the greatest.
+    One line a setting: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
 
     Args:
         root: the runs folder.
@@ -81,18 +69,16 @@ def accuracy_curves(root: Path, experiment: str, output: Path) -> None:
         output: the picture; its ending says which format.
 
     Raises:
-        InputError: no run there, or a format that cannot be written.
+        InputError: no finished run there, a damaged one, or a format that cannot be written.
     """
     pyplot = _pyplot(output)
     curves = _read(root, experiment)
-    if not curves:
-        raise InputError(f"no finished runs under {root / experiment}: run `pgt train experiment={experiment}` first")
     figure, axes = pyplot.subplots(
         len(METRICS), len(curves), figsize=(5.5 * len(curves), 7), squeeze=False, layout="constrained"
     )
-    for column, (name, methods) in enumerate(sorted(curves.items())):
+    for column, (name, groups) in enumerate(curves.items()):
         for row, (metric, label) in enumerate(METRICS.items()):
-            _draw(axes[row][column], methods, metric)
+            _draw(axes[row][column], groups, metric)
             axes[row][column].set(title=name if row == 0 else "", xlabel="Epoch", ylabel=label)
     _save(figure, output)
 
@@ -118,38 +104,41 @@ def _save(figure: Any, output: Path) -> None:
     pyplot.close(figure)
 
 
+Curves = dict[str, list[list[dict[str, Any]]]]
+"""Of one experiment: label of a setting -> the epoch records of each of its runs."""
+
+
 def _read(root: Path, experiment: str) -> dict[str, Curves]:
-    found: dict[str, Curves] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for folder, summary in find(root, experiment):
-        if summary.status != FINISHED:
-            continue
-        epochs = [record for record in read_metrics(folder) if record["event"] == "epoch"]
-        for metric in METRICS:
-            values = [record[metric] for record in epochs]
-            found[summary.experiment or "custom"][method_label(summary.identity)][metric].append(values)
+    """Finished runs by experiment and setting."""
+    found: dict[str, Curves] = defaultdict(dict)
+    for group in read_groups(root, experiment):
+        if group.finished:
+            label = f"{group.label} (n={len(group.finished)})"
+            found[group.experiment][label] = [read_epochs(folder, summary) for folder, summary in group.finished]
+    if not found:
+        raise InputError(f"no finished runs under {root / experiment}: `pgt table {experiment}` shows what there is")
     return found
 
 
-def _draw(axis: Any, methods: Curves, metric: str) -> None:
-    """Error of every method over the epochs: an error of 0 is drawn at the axis' foot."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+def _draw(axis: Any, groups: Curves, metric: str) -> None:
+    """Error of every setting over the epochs; an error of 0 is drawn at the axis' foot."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    positive = [100 - v for m in methods.values() for run in m[metric] for v in run if v < 100]
+    positive = [100 - e[metric] for runs in groups.values() for run in runs for e in run if e[metric] < 100]
     foot = min(positive, default=1.0) / 2
-    for method, metrics in sorted(methods.items(), key=lambda item: position(item[0])):
-        runs = metrics[metric]
-        length = min(len(run) for run in runs)
-        errors = [[max(100 - run[epoch], foot) for run in runs] for epoch in range(length)]
-        epochs = range(1, length + 1)
-        colour = COLOURS.get(method, OTHER_COLOUR)
-        axis.plot(epochs, [_mean(e) for e in errors], color=colour, label=method)
+    for index, (label, runs) in enumerate(groups.items()):
+        colour, line = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
+        errors = [[max(100 - e[metric], foot) for e in epochs] for epochs in zip(*runs, strict=True)]
+        epochs = range(1, len(errors) + 1)
+        axis.plot(epochs, [_mean(e) for e in errors], line, color=colour, label=label)
         axis.fill_between(epochs, [min(e) for e in errors], [max(e) for e in errors], color=colour, alpha=0.12)
     axis.set(xscale="log", yscale="log", ylim=(foot, 100))
     for direction in (axis.xaxis, axis.yaxis):
+        direction.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         direction.set_major_formatter(StrMethodFormatter("{x:g}"))
         direction.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.3)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize="small")
 
 
 def _mean(values: Sequence[float]) -> float:

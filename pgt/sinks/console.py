@@ -28,6 +28,7 @@ class Console:
         self._title, self._total = title, total_steps
         self._log = log.open("a")
         self._spoke = time.monotonic()
+        self._warned: set[str] = set()
         self._progress: Progress | None = None
         if self.terminal.is_terminal:
             self._progress = Progress(
@@ -43,6 +44,10 @@ class Console:
 
     def write(self, step: int, record: Record) -> None:
         state = line(record)
+        warning = record.get("warning")
+        if warning and warning.split(":")[-1] not in self._warned:  # once a run, whatever number it begins with
+            self._warned.add(warning.split(":")[-1])
+            self.say(f"{self._title}: warning: {warning}")
         if record["event"] == "epoch":
             print(state, file=self._log, flush=True)
         if self._progress is not None:

@@ -7,6 +7,7 @@ import math
 import os
 from pathlib import Path
 
+from pgt.errors import InputError
 from pgt.types import Record
 
 
@@ -16,10 +17,18 @@ class JsonLines:
     Args:
         path: of the file.
         size: bytes of it to keep: what a checkpoint vouches for. Later lines are written again.
+
+    Raises:
+        InputError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self._file = path.open("ab")
+        if self._file.tell() < size:
+            self._file.close()
+            raise InputError(
+                f"{path} has lost records that its checkpoint counts: add trainer.force=true to start over"
+            )
         self._file.truncate(size)
 
     def write(self, step: int, record: Record) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,7 +25,12 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot load the checkpoint {path}: {reason}; delete it to start over") from None
+    except Exception as error:  # torch.load answers a damaged file with whatever it stumbles over
+        raise damaged(path, error) from None
     return state
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """What to say of a checkpoint that could not be used."""
+    kind = type(error).__name__
+    return InputError(f"cannot load the checkpoint {path} ({kind}): it is damaged; delete it to start over")

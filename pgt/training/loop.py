@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class Trainer:
         loss: (logits, target) -> scalar.
         transforms: applied in order to the unscaled gradients.
         schedule: optimizer step -> learning rate.
-        diagnostics: more numbers for each record; may wait for the device.
+        diagnostics: more entries for each record, `warning` among them where there is one; may wait for the device.
     """
 
     model: nn.Module
@@ -41,7 +43,7 @@ class Trainer:
     transforms: Sequence[GradientTransform]
     precision: Precision
     scaler: torch.amp.GradScaler
-    diagnostics: Callable[[], dict[str, float]] = dict
+    diagnostics: Callable[[], dict[str, Any]] = dict
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,9 +57,12 @@ class Trainer:
             with self.precision.autocast(), running_statistics(self.model, updated=index == 0):
                 logits = self.model(batch.images)
                 loss = self.loss(logits, batch.labels)
-            self.scaler.scale(loss / len(groups)).backward()
-            self.tally.add(logits.detach(), batch.labels, loss.detach(), step)
+            self.scaler.scale(loss).backward()
+            self.tally.add(logits.detach(), batch.labels, loss.detach())
+        self.tally.end_step(step)
         self.scaler.unscale_(self.optimizer)
+        if len(groups) > 1:  # after the backward passes, as DDP does: the loss that a hook sees is a group's own
+            torch._foreach_div_([p.grad for _, p in self.parameters if p.grad is not None], len(groups))
         for transform in self.transforms:
             transform(self.parameters, step)
         self.scaler.step(self.optimizer)
@@ -68,40 +73,45 @@ class Trainer:
         """Train on every batch of an epoch (from 0); write a record each `log_every` steps.
 
         Returns:
-            train_top1 (percent) and train_loss over the epoch's batches, lr, loss_scale, images_per_second.
+            train_top1 (percent) and train_loss over the epoch's batches of finite loss, lr, loss_scale,
+            images_per_second.
 
         Raises:
             TrainingError: the loss is no longer finite.
         """
         self.model.train()
-        self.tally.reset()
+        self.tally.start_epoch()
         started = time.perf_counter()
         first = epoch * loader.steps_per_epoch
         last = first + loader.steps_per_epoch - 1
         for step, groups in enumerate(_steps(loader, epoch), start=first):
             self.train_step(groups, step)
             if (step + 1) % log_every == 0 or step == last:
-                report = self._report(step, time.perf_counter() - started)
+                report = self._report(step, started)
                 sink.write(step, {"event": "step", "epoch": epoch, **report})
+        if not math.isfinite(report["train_loss"]):
+            raise TrainingError(f"no loss of epoch {epoch + 1} was finite: try a smaller recipe.lr_peak")
         return report
 
-    def _report(self, step: int, seconds: float) -> dict[str, float]:
+    def _report(self, step: int, started: float) -> dict[str, Any]:
         """The epoch so far. Here, and only here, the host waits for the device."""
         count, correct, loss, bad, first_bad = self.tally.read()
-        scale = self.scaler.get_scale()
+        seconds = time.perf_counter() - started
+        scale, more = self.scaler.get_scale(), self.diagnostics()
         if bad > (SCALER_PATIENCE if self.scaler.is_enabled() else 0):
             scaled = f" with the loss scale at {scale:g}" if self.scaler.is_enabled() else ""
+            hint = more.get("warning", "try a smaller recipe.lr_peak or gradient clipping")
             raise TrainingError(
                 f"the loss is not finite since step {first_bad:.0f}{scaled} (learning rate "
-                f"{self.schedule(int(first_bad)):.3g}): try a smaller recipe.lr_peak or gradient clipping"
+                f"{self.schedule(int(first_bad)):.3g}): {hint}"
             )
         return {
-            "train_top1": 100 * correct / count,
-            "train_loss": loss / count,
+            "train_top1": 100 * correct / count if count else math.nan,
+            "train_loss": loss / count if count else math.nan,
             "lr": self.schedule(step),
             "loss_scale": scale,
             "images_per_second": count / seconds,
-            **self.diagnostics(),
+            **more,
         }
 
 
@@ -113,25 +123,37 @@ def _steps(loader: Loader, epoch: int) -> Iterator[list[Batch]]:
 
 
 class Tally:
-    """Sums over the batches of an epoch, kept on the device."""
+    """Sums over the batches of an epoch whose loss is finite, and the present streak of steps where one is not.
+
+    All of it is kept on the device. The streak outlasts the epoch.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.reset()
+        self._streak = torch.zeros(2, dtype=torch.float64, device=device)
+        self._step_is_good = torch.ones((), dtype=torch.bool, device=device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
 
-    def reset(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        self._bad = torch.zeros(2, dtype=torch.float64, device=self._device)
+    def start_epoch(self) -> None:
+        self._sums = torch.zeros_like(self._sums)
 
-    def add(self, logits: Tensor, labels: Tensor, loss: Tensor, step: int) -> None:
-        """Count a group: its samples, the correct ones, and its loss, as often as it has samples."""
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a group: its samples, the correct ones, and its loss, as often as it has samples.
+
+        A group whose step the gradient scaler skips for its loss must not spoil the mean: it does not count.
+        """
+        good = torch.isfinite(loss)
         correct = (logits.argmax(1) == labels).sum()
-        bad = ~torch.isfinite(loss)
-        loss = torch.where(bad, 0.0, loss)  # a step that the gradient scaler skips must not spoil the mean
-        self._sums += torch.stack([torch.full_like(loss, len(labels)), correct.to(loss.dtype), loss * len(labels)])
-        run, since = self._bad
-        self._bad = torch.stack([(run + 1) * bad, torch.where(run > 0, since, step)])
+        sums = torch.stack([torch.full_like(loss, len(labels)), correct.to(loss.dtype), loss * len(labels)])
+        self._sums += torch.where(good, sums, 0.0)
+        self._step_is_good = self._step_is_good & good
+
+    def end_step(self, step: int) -> None:
+        """Continue the streak, or end it."""
+        length, since = self._streak
+        bad = ~self._step_is_good
+        self._streak = torch.stack([(length + 1) * bad, torch.where(length > 0, since, step)])
+        self._step_is_good = torch.ones_like(self._step_is_good)
 
     def read(self) -> list[float]:
-        """Samples, correct ones, sum of losses; groups in a row with a non-finite loss, and the step since."""
-        return torch.cat([self._sums, self._bad]).tolist()
+        """Samples, correct ones, sum of losses; steps in a row with a non-finite loss, and the first of them."""
+        return torch.cat([self._sums, self._streak]).tolist()

@@ -6,14 +6,23 @@ import torch
 from torch import nn
 
 
-def build(model: nn.Module, momentum: float, weight_decay: float, device: torch.device) -> torch.optim.SGD:
-    """Nesterov SGD; weight decay skips biases and one-dimensional parameters. The schedule sets the rate."""
+def build(model: nn.Module, momentum: float, weight_decay: float, fused: bool) -> torch.optim.SGD:
+    """Nesterov SGD; weight decay skips biases and one-dimensional parameters. The schedule sets the rate.
+
+    Args:
+        fused: one kernel for all parameters, and no host synchronisation for the gradient scaler.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=device.type == "cuda")
+    sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    for p in parameters if momentum else ():
+        # The first step makes no other buffer of a zero one; but where the gradient scaler skips that step, the
+        # fused kernel would leave an uninitialised buffer behind (torch 2.11 to 2.15).
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

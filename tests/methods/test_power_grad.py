@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgt import PowerGradCrossEntropy, power_grad_cross_entropy, power_transform, stationary_threshold
+from pgt import (
+    PowerGradCrossEntropy,
+    power_grad_cross_entropy,
+    power_transform,
+    stationary_threshold,
+    surrogate_cross_entropy,
+)
 
 ALPHAS = [0.05, 0.25, 0.5, 0.92, 1.0]
 EPSILON = 0.1
@@ -131,6 +137,27 @@ def test_a_second_derivative_is_refused(soft):
     [first] = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         first.square().sum().backward()
+
+
+def test_targets_and_dtypes_as_cross_entropy_takes_them():
+    z, y = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 1, 2, 4])
+    expected = gradient(power_grad_cross_entropy(z, y, 0.3), z)
+    assert torch.equal(gradient(power_grad_cross_entropy(z, y.to(torch.uint8), 0.3), z), expected)
+    assert power_grad_cross_entropy(z.half(), y, 1.0).dtype == torch.float32
+    weight = torch.rand(5).half()
+    for function in (power_grad_cross_entropy, surrogate_cross_entropy):
+        assert function(z, y, 0.3, weight=weight).isfinite()
+    with pytest.raises(ValueError, match=r"logits must be \[N, C\]"):
+        power_grad_cross_entropy(torch.randn(5), torch.tensor(1), 0.3)
+    assert power_grad_cross_entropy(torch.randn(0, 5), torch.empty(0, dtype=torch.int64), 0.3).isnan()
+    masked = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
+    assert gradient(power_grad_cross_entropy(masked, torch.tensor([0]), 1e-46), masked).isfinite().all()
+
+
+def test_the_module_checks_its_arguments_when_it_is_made():
+    for arguments in ({"reduction": "avg"}, {"smoothing": "eq7"}, {"label_smoothing": 2.0}):
+        with pytest.raises(ValueError, match="must"):
+            PowerGradCrossEntropy(0.5, **arguments)
 
 
 def test_a_target_that_requires_a_gradient_is_refused():

@@ -47,11 +47,11 @@ def test_the_gradient_is_that_of_the_tempered_loss(z, alpha, epsilon, smoothing)
     y = labels(z)
     options = {"label_smoothing": epsilon, "smoothing": smoothing}
     got = gradient(lambda z: power_grad_cross_entropy(z, y, alpha, **options), z)
-    q = smooth_labels(y, z.shape[1], epsilon, smoothing).double()
+    q = smooth_labels(y, z.shape[1], epsilon, smoothing, torch.float64)
     expected = gradient(lambda z: F.cross_entropy(alpha * z, q) / alpha, z)
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-7 if epsilon else 1e-12)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     other = gradient(lambda z: surrogate_cross_entropy(z, y, alpha, **options), z)
-    torch.testing.assert_close(got, other, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got, other, rtol=0, atol=1e-12)
 
 
 @given(logits(), positive_alphas)
@@ -83,6 +83,17 @@ def test_lemma_1_entries_above_the_threshold_fall_and_below_it_rise(z, alpha):
     change = power_transform(p, alpha) - p
     above = p - stationary_threshold(p, alpha)[:, None]
     assert (change * above <= 1e-12).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_is_continuous_at_alpha_1(dtype):
+    p = (2 * torch.randn(20, 10, dtype=dtype)).softmax(1)
+    limit = stationary_threshold(p, 1.0)
+    for alpha in (1 - 1e-5, 1 - 1e-7, 1 - 1e-12, 1 - 1e-16):
+        torch.testing.assert_close(stationary_threshold(p, alpha), limit, rtol=1e-4, atol=0)
+    zeros = torch.tensor([0.0, 0.5, 0.5], dtype=dtype)
+    for alpha in (0.0, 0.3, 0.7, 1.0):
+        torch.testing.assert_close(stationary_threshold(zeros, alpha), torch.tensor(0.5, dtype=dtype))
 
 
 @given(logits())

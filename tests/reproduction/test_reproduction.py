@@ -10,17 +10,30 @@ from pgt.cli import main
 from pgt.config import identity
 from pgt.errors import InputError
 from pgt.reproduction import figures, tables
+from pgt.reproduction.groups import read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import Summary, group_id, run_id, write_summary
 from tests.conftest import compose
 
 
-def plant(experiment, method, seed, train_top1, test_top1, status="finished", curve=()):
+def plant(experiment, method, seed, train_top1, test_top1, status="finished", curve=(), overrides=()):
     """A run folder of known numbers."""
-    values = identity(compose(f"experiment={experiment}", f"method={method}", f"seed={seed}"))
-    summary = Summary(run_id=run_id(values), group_id=group_id(values), experiment=experiment, identity=values,
-                      seed=seed, manifest="m", commit=None, started="", status=status, train_top1=train_top1,
-                      test_top1_final=test_top1, test_top1_best=test_top1)  # fmt: skip
+    values = identity(compose(f"experiment={experiment}", f"method={method}", f"seed={seed}", *overrides))
+    summary = Summary(
+        run_id=run_id(values),
+        group_id=group_id(values),
+        experiment=experiment,
+        identity=values,
+        seed=seed,
+        manifest="m",
+        commit="0123456789ab",
+        started="",
+        status=status,
+        epochs=len(curve),
+        train_top1=train_top1,
+        test_top1_final=test_top1,
+        test_top1_best=test_top1,
+    )
     folder = Path("runs") / experiment / summary.run_id
     folder.mkdir(parents=True)
     write_summary(folder, summary)
@@ -54,11 +67,11 @@ def test_differences_pair_by_seed():
 def test_table_from_planted_runs():
     plant_table()
     rows = tables.compare(Path("runs"), "demo")
-    assert [row.method for row in rows] == ["baseline", "gc", "agc", "pgt"]
+    assert [row.group.method for row in rows] == ["baseline", "gc", "agc", "pgt"]
     baseline, gc, agc, pgt = rows
     assert baseline.test == sample([90.0, 92.0, 94.0])
     assert baseline.test_difference is None
-    assert pgt.alpha == 0.25
+    assert pgt.group.alpha == 0.25
     assert pgt.test_difference == sample([1.0, 1.5, 0.5])
     assert gc.test_difference == sample([-30.0])
     assert (agc.test, agc.others) == (None, {"diverged": 1})
@@ -67,6 +80,37 @@ def test_table_from_planted_runs():
     assert "+1.00 ± 0.50" in text
     assert "0, 1 diverged" in text
     assert "does not show that PGT helps or hurts" in text
+
+
+def test_settings_that_differ_get_rows_and_lines_of_their_own():
+    """What a sweep over α and epochs leaves: nothing is averaged over but seeds."""
+    for seed in (0, 1):
+        plant("demo/bn", "pgt", seed, 1.0, 80.0, curve=(50, 80))
+        plant("demo/bn", "pgt", seed, 1.0, 85.0, curve=(50, 85), overrides=["method.alpha=0.5"])
+        plant("demo/bn", "pgt", seed, 1.0, 90.0, curve=(50, 60, 90), overrides=["recipe.epochs=7"])
+    groups = read_groups(Path("runs"), "demo/bn")
+    assert [group.label for group in groups] == [
+        "pgt α=0.5",
+        "pgt α=0.25 recipe.epochs=15",
+        "pgt α=0.25 recipe.epochs=7",
+    ]
+    assert [len(group.runs) for group in groups] == [2, 2, 2]
+    assert [row.test.mean for row in tables.compare(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
+    assert "pgt recipe.epochs=7" in tables.render(tables.compare(Path("runs"), "demo/bn"))
+    figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.svg"))
+    assert Path("curves.svg").stat().st_size > 1000
+
+
+def test_damaged_metrics_are_not_drawn():
+    plant("demo/bn", "pgt", 0, 1.0, 2.0, curve=(50, 80, 90))
+    path = next(Path("runs").rglob("metrics.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    with pytest.raises(InputError, match="lacks epochs that summary"):
+        figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.png"))
+    path.write_text(lines[0] + "\0\0\n" + lines[2])
+    with pytest.raises(InputError, match="line 2: no record"):
+        figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.png"))
 
 
 def test_table_command_writes_markdown(capsys):
@@ -83,8 +127,8 @@ def test_curves_command_draws_a_picture():
     with Image.open("out/curves.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
         assert picture.width > 500
-    for method in ("baseline", "pgt", "gc"):
-        assert tuple(bytes.fromhex(figures.COLOURS[method][1:])) in colours, method
+    for index in range(3):  # baseline, gc and pgt; agc has no finished run
+        assert tuple(bytes.fromhex(figures.COLOURS[index][1:])) in colours
     assert "<svg" in Path("out/curves.svg").read_text()
 
 

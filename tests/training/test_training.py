@@ -16,9 +16,8 @@ from pgt.types import IGNORE_INDEX, Batch
 
 
 def trainer(model, precision="fp32", loss=None, rate=0.1):
-    device = torch.device("cpu")
     chosen = Precision(precision, "cpu")
-    sgd = optimizer.build(model, 0.9, 5e-4, device)
+    sgd = optimizer.build(model, 0.9, 5e-4, fused=False)
     loss = loss or PowerGradCrossEntropy(0.5)
     return Trainer(chosen.apply(model), loss, sgd, lambda step: rate, [], chosen, chosen.scaler())
 
@@ -89,7 +88,7 @@ def test_running_statistics_context_restores():
 
 
 def test_weight_decay_skips_vectors():
-    groups = optimizer.build(network(), 0.9, 5e-4, torch.device("cpu")).param_groups
+    groups = optimizer.build(network(), 0.9, 5e-4, fused=False).param_groups
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert {p.ndim for p in groups[0]["params"]} == {2, 4}
     assert {p.ndim for p in groups[1]["params"]} == {1}
@@ -141,6 +140,60 @@ def test_the_scaler_has_its_say_first():
     bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), half[0].labels)
     with pytest.raises(TrainingError, match=r"not finite since step 30 with the loss scale at \d"):
         subject.train_epoch(Loaded([bad] * 30), 1, Records(), log_every=30)
+
+
+def test_a_loss_that_is_not_finite_does_not_count_in_the_mean():
+    subject = trainer(network(normalized=False), "fp16", loss=first_then_infinite())
+    half = [Batch(b.images.half(), b.labels) for b in batches(2)]
+    report = subject.train_epoch(Loaded(half), 0, Records(), log_every=2)
+    assert report["train_loss"] == pytest.approx(2.0)
+
+
+def first_then_infinite():
+    """2 for the first batch, infinite for the others."""
+    calls = []
+
+    def loss(logits, target):
+        calls.append(target)
+        return 0 * logits.float().sum() + (2.0 if len(calls) == 1 else math.inf)
+
+    return loss
+
+
+def test_a_streak_outlasts_the_epoch_and_counts_steps_not_groups():
+    """fp16 in epochs of two steps of four groups: the 25th bad step ends it, not the 25th group."""
+    subject = trainer(network(normalized=False), "fp16")
+    bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), torch.zeros(6, dtype=torch.int64))
+    good = Batch(batches(1)[0].images.half(), torch.zeros(6, dtype=torch.int64))
+    loader = Loaded([good, bad, bad, bad, bad, bad, bad, bad], groups_per_step=4)  # one finite group an epoch
+    for epoch in range(12):
+        subject.train_epoch(loader, epoch, Records(), log_every=2)
+    with pytest.raises(TrainingError, match="not finite since step 0 with"):
+        subject.train_epoch(loader, 12, Records(), log_every=2)
+
+
+def test_an_epoch_without_a_finite_loss_is_no_epoch():
+    subject = trainer(network(normalized=False), "fp16")
+    bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(TrainingError, match="no loss of epoch 1 was finite"):
+        subject.train_epoch(Loaded([bad, bad]), 0, Records(), log_every=1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_first_step_leaves_a_clean_momentum(fused):
+    """torch's fused SGD leaves its buffer uninitialised where the gradient scaler skips the first step."""
+    p = torch.nn.Linear(4, 4, bias=False)
+    start = p.weight.detach().clone()
+    sgd = optimizer.build(p, 0.9, 0.0, fused)
+    optimizer.set_rate(sgd, 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for value in (math.inf, 1.0):
+        p.weight.grad = torch.full((4, 4), value * scaler.get_scale())
+        scaler.scale(torch.ones(()))
+        scaler.unscale_(sgd)
+        scaler.step(sgd)
+        scaler.update()
+    torch.testing.assert_close(p.weight.detach(), start - 0.1 * 1.9)  # Nesterov: g + 0.9·g
 
 
 def test_evaluation_counts_each_sample_once():

@@ -1,0 +1,93 @@
+"""Runs in groups of one setting, whatever their seeds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgt.errors import InputError
+from pgt.runs import FINISHED, Summary, find, method_label
+
+METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
+"""The paper's order."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one setting of an experiment.
+
+    Attributes:
+        experiment: where the runs lie.
+        method: see `pgt.runs.method_label`.
+        alpha: of PGT; 1 is the baseline.
+        setting: what else tells it from the experiment's groups of this method and α, as `recipe.epochs=2`;
+            empty where nothing does.
+        runs: (folder, summary), of any status.
+    """
+
+    experiment: str
+    method: str
+    alpha: float
+    setting: str
+    runs: Sequence[tuple[Path, Summary]]
+
+    @property
+    def label(self) -> str:
+        """Method, α and setting in a few words."""
+        alpha = f"α={self.alpha:g}" if self.alpha != 1 else ""
+        return " ".join(part for part in (self.method, alpha, self.setting) if part)
+
+    @property
+    def finished(self) -> list[tuple[Path, Summary]]:
+        return [(folder, summary) for folder, summary in self.runs if summary.status == FINISHED]
+
+
+def read_groups(root: Path, experiment: str) -> list[Group]:
+    """The groups under an experiment, or a folder of experiments: by experiment, the baseline first.
+
+    Raises:
+        InputError: no run there.
+    """
+    runs: dict[tuple[str, str], list[tuple[Path, Summary]]] = defaultdict(list)
+    for folder, summary in find(root, experiment):
+        runs[summary.experiment or "custom", summary.group_id].append((folder, summary))
+    if not runs:
+        raise InputError(f"no runs under {root / experiment}: run `pgt train experiment={experiment}` first")
+    alike: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+    for (name, _), members in runs.items():
+        alike[name, *_method(members)].append(_flat(members[0][1].identity))
+    groups = []
+    for (name, _), members in runs.items():
+        method, alpha = _method(members)
+        setting = _setting(_flat(members[0][1].identity), alike[name, method, alpha])
+        groups.append(Group(name, method, alpha, setting, members))
+    return sorted(groups, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
+
+
+def _method(members: Sequence[tuple[Path, Summary]]) -> tuple[str, float]:
+    identity = members[0][1].identity
+    return method_label(identity), identity["method"]["alpha"]
+
+
+def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of an identity, the seed left out."""
+    found: dict[str, Any] = {}
+    for key, value in identity.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "seed":
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _setting(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """The values that not all of `others` share."""
+    keys = [key for key in values if any(other.get(key) != values[key] for other in others)]
+    return " ".join(f"{key}={values[key]}" for key in keys)
+
+
+def _position(method: str) -> int:
+    return METHODS.index(method) if method in METHODS else len(METHODS)

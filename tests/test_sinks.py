@@ -1,0 +1,45 @@
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console as Terminal
+
+from pgt.errors import InputError
+from pgt.sinks import Console, JsonLines, console
+
+RECORD = {"event": "epoch", "epoch": 1, "train_loss": 0.5, "train_top1": 80.0, "test_top1": 70.0, "lr": 0.1,
+          "loss_scale": 1.0, "images_per_second": 1234.5}  # fmt: skip
+
+
+def test_jsonl_keeps_what_a_checkpoint_vouches_for():
+    path = Path("metrics.jsonl")
+    sink = JsonLines(path)
+    sink.write(0, {"loss": 1.0})
+    size = sink.sync()
+    sink.write(1, {"loss": math.nan, "bad": math.inf})
+    sink.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()][1] == {"step": 1, "loss": None, "bad": None}
+    again = JsonLines(path, size)
+    again.write(1, {"loss": 2.0})
+    again.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]
+    with pytest.raises(InputError, match="has lost records"):
+        JsonLines(path, 10_000)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
+    out = io.StringIO()
+    sink = Console("a run", 10, Path("log.txt"), Terminal(file=out, force_terminal=terminal, width=200))
+    sink.write(4, {**RECORD, "warning": "careful"})
+    sink.write(5, {**RECORD, "warning": "careful"})
+    sink.say("done")
+    sink.close()
+    state = "epoch 2  loss 0.500  train 80.00%  test 70.00%  lr 0.1  1,234 images/s"
+    assert state in out.getvalue()
+    assert ("step 5/10" in out.getvalue()) == (not terminal)
+    log = Path("log.txt").read_text().splitlines()
+    assert log == ["a run: warning: careful", state, state, "done"]
