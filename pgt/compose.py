@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgt.config import Config, identity, validate
+from pgt.config import Config, identity
 from pgt.errors import InputError
+from pgt.validate import validate
 
 
 def conf_dir() -> Path:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from pgt import data
 from pgt.compose import check_shown, compose_all, conf_dir
-from pgt.config import validate
 from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.validate import validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt import config as schema
-from pgt import data, environment, runs
+from pgt import data, environment, run_folder, runs
 from pgt.config import Config
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
@@ -19,7 +16,6 @@ from pgt.runs import DIVERGED, FINISHED, Summary
 if TYPE_CHECKING:
     import torch
 
-    from pgt.sinks import Console, JsonLines
     from pgt.training.loop import Trainer
     from pgt.types import Loader
 
@@ -31,7 +27,7 @@ def run(config: Config, label: str = "") -> Summary:
     its last whole epoch.
 
     Args:
-        config: checked by `pgt.config.validate`.
+        config: checked by `pgt.validate`.
         label: in front of what is printed, as `[2/18]`.
 
     Raises:
@@ -62,7 +58,7 @@ def _new_summary(config: Config) -> Summary:
         seed=config.seed,
         manifest=data.manifest(**_data_options(config)),
         commit=environment.commit(),
-        started=_now(),
+        started=runs.now(),
     )
 
 
@@ -90,13 +86,13 @@ def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summar
             _report_earlier(now, summary, folder, label)  # another process ended it while this one loaded
             return now
         if config.trainer.force:
-            _clear(folder)
-        state = _resume(folder, trainer, device)
+            run_folder.clear(folder)
+        state = run_folder.resume(folder, trainer, device)
         if state["summary"]:
             summary = Summary(**{**state["summary"], "commit": fresh_commit})
-        _record_start(folder, config, summary, device)
+        run_folder.record_start(folder, config, summary, device)
         title = f"{label}{describe(config)}"
-        with _sinks(folder, title, total_steps, state["metrics_size"]) as (console, metrics):
+        with run_folder.sinks(folder, title, total_steps, state["metrics_size"]) as (console, metrics):
             begin = f", from epoch {state['epoch'] + 1}" if state["epoch"] else ""
             size = f"{config.recipe.epochs} epochs of {train.steps_per_epoch} steps"
             console.say(f"{title}: {size}{begin}  -> {folder}")
@@ -107,12 +103,12 @@ def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summar
                     record = _epoch(config, trainer, train, test, epoch, Sinks([metrics, console]))
                     best = record["test_top1"] > (summary.test_top1_best or -1.0)
                     summary = _updated(summary, record)
-                    _save(folder, trainer, metrics, summary, best)
+                    run_folder.save(folder, trainer, metrics, summary, best)
             except TrainingError as error:
-                summary = replace(summary, status=DIVERGED, reason=str(error), finished=_now())
+                summary = replace(summary, status=DIVERGED, reason=str(error), finished=runs.now())
                 runs.write_summary(folder, summary)
                 raise TrainingError(f"{folder}: {error}") from None
-            summary = replace(summary, status=FINISHED, finished=_now())
+            summary = replace(summary, status=FINISHED, finished=runs.now())
             runs.write_summary(folder, summary)
             console.say(f"{label}{_result(summary)}")
     return summary
@@ -207,87 +203,6 @@ def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
     )
 
 
-# --- the folder --------------------------------------------------------------------------------------
-
-
-def _clear(folder: Path) -> None:
-    """Take away what a run would go on from."""
-    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
-    """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
-    from pgt.training import checkpoint
-
-    weights = trainer.model.state_dict()
-    if best:
-        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
-    checkpoint.save(
-        folder / "checkpoints" / "last.pt",
-        {
-            "model": weights,
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "epoch": summary.epochs,
-            "metrics_size": metrics.sync(),
-            "summary": asdict(summary),
-        },
-    )
-    runs.write_summary(folder, summary)
-
-
-def _resume(folder: Path, trainer: Trainer, device: torch.device) -> dict[str, Any]:
-    """Put the trainer where the last checkpoint left it; what else that holds."""
-    from pgt.training import checkpoint
-
-    path = folder / "checkpoints" / "last.pt"
-    path.parent.mkdir(exist_ok=True)
-    if not path.is_file():
-        return {"epoch": 0, "metrics_size": 0, "summary": {}}
-    state = checkpoint.load(path, device)
-    try:
-        trainer.model.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.scaler.load_state_dict(state["scaler"])
-        return {key: state[key] for key in ("epoch", "metrics_size", "summary")}
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise checkpoint.damaged(path, error) from None
-
-
-def _record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:
-    """Write config.yaml and summary.json, and add this start to environment.json."""
-    import json
-
-    import torch
-    from omegaconf import OmegaConf
-
-    with runs.atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    path = folder / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
-    starts.append({"time": _now(), **environment.describe(name, torch.get_num_threads())})
-    runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
-    runs.write_summary(folder, summary)
-
-
-@contextmanager
-def _sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Console, JsonLines]]:
-    from pgt.sinks import Console, JsonLines
-
-    metrics = JsonLines(folder / "metrics.jsonl", metrics_size)
-    console = Console(title, total_steps, folder / "log.txt")
-    try:
-        yield console, metrics
-    finally:
-        console.close()
-        metrics.close()
-
-
-# --- what the user reads -----------------------------------------------------------------------------
-
-
 def describe(config: Config) -> str:
     """A run in a few words: `demo/nobn gc+pgt α=0.25 seed 0`."""
     name = config.experiment or f"{config.model.name} on {config.data.name}"
@@ -302,7 +217,3 @@ def _result(summary: Summary) -> str:
         f"train {summary.train_top1:.2f}%  test {summary.test_top1_final:.2f}%  "
         f"best {summary.test_top1_best:.2f}%  {summary.images_per_second:,.0f} images/s"
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

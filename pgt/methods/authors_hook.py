@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgt.methods.power_grad import check_alpha, full_precision
+from pgt.methods.gradient import full_precision
+from pgt.methods.power_grad import check_alpha
 from pgt.methods.smoothing import smooth_labels, uniform_epsilon
 
 TOLERANCE = 0.01

@@ -5,12 +5,11 @@ Reference: Das et al., "Altering Backward Pass Gradients improves Convergence", 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pgt.methods.gradient import PowerGrad, full_precision, powers_of
 from pgt.methods.smoothing import check_smoothing, uniform_epsilon
 
 
@@ -30,7 +29,7 @@ def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
     """
-    powers = _powers(full_precision(p).log(), check_alpha(alpha))
+    powers = powers_of(full_precision(p).log(), check_alpha(alpha))
     return powers / powers.sum(dim, keepdim=True)
 
 
@@ -57,7 +56,7 @@ def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
     if alpha == 1:
         return torch.xlogy(p, p).sum(dim).exp()
     if alpha < 0.5:
-        return _powers(p.log(), alpha).sum(dim) ** (1 / (alpha - 1))
+        return powers_of(p.log(), alpha).sum(dim) ** (1 / (alpha - 1))
     excess = (p * ((alpha - 1) * p.log()).expm1()).masked_fill(p == 0, 0.0).sum(dim)  # Σp^α − 1, exact near α = 1
     return (excess.log1p() / (alpha - 1)).exp()
 
@@ -112,7 +111,7 @@ def power_grad_cross_entropy(
     if alpha == 1:
         return F.cross_entropy(full_precision(logits), target, weight, ignore_index=ignore_index, reduction=reduction,
                                label_smoothing=epsilon)  # fmt: skip
-    loss: Tensor = _PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
+    loss: Tensor = PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
     return loss
 
 
@@ -185,129 +184,3 @@ def check_reduction(reduction: str) -> None:
     """Raise a ValueError unless it is one of PyTorch's."""
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32 where it is in 16 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _powers(log_p: Tensor, alpha: float) -> Tensor:
-    """p^α from log p, in a new tensor; 0 where p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
-    if alpha < torch.finfo(log_p.dtype).tiny:
-        return (log_p != -torch.inf).to(log_p.dtype)
-    return log_p.mul(alpha).exp_()
-
-
-def _per_class(weight: Tensor, ndim: int) -> Tensor:
-    """[C] as [1, C, 1, ...] of `ndim` dimensions."""
-    return weight.view(1, -1, *[1] * (ndim - 2))
-
-
-class _PowerGrad(torch.autograd.Function):
-    """Cross-entropy whose gradient uses p'. Saves log p, as cross-entropy does, or 16-bit logits as they came."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        alpha: float,
-        epsilon: float,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-    ) -> Tensor:
-        z = full_precision(logits)
-        log_p = z.log_softmax(1)
-        if weight is not None:
-            weight = weight.to(z.dtype)
-        if target.is_floating_point():
-            target = target.to(z.dtype)
-        if epsilon or target.is_floating_point():  # the softmax of log p is p
-            loss = F.cross_entropy(
-                log_p, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
-            )
-        else:
-            loss = F.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
-        ctx.save_for_backward(log_p if z is logits else logits, target, weight, loss)
-        ctx.options = alpha, epsilon, ignore_index, reduction
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        saved, target, weight, loss = ctx.saved_tensors
-        alpha, epsilon, ignore_index, reduction = ctx.options
-        with torch.no_grad():
-            z = full_precision(saved)
-            powers = _powers(saved if z is saved else z.log_softmax(1), alpha)
-            if target.is_floating_point():
-                grad = _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
-            else:
-                grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
-            grad = grad.to(saved.dtype)
-        if torch.is_grad_enabled():
-            grad = _Once.apply(grad, loss)
-        return grad, None, None, None, None, None, None
-
-
-def _hard_gradient(
-    powers: Tensor,
-    target: Tensor,
-    grad_loss: Tensor,
-    epsilon: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-) -> Tensor:
-    """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
-    ignored = target == ignore_index
-    index = target.clamp(0, powers.shape[1] - 1)  # any class does where the target is ignored: q is 0 there
-    if reduction == "mean":
-        kept = (target.numel() - ignored.sum()) if weight is None else weight[index].masked_fill(ignored, 0.0).sum()
-        grad_loss = grad_loss / kept
-    scale = grad_loss.expand(target.shape).masked_fill(ignored, 0.0).unsqueeze(1)
-    index = index.unsqueeze(1)
-    on_target = mass = scale if weight is None else scale * weight[index]
-    if epsilon:
-        spread = scale * (epsilon / powers.shape[1])
-        on_target = on_target * (1 - epsilon)
-        if weight is not None:
-            spread = spread * _per_class(weight, powers.ndim)
-            mass = on_target + spread.sum(1, keepdim=True)
-    grad = powers.mul_(mass / powers.sum(1, keepdim=True))
-    if epsilon:
-        grad.sub_(spread)
-    return grad.scatter_add_(1, index, -on_target)
-
-
-def _soft_gradient(
-    powers: Tensor, target: Tensor, grad_loss: Tensor, epsilon: float, weight: Tensor | None, reduction: str
-) -> Tensor:
-    """(mass·p' − q) in the place of `powers`, for a target q of the shape of the logits and any mass."""
-    if epsilon:
-        target = target * (1 - epsilon) + epsilon / powers.shape[1]
-    if weight is not None:
-        target = target * _per_class(weight, powers.ndim)
-    grad = powers.mul_(target.sum(1, keepdim=True) / powers.sum(1, keepdim=True)).sub_(target)
-    if reduction == "none":
-        return grad.mul_(grad_loss.unsqueeze(1))
-    positions = grad.numel() // grad.shape[1] if reduction == "mean" else 1
-    return grad.mul_(grad_loss / positions)
-
-
-class _Once(torch.autograd.Function):
-    """Hands a gradient on and refuses to be differentiated: its dependence on the logits must not be dropped.
-
-    The loss, saved as an output, ties it to the graph.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, loss: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "power_grad_cross_entropy cannot be differentiated twice: p' − q is not the gradient of its value"
-        )

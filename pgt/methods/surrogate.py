@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, full_precision
+from pgt.methods.gradient import full_precision
+from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha
 from pgt.methods.smoothing import uniform_epsilon
 
 

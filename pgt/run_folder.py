@@ -1,0 +1,93 @@
+"""What lies in the folder of a run while it goes on: written, read back, taken away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgt import environment, runs
+from pgt.config import Config
+from pgt.runs import Summary
+
+if TYPE_CHECKING:
+    import torch
+
+    from pgt.sinks import Console, JsonLines
+    from pgt.training.loop import Trainer
+
+
+def clear(folder: Path) -> None:
+    """Take away what a run would go on from."""
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
+    """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
+    from pgt.training import checkpoint
+
+    weights = trainer.model.state_dict()
+    if best:
+        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
+    checkpoint.save(
+        folder / "checkpoints" / "last.pt",
+        {
+            "model": weights,
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.scaler.state_dict(),
+            "epoch": summary.epochs,
+            "metrics_size": metrics.sync(),
+            "summary": asdict(summary),
+        },
+    )
+    runs.write_summary(folder, summary)
+
+
+def resume(folder: Path, trainer: Trainer, device: torch.device) -> dict[str, Any]:
+    """Put the trainer where the last checkpoint left it; what else that holds."""
+    from pgt.training import checkpoint
+
+    path = folder / "checkpoints" / "last.pt"
+    path.parent.mkdir(exist_ok=True)
+    if not path.is_file():
+        return {"epoch": 0, "metrics_size": 0, "summary": {}}
+    state = checkpoint.load(path, device)
+    try:
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scaler.load_state_dict(state["scaler"])
+        return {key: state[key] for key in ("epoch", "metrics_size", "summary")}
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise checkpoint.damaged(path, error) from None
+
+
+def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:
+    """Write config.yaml and summary.json, and add this start to environment.json."""
+    import torch
+    from omegaconf import OmegaConf
+
+    with runs.atomic_write(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    starts.append({"time": runs.now(), **environment.describe(name, torch.get_num_threads())})
+    runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
+    runs.write_summary(folder, summary)
+
+
+@contextmanager
+def sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Console, JsonLines]]:
+    from pgt.sinks import Console, JsonLines
+
+    metrics = JsonLines(folder / "metrics.jsonl", metrics_size)
+    console = Console(title, total_steps, folder / "log.txt")
+    try:
+        yield console, metrics
+    finally:
+        console.close()
+        metrics.close()

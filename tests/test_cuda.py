@@ -1,0 +1,46 @@
+"""What only a GPU can show. Skipped without one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pgt import power_grad_cross_entropy
+from pgt.run import _assemble
+from tests.conftest import TINY, compose, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+RUN = (*TINY, "model=resnet20", "method=agc_pgt")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_every_precision_trains(precision):
+    assert train(*RUN, f"trainer.precision={precision}").status == "finished"
+
+
+@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_does_not_make_the_host_wait(method, precision):
+    overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}")
+    loader, _, trainer = _assemble(compose(*overrides), torch.device("cuda"))
+    groups = [next(loader.epoch(0))]
+    for step in range(3):
+        trainer.train_step(groups, step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(groups, 3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_float32_gradient_of_its_logits(dtype):
+    layer, x = torch.nn.Linear(64, 100, device="cuda"), torch.randn(16, 64, device="cuda")
+    y = torch.randint(100, (16,), device="cuda")
+    with torch.autocast("cuda", dtype):
+        z = layer(x)
+        z.retain_grad()
+        loss = power_grad_cross_entropy(z, y, 0.25)
+    loss.backward()
+    expected = ((0.25 * z.detach().float()).softmax(1) - F.one_hot(y, 100)) / 16
+    torch.testing.assert_close(z.grad, expected.to(dtype))
