@@ -40,7 +40,7 @@ type: $(READY)  ## mypy, strict where pyproject.toml says so
 	$(BIN)/mypy
 
 bench: $(READY)  ## PGT's loss beside cross-entropy and the published hook
-	$(BIN)/pgt bench loss
+	$(BIN)/pgt bench loss --compiled
 
 tables: $(READY)  ## write the demo's table from its runs
 	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md

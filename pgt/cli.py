@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +113,6 @@ def _figure(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the memory profiler is talkative
     from pgt.tools import bench
 
     if options.rounds < 2:

@@ -176,22 +176,18 @@ SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "step": Step}
 TRANSFORMS: dict[str, type[Transform]] = {"gc": ClipNorm, "value": ClipValue, "agc": ClipUnitwise}
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """The values of a config that change the numbers of its run, as a nested plain dict."""
-    return _identity(config)
-
-
-def _identity(node: Any) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
+    """The values of a config, or a part of it, that change the numbers of its run, as a nested plain dict."""
     found: dict[str, Any] = {}
-    for item in fields(node):
+    for item in fields(config):
         if item.metadata.get("identity", True):
-            found[item.name] = _plain(getattr(node, item.name))
+            found[item.name] = _plain(getattr(config, item.name))
     return {key: value for key, value in found.items() if value != {}}
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return _identity(value)
+        return identity(value)
     if isinstance(value, list):
         return [_plain(element) for element in value]
     return value

@@ -27,7 +27,10 @@ def _per_class(weight: Tensor, ndim: int) -> Tensor:
 
 
 class PowerGrad(torch.autograd.Function):
-    """Cross-entropy whose gradient uses p'. Saves log p, as cross-entropy does, or 16-bit logits as they came."""
+    """Cross-entropy whose gradient uses p'. Saves log p, as cross-entropy does, or 16-bit logits as they came.
+
+    Target probabilities and weights come in the precision of the loss, class indices as int64.
+    """
 
     @staticmethod
     def forward(
@@ -42,10 +45,6 @@ class PowerGrad(torch.autograd.Function):
     ) -> Tensor:
         z = full_precision(logits)
         log_p = z.log_softmax(1)
-        if weight is not None:
-            weight = weight.to(z.dtype)
-        if target.is_floating_point():
-            target = target.to(z.dtype)
         if epsilon or target.is_floating_point():  # the softmax of log p is p
             loss = F.cross_entropy(
                 log_p, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon

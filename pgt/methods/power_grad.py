@@ -106,10 +106,11 @@ def power_grad_cross_entropy(
     if target.requires_grad:
         raise ValueError("target must not require a gradient: detach it")
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
-    if not target.is_floating_point():
-        target = target.long()
+    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+    target = target.to(dtype) if target.is_floating_point() else target.long()
+    weight = None if weight is None else weight.to(dtype)
     if alpha == 1:
-        return F.cross_entropy(full_precision(logits), target, weight, ignore_index=ignore_index, reduction=reduction,
+        return F.cross_entropy(logits.to(dtype), target, weight, ignore_index=ignore_index, reduction=reduction,
                                label_smoothing=epsilon)  # fmt: skip
     loss: Tensor = PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
     return loss

@@ -3,6 +3,8 @@ import copy
 import pytest
 import timm.utils.agc
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pgt import clip_grad_norm, clip_grad_unitwise, clip_grad_value
@@ -94,6 +96,50 @@ def test_unitwise_clipping_is_timms():
     timm.utils.agc.adaptive_clip_grad(reference.parameters(), clip_factor=0.01, eps=1e-3)
     for p, q in zip(net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-12)
+
+
+@st.composite
+def parameters(draw):
+    """Named parameters of one to five layers, with gradients from tiny to huge; some weights and gradients are 0."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    shapes = st.sampled_from([(7,), (5, 3), (4, 3, 3, 3), (6, 2, 1, 1), (3, 4, 5), (1, 9)])
+    found = []
+    for index, shape in enumerate(draw(st.lists(shapes, min_size=1, max_size=5))):
+        weight = draw(st.sampled_from([0.0, 1e-5, 0.1, 10.0])) * torch.randn(shape, generator=generator)
+        p = nn.Parameter(weight.double())
+        p.grad = draw(st.sampled_from([0.0, 1e-6, 1.0, 1e4])) * torch.randn(shape, generator=generator).double()
+        found.append((f"{index}.weight", p))
+    return found
+
+
+def copies(named):
+    twins = [nn.Parameter(p.detach().clone()) for _, p in named]
+    for twin, (_, p) in zip(twins, named, strict=True):
+        twin.grad = p.grad.clone()
+    return twins
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(parameters(), st.sampled_from([0.01, 0.1, 1.0]))
+def test_on_random_networks_clipping_is_that_of_timm_and_pytorch(named, threshold):
+    references = {
+        "agc": lambda twins: timm.utils.agc.adaptive_clip_grad(twins, clip_factor=threshold, eps=1e-3),
+        "gc": lambda twins: torch.nn.utils.clip_grad_norm_(twins, threshold),
+        "value": lambda twins: torch.nn.utils.clip_grad_value_(twins, threshold),
+    }
+    options = {"agc": {"clip_factor": threshold}, "gc": {"max_norm": threshold}, "value": {"clip_value": threshold}}
+    assert set(references) == set(TRANSFORMS)
+    for name, reference in references.items():
+        twins, again = copies(named), copies(named)
+        reference(twins)
+        ours = [(n, p) for (n, _), p in zip(named, again, strict=True)]
+        build_transform(name, **options[name])(ours, 0)
+        for (_, p), q in zip(ours, twins, strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=2e-5, atol=1e-12)  # PyTorch adds 1e-6 to the norm
+        once = [p.grad.clone() for _, p in ours]
+        build_transform(name, **options[name])(ours, 1)
+        for before, (_, p) in zip(once, ours, strict=True):
+            torch.testing.assert_close(p.grad, before, rtol=1e-6, atol=0)
 
 
 def test_unitwise_clipping_bounds_every_unit_but_the_excluded():

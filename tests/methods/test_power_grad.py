@@ -146,7 +146,9 @@ def test_targets_and_dtypes_as_cross_entropy_takes_them():
     assert power_grad_cross_entropy(z.half(), y, 1.0).dtype == torch.float32
     weight = torch.rand(5).half()
     for function in (power_grad_cross_entropy, surrogate_cross_entropy):
-        assert function(z, y, 0.3, weight=weight).isfinite()
+        for alpha in (0.3, 1.0):
+            assert function(z, y, alpha, weight=weight).isfinite()
+            assert function(z, torch.rand(4, 5).double(), alpha, weight=weight).isfinite()
     with pytest.raises(ValueError, match=r"logits must be \[N, C\]"):
         power_grad_cross_entropy(torch.randn(5), torch.tensor(1), 0.3)
     assert power_grad_cross_entropy(torch.randn(0, 5), torch.empty(0, dtype=torch.int64), 0.3).isnan()
