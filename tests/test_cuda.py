@@ -26,11 +26,13 @@ def test_a_step_does_not_make_the_host_wait(method, precision):
     groups = [next(loader.epoch(0))]
     for step in range(3):
         trainer.train_step(groups, step)
-    torch.cuda.set_sync_debug_mode("error")
+    before = trainer.model.fc.weight.detach().clone()
+    torch.cuda.set_sync_debug_mode("error")  # whatever waits for the device raises
     try:
         trainer.train_step(groups, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(before, trainer.model.fc.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
