@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pgt.config import Config, identity
 from pgt.errors import InputError
+from pgt.runs import run_id
 from pgt.validate import validate
 
 
@@ -49,7 +49,7 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
     """A sweep that names a run twice does not mean it: method.alpha, say, overrides method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
     for config, job in zip(configs, jobs, strict=True):
-        first = seen.setdefault(json.dumps(identity(config), sort_keys=True), job)
+        first = seen.setdefault(run_id(identity(config)), job)
         if first is not job:
             raise InputError(
                 f"two jobs of this sweep are the same run: '{' '.join(first)}' and '{' '.join(job)}'; an override "

@@ -24,23 +24,27 @@ PACKAGES = (
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """Program, packages and machine, as plain values.
+    """Packages and machine, as plain values.
 
     Args:
         device: name of the training device.
         threads: CPU threads of one operation; the last bits of a loss depend on them.
     """
     return {
-        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": platform.node(),
         "platform": platform.platform(),
         "device": device,
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cpus(),
         "threads": threads,
         "command": sys.argv,
     }
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str:

@@ -33,12 +33,9 @@ def train(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     showing = any(argument.split("=")[0] in SHOWING for argument in arguments)
     multirun = any(argument in MULTIRUN for argument in arguments)
+    known = SHOWING + MULTIRUN + (BESIDE if showing else ())
     for argument in arguments:
-        if argument.startswith("-") and argument.split("=")[0] not in (
-            *SHOWING,
-            *MULTIRUN,
-            *(BESIDE if showing else ()),
-        ):
+        if argument.startswith("-") and argument.split("=")[0] not in known:
             raise InputError(f"unknown option '{argument}': see `pgt train --help`")
     if not arguments:
         raise InputError(

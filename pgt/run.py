@@ -45,7 +45,9 @@ def run(config: Config, label: str = "") -> Summary:
     if before is not None and before.status in (FINISHED, DIVERGED):
         _report_earlier(before, fresh, folder, label)
         return before
-    return _train(config, before or fresh, folder, label)
+    if before is not None:
+        fresh = replace(fresh, started=before.started)  # what it has measured is its checkpoint's to say
+    return _train(config, fresh, folder, label)
 
 
 def _new_summary(config: Config) -> Summary:
@@ -73,10 +75,7 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
 def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summary:
     import torch
 
-    from pgt.sinks import Sinks
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fresh_commit = environment.commit()
     torch.manual_seed(config.seed)
     train, test, trainer = _assemble(config, device)
     total_steps = config.recipe.epochs * train.steps_per_epoch
@@ -88,19 +87,19 @@ def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summar
         if config.trainer.force:
             run_folder.clear(folder)
         state = run_folder.resume(folder, trainer, device)
-        if state["summary"]:
-            summary = Summary(**{**state["summary"], "commit": fresh_commit})
+        earlier_commit = state["summary"].get("commit", summary.commit)
+        summary = Summary(**{**asdict(summary), **state["summary"], "commit": summary.commit})
         run_folder.record_start(folder, config, summary, device)
         title = f"{label}{describe(config)}"
-        with run_folder.sinks(folder, title, total_steps, state["metrics_size"]) as (console, metrics):
+        with run_folder.sinks(folder, title, total_steps, state["metrics_size"]) as (sink, console, metrics):
             begin = f", from epoch {state['epoch'] + 1}" if state["epoch"] else ""
             size = f"{config.recipe.epochs} epochs of {train.steps_per_epoch} steps"
             console.say(f"{title}: {size}{begin}  -> {folder}")
-            if state["summary"] and state["summary"]["commit"] != fresh_commit:
-                console.say(f"{title}: begun by commit {state['summary']['commit']}, goes on under {fresh_commit}")
+            if earlier_commit != summary.commit:
+                console.say(f"{title}: begun by commit {earlier_commit}, goes on under {summary.commit}")
             try:
                 for epoch in range(state["epoch"], config.recipe.epochs):
-                    record = _epoch(config, trainer, train, test, epoch, Sinks([metrics, console]))
+                    record = _epoch(config, trainer, train, test, epoch, sink)
                     best = record["test_top1"] > (summary.test_top1_best or -1.0)
                     summary = _updated(summary, record)
                     run_folder.save(folder, trainer, metrics, summary, best)

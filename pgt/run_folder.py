@@ -16,7 +16,7 @@ from pgt.runs import Summary
 if TYPE_CHECKING:
     import torch
 
-    from pgt.sinks import Console, JsonLines
+    from pgt.sinks import Console, JsonLines, Sinks
     from pgt.training.loop import Trainer
 
 
@@ -75,19 +75,20 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     path = folder / "environment.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
-    starts.append({"time": runs.now(), **environment.describe(name, torch.get_num_threads())})
+    starts.append({"time": runs.now(), "commit": summary.commit, **environment.describe(name, torch.get_num_threads())})
     runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
 
 
 @contextmanager
-def sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Console, JsonLines]]:
-    from pgt.sinks import Console, JsonLines
+def sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Sinks, Console, JsonLines]]:
+    """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
+    from pgt.sinks import Console, JsonLines, Sinks
 
     metrics = JsonLines(folder / "metrics.jsonl", metrics_size)
     console = Console(title, total_steps, folder / "log.txt")
+    together = Sinks([metrics, console])
     try:
-        yield console, metrics
+        yield together, console, metrics
     finally:
-        console.close()
-        metrics.close()
+        together.close()

@@ -144,6 +144,18 @@ def test_a_damaged_checkpoint_gets_one_line(damage):
         train(*DIGITS)
 
 
+def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured():
+    """As the message about a damaged checkpoint advises; its old best must not stand beside new weights."""
+    path = unfinished(*DIGITS)
+    values = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**values, "test_top1_best": 100.0}))
+    (path / "checkpoints" / "last.pt").unlink()
+    again = train(*DIGITS)
+    assert again.test_top1_best == values["test_top1_best"] < 100
+    assert again.started == values["started"]
+    assert [record["epoch"] for record in read_metrics(path) if record["event"] == "epoch"] == [0, 1, 2]
+
+
 def test_lost_metrics_are_noticed_before_they_are_appended_to():
     path = unfinished(*DIGITS) / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-15])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from pgt.data.delivery import Delivery
 from pgt.data.sampler import Sampler
 from pgt.data.tree import Files, read_tree
+from pgt.environment import cpus
 from pgt.errors import InputError
 from pgt.types import IGNORE_INDEX, Batch, Loader
 
@@ -117,11 +117,6 @@ class _EpochGroups:
 
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch * self.sampler.groups_per_step
-
-
-def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def augmented(image: Image.Image, key: tuple[int, int], size: int, seed: int) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pgt.errors import InputError
@@ -130,7 +130,7 @@ def _draw(axis: Any, groups: Curves, metric: str) -> None:
         colour, line = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         errors = [[max(100 - e[metric], foot) for e in epochs] for epochs in zip(*runs, strict=True)]
         epochs = range(1, len(errors) + 1)
-        axis.plot(epochs, [_mean(e) for e in errors], line, color=colour, label=label)
+        axis.plot(epochs, [fmean(e) for e in errors], line, color=colour, label=label)
         axis.fill_between(epochs, [min(e) for e in errors], [max(e) for e in errors], color=colour, alpha=0.12)
     axis.set(xscale="log", yscale="log", ylim=(foot, 100))
     for direction in (axis.xaxis, axis.yaxis):
@@ -139,7 +139,3 @@ def _draw(axis: Any, groups: Curves, metric: str) -> None:
         direction.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.3)
     axis.legend(frameon=False, fontsize="small")
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
