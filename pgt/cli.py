@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pgt import __version__
+from pgt.environment import cpus
 from pgt.errors import InputError, TrainingError, as_input_error
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         options = _parser().parse_args(arguments)
-        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook}[options.command]
+        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook, "data": _data}[options.command]
         return command(options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
@@ -65,13 +66,40 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
     figure.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
 
+    data = commands.add_parser("data", help="look after data sets")
+    verify = data.add_subparsers(dest="what", required=True, metavar="what").add_parser(
+        "verify", help="decode every image of a folder, count them, and write down what `pgt train` compares with"
+    )
+    verify.add_argument("root", type=Path, help="a folder with train/<class>/ and val/<class>/")
+    verify.add_argument("--workers", type=at_least(1), default=cpus(), help="processes (default: one a CPU)")
+    verify.add_argument("--output", type=Path, help="the manifest (default: ROOT/pgt-manifest.json)")
+
     bench = commands.add_parser("bench", help="speed beside what a user would pick instead")
-    bench.add_argument("what", choices=["loss"], help="loss: forward and backward of PGT and of cross-entropy")
-    bench.add_argument("--rounds", type=int, default=300, help="measured rounds (default: 300)")
-    bench.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
+    sides = bench.add_subparsers(dest="what", required=True, metavar="what")
+    loss = sides.add_parser("loss", help="forward and backward of PGT, of cross-entropy and of the published hook")
+    loss.add_argument("--rounds", type=at_least(2), default=300, help="measured rounds (default: 300)")
+    loss.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
+    loader = sides.add_parser("loader", help="our training loaders, torchvision's and timm's on the same JPEGs")
+    loader.add_argument("--root", type=Path, help="a folder of classes of images (default: generated, 500x375)")
+    loader.add_argument("--workers", type=at_least(1), default=cpus(), help="of each loader (default: one a CPU)")
+    loader.add_argument("--batch", type=at_least(1), default=64, help="images of a batch (default: 64)")
+    loader.add_argument("--batches", type=at_least(1), default=12, help="timed batches of a round (default: 12)")
+    loader.add_argument("--rounds", type=at_least(1), default=3, help="rounds through all loaders (default: 3)")
 
     commands.add_parser("hook", help="what the published listing computes, by loss scale, batch and precision")
     return parser
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A whole number of an option, not below `low`."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
+        return int(text)
+
+    number.__name__ = "whole number"  # argparse says "invalid whole number value"
+    return number
 
 
 def _train(arguments: list[str]) -> int:
@@ -113,11 +141,22 @@ def _figure(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from pgt.tools import bench
+    if options.what == "loader":
+        from pgt.tools import bench_loader
 
-    if options.rounds < 2:
-        raise InputError(f"--rounds must be at least 2, got {options.rounds}")
-    print(bench.losses(options.rounds, options.compiled))
+        measured = bench_loader.loaders(options.root, options.batch, options.workers, options.batches, options.rounds)
+    else:
+        from pgt.tools import bench
+
+        measured = bench.losses(options.rounds, options.compiled)
+    print(measured)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from pgt.tools import verify
+
+    verify.command(options.root, options.workers, options.output)
     return 0
 
 

@@ -65,8 +65,17 @@ class Digits(Data):
 class ImageFolder(Data):
     root: str = no_identity()
     image_size: int = at_least(1)
+    backend: str = choice("auto", "dali", "torchvision")
+    """Of decoding and resizing; auto: DALI where it is installed. Their pixels differ in their last bits."""
+    dali_device: str = no_identity(choices=("auto", "cpu", "gpu"))
     workers: int = no_identity(at_least=0)
-    """Processes that decode; never more than one a CPU. 0: decode in the training process."""
+    """DALI's threads or torchvision's processes that decode; never more than one a CPU."""
+    on_bad_file: str = no_identity(choices=("error", "skip"))
+
+
+@dataclass
+class Cifar(Data):
+    root: str = no_identity()
 
 
 @dataclass
@@ -171,7 +180,14 @@ class Config:
     paths: Paths = field(default_factory=Paths)
 
 
-DATA: dict[str, type[Data]] = {"digits": Digits, "imagefolder": ImageFolder, "synthetic": Synthetic}
+DATA: dict[str, type[Data]] = {
+    "imagenet": ImageFolder,
+    "imagefolder": ImageFolder,
+    "cifar10": Cifar,
+    "cifar100": Cifar,
+    "digits": Digits,
+    "synthetic": Synthetic,
+}
 SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "step": Step}
 TRANSFORMS: dict[str, type[Transform]] = {"gc": ClipNorm, "value": ClipValue, "agc": ClipUnitwise}
 

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
     "pillow",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
 )
 
 
@@ -40,6 +43,14 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "command": sys.argv,
     }
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed."""
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def cpus() -> int:

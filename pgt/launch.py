@@ -6,6 +6,7 @@ import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pgt import data
@@ -47,7 +48,7 @@ def train(arguments: Sequence[str]) -> int:
         return 0
     configs = compose_all(overrides, multirun)
     for config in configs:
-        data.check(config.data.name, getattr(config.data, "root", ""))
+        data.check(**asdict(config.data))
     total = len(configs)
     failures: list[InputError | TrainingError] = []
     started = itertools.count(1)

@@ -34,7 +34,8 @@ def run(config: Config, label: str = "") -> Summary:
         InputError: data, checkpoint or folder cannot be used. What a run had come to is kept.
         TrainingError: the loss is no longer finite; the folder says so.
     """
-    fresh = _new_summary(config)
+    dataset = data.open_set(**_data_options(config))
+    fresh = _new_summary(config, dataset.manifest)
     folder = Path(config.paths.runs) / (config.experiment or "custom") / fresh.run_id
     before = None if config.trainer.force else runs.read_summary(folder)
     if before is not None and before.manifest != fresh.manifest:
@@ -47,10 +48,10 @@ def run(config: Config, label: str = "") -> Summary:
         return before
     if before is not None:
         fresh = replace(fresh, started=before.started)  # what it has measured is its checkpoint's to say
-    return _train(config, fresh, folder, label)
+    return _train(config, dataset, fresh, folder, label)
 
 
-def _new_summary(config: Config) -> Summary:
+def _new_summary(config: Config, manifest: str) -> Summary:
     identity = schema.identity(config)
     return Summary(
         run_id=runs.run_id(identity),
@@ -58,7 +59,7 @@ def _new_summary(config: Config) -> Summary:
         experiment=config.experiment,
         identity=identity,
         seed=config.seed,
-        manifest=data.manifest(**_data_options(config)),
+        manifest=manifest,
         commit=environment.commit(),
         started=runs.now(),
     )
@@ -72,12 +73,12 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
     Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summary:
+def _train(config: Config, dataset: data.DataSet, summary: Summary, folder: Path, label: str) -> Summary:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
-    train, test, trainer = _assemble(config, device)
+    train, test, trainer = _assemble(config, dataset, device)
     total_steps = config.recipe.epochs * train.steps_per_epoch
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
@@ -113,7 +114,7 @@ def _train(config: Config, summary: Summary, folder: Path, label: str) -> Summar
     return summary
 
 
-def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Trainer]:
+def _assemble(config: Config, dataset: data.DataSet, device: torch.device) -> tuple[Loader, Loader, Trainer]:
     """Loaders and trainer of a config, on the device."""
     import torch
 
@@ -129,7 +130,7 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
     delivery = Delivery(
         device, precision.dtype, recipe.global_batch, recipe.local_batch, config.seed, config.data.drop_last
     )
-    train, test = data.load(delivery=delivery, **_data_options(config))
+    train, test = dataset.loaders(delivery)
     model = precision.apply(models.build(config.model.name, train.num_classes))
     model = model.to(device, memory_format=torch.channels_last)
     rates = schedule.Rates(
@@ -162,9 +163,9 @@ def _assemble(config: Config, device: torch.device) -> tuple[Loader, Loader, Tra
 
 
 def _data_options(config: Config) -> dict[str, Any]:
-    """What `pgt.data.load` and `pgt.data.manifest` take of a config."""
+    """What `pgt.data.open_set` takes of a config."""
     options = {key: value for key, value in asdict(config.data).items() if key != "drop_last"}
-    if config.data.name == "imagefolder":
+    if config.data.name in data.FOLDERS:
         options["interpolation"] = config.model.interpolation
     return options
 
@@ -176,6 +177,9 @@ def _epoch(config: Config, trainer: Trainer, train: Loader, test: Loader, epoch:
     trained = trainer.train_epoch(train, epoch, sink, config.trainer.log_every)
     tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision)
     record = {"event": "epoch", "epoch": epoch, **trained, **tested}
+    if skipped := [*train.skipped, *test.skipped]:
+        names = ", ".join(str(path) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        record |= {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {names}"}
     sink.write((epoch + 1) * train.steps_per_epoch - 1, record)
     if not math.isfinite(tested["test_loss"]):
         raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
@@ -198,6 +202,7 @@ def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
         test_logit_norm=record["test_logit_norm"],
         test_ece=record["test_ece"],
         test_ece_alpha=record["test_ece_alpha"],
+        skipped_files=record.get("skipped_files", 0),
         images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
     )
 

@@ -46,7 +46,8 @@ class Summary:
         test_loss_alpha: cross-entropy at α·z.
         test_ece, test_ece_alpha: expected calibration error at z and at α·z, percent.
         images_per_second: training speed, evaluation apart.
-        manifest: names the data (see `pgt.data.manifest`).
+        skipped_files: images left out because they could not be read.
+        manifest: names the data (see `pgt.data.DataSet`).
         commit: of this program, with `+` where the tree was not clean; its version when installed without git.
         started, finished: ISO 8601, UTC.
         reason: why a run diverged.
@@ -73,6 +74,7 @@ class Summary:
     test_ece: float | None = None
     test_ece_alpha: float | None = None
     images_per_second: float | None = None
+    skipped_files: int = 0
     world_size: int = 1
     finished: str | None = None
     reason: str | None = None

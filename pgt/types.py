@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -38,15 +39,25 @@ class Loader(Protocol):
         num_samples: number of distinct samples of the split over all ranks.
         steps_per_epoch: optimizer steps of an epoch, the same on every rank.
         groups_per_step: batches of one step; more than one where gradients are accumulated.
+        skipped: files left out so far because they could not be read.
     """
 
     num_classes: int
     num_samples: int
     steps_per_epoch: int
     groups_per_step: int
+    skipped: Collection[Path]
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """Yield the batches of epoch `index` (from 0): the same ones each time it is asked."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last batch handed out: `epoch`, `step`, and which order it is a place in."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place: the next `epoch(state["epoch"])` yields what was left of it."""
         ...
 
 

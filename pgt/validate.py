@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from pgt.config import DATA, SCHEDULES, TRANSFORMS, ClipUnitwise, Config, Recipe, Transform
+from pgt.config import DATA, SCHEDULES, TRANSFORMS, ClipUnitwise, Config, ImageFolder, Recipe, Transform
+from pgt.environment import has_dali
 from pgt.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def validate(composed: DictConfig) -> Config:
         schema.data = OmegaConf.structured(_variant(DATA, plain, "data"))
         schema.schedule = OmegaConf.structured(_variant(SCHEDULES, plain, "schedule"))
     config: Config = _fit(schema, plain)
+    if isinstance(config.data, ImageFolder) and config.data.backend == "auto":
+        config.data.backend = "dali" if has_dali() else "torchvision"
     config.method.transforms = [_transform(index, item) for index, item in enumerate(config.method.transforms)]
     for path, rule, value in _values(config):
         _check(path, rule, value)
@@ -74,7 +77,10 @@ def _fit(schema: DictConfig, plain: dict[Any, Any], prefix: str = "") -> Any:
         key = f"{prefix}{error.full_key}"
         raise InputError(f"{key} is missing: add {key}=...") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{prefix}{error.full_key} {_type_error(str(error.msg or error))}") from None
+        key, message = f"{prefix}{error.full_key}", str(error.msg or error)
+        if unset := re.search(r"Environment variable '(\w+)' not found", message):
+            raise InputError(f"{key} is missing: export {unset[1]}=... or add {key}=...") from None
+        raise InputError(f"{key} {_type_error(message)}") from None
 
 
 KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "a text"}

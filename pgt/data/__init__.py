@@ -1,63 +1,127 @@
-"""The data sets by name: what they consist of, and each as a training and a test `Loader`."""
+"""The data sets by name: what they consist of, and each as a training and a test `Loader`.
+
+Nothing here imports torch before loaders are asked for.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt.data.tree import check_root, file_digest, read_tree
+from pgt.data.tree import Tree, check_imagenet, check_manifest, check_root, read_tree
+from pgt.environment import has_dali
+from pgt.errors import InputError
 
 if TYPE_CHECKING:
     from pgt.data.delivery import Delivery
     from pgt.types import Loader
 
+FOLDERS = ("imagenet", "imagefolder")
 
-def check(name: str, root: str) -> None:
-    """Refuse at once what is plainly not there. Imports no torch.
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that is there.
+
+    Attributes:
+        manifest: a short text that changes when the list of its samples does.
+        loaders: its training and its test loader, delivered as a run wants them.
+    """
+
+    manifest: str
+    loaders: Callable[[Delivery], tuple[Loader, Loader]]
+
+
+def check(name: str, **options: Any) -> None:
+    """Refuse at once what is plainly not there: no file is listed.
 
     Raises:
-        InputError: a data set of folders without them.
+        InputError: a data set of folders without them, or a backend that is not installed.
     """
-    if name == "imagefolder":
-        check_root(Path(root))
+    if name not in FOLDERS:
+        return
+    check_root(Path(options["root"]))
+    if options["backend"] == "dali" and not has_dali():
+        raise InputError(
+            "data.backend=dali needs NVIDIA DALI: pip install nvidia-dali-cuda130 (or -cuda120 for older drivers), "
+            "or take data.backend=torchvision"
+        )
 
 
-def manifest(name: str, **options: Any) -> str:
-    """A short text that changes when the list of samples of a data set does. Imports no torch.
+def open_set(name: str, **options: Any) -> DataSet:
+    """The data set `name` with the options of its config.
 
     Raises:
-        InputError: data that is not there.
+        InputError: data that are not there, are not what they are called, or are not what was verified.
     """
-    if name == "imagefolder":
-        train, test, _ = read_tree(Path(options["root"]))
-        return file_digest(train + test)
+    if name in FOLDERS:
+        tree = read_tree(Path(options.pop("root")))
+        if name == "imagenet":
+            check_imagenet(tree)
+        digest = tree.digest()
+        check_manifest(tree, digest, allow_unreadable=options["on_bad_file"] == "skip")
+        return DataSet(digest, partial(folder_loaders, tree=tree, **options))
     if name == "digits":
-        from importlib.metadata import version
+        return DataSet(f"scikit-learn {version('scikit-learn')}", _digits)
+    if name == "synthetic":
+        return DataSet(json.dumps(options, sort_keys=True), partial(_synthetic, **options))
+    return DataSet(name, partial(_cifar, name=name, **options))
 
-        return f"scikit-learn {version('scikit-learn')}"
-    return json.dumps(options, sort_keys=True)
+
+def folder_loaders(
+    delivery: Delivery,
+    tree: Tree,
+    image_size: int,
+    workers: int,
+    interpolation: str,
+    backend: str,
+    dali_device: str,
+    on_bad_file: str,
+) -> tuple[Loader, Loader]:
+    """Training: random resized crop (linear, not antialiased) and flip. Evaluation: resize by `interpolation`, centre
+    crop."""
+    from pgt.data.reader import Reader
+
+    train = Reader(tree.train, image_size, delivery.seed), delivery.train_sampler(len(tree.train))
+    test = Reader(tree.test, image_size, None), delivery.test_sampler(len(tree.test))
+    common = {
+        "delivery": delivery,
+        "interpolation": interpolation,
+        "workers": workers,
+        "skip": on_bad_file == "skip",
+    }
+    if backend == "torchvision":
+        from pgt.data.folder import FolderLoader
+
+        return FolderLoader(*train, **common), FolderLoader(*test, **common)
+    on_gpu = delivery.device.type == "cuda" if dali_device == "auto" else dali_device == "gpu"
+    if on_gpu and delivery.device.type != "cuda":
+        raise InputError("data.dali_device=gpu needs a GPU: set data.dali_device=cpu or auto")
+    try:
+        from pgt.data.dali import DaliLoader
+    except (ImportError, OSError) as error:
+        raise InputError(f"NVIDIA DALI does not load ({error}): mend it, or take data.backend=torchvision") from None
+    return DaliLoader(*train, **common, on_gpu=on_gpu), DaliLoader(*test, **common, on_gpu=on_gpu)
 
 
-def load(name: str, delivery: Delivery, **options: Any) -> tuple[Loader, Loader]:
-    """The training and the test loader of the data set `name`.
+def _digits(delivery: Delivery) -> tuple[Loader, Loader]:
+    from pgt.data import digits
 
-    Args:
-        name: `digits`, `imagefolder` or `synthetic`.
-        delivery: what the run wants.
-        options: what that set's `load` takes.
+    return digits.load(delivery)
 
-    Raises:
-        InputError: data that is not there or does not fit.
-    """
-    if name == "digits":
-        from pgt.data import digits
 
-        return digits.load(delivery)
-    if name == "imagefolder":
-        from pgt.data import folder
-
-        return folder.load(delivery, **options)
+def _synthetic(delivery: Delivery, **options: Any) -> tuple[Loader, Loader]:
     from pgt.data import synthetic
 
     return synthetic.load(delivery, **options)
+
+
+def _cifar(delivery: Delivery, **options: Any) -> tuple[Loader, Loader]:
+    from pgt.data import cifar
+
+    return cifar.load(delivery, **options)

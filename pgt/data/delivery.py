@@ -11,6 +11,8 @@ from pgt.data.sampler import Sampler
 from pgt.errors import InputError
 
 EVALUATION_BATCH = 256
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels in [0, 1], by channel."""
 
 
 @dataclass(frozen=True)

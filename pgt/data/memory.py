@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgt.data.delivery import Delivery
+from pgt.data.loader import GroupLoader
 from pgt.data.sampler import Sampler
 from pgt.types import IGNORE_INDEX, Batch
 
@@ -16,7 +17,7 @@ Augment = Callable[[Tensor, np.ndarray, int], Tensor]
 """(images [N, 3, H, W], their sample indices [N], epoch) -> images."""
 
 
-class MemoryLoader:
+class MemoryLoader(GroupLoader):
     """A `Loader` over tensors.
 
     Args:
@@ -37,19 +38,55 @@ class MemoryLoader:
         delivery: Delivery,
         augment: Augment | None = None,
     ) -> None:
-        self.num_classes = num_classes
-        self.num_samples = len(labels)
-        self.steps_per_epoch = sampler.steps_per_epoch
-        self.groups_per_step = sampler.groups_per_step
-        self._sampler, self._augment = sampler, augment
+        super().__init__(sampler, num_classes)
+        self._augment = augment
         self._images = delivery.images(images)
         padded = torch.cat([labels, labels.new_tensor([IGNORE_INDEX])])  # index −1 is the padding's label
         self._labels = padded.to(delivery.device)
 
-    def epoch(self, index: int) -> Iterator[Batch]:
-        for group in self._sampler.groups(index):
+    def groups(self, epoch: int, first: int) -> Iterator[Batch]:
+        for group in self.sampler.part(epoch)[first:]:
             picked = torch.from_numpy(group).to(self._labels.device)
             images = self._images[picked]
             if self._augment is not None:
-                images = self._augment(images, group, index)
+                images = self._augment(images, group, epoch)
             yield Batch(images, self._labels[picked])
+
+
+class CropAndFlip:
+    """Pads each image, crops it at a random place to its size, and mirrors every other one.
+
+    Keyed by (seed, epoch, sample index) alone, so that no rank and no interruption changes it.
+
+    Args:
+        seed: of the run.
+        num_samples: size of the set.
+        padding: pixels on each side.
+        fill: [3] values of the padding.
+        flip: mirror with probability 1/2.
+    """
+
+    def __init__(self, seed: int, num_samples: int, padding: int, fill: Tensor, flip: bool) -> None:
+        self.seed, self.num_samples, self.padding, self.fill, self.flip = seed, num_samples, padding, fill, flip
+
+    def __call__(self, images: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        offsets = rng.integers(0, 2 * self.padding + 1, (self.num_samples, 2))
+        images = shift(images, torch.from_numpy(offsets[indices]), self.padding, self.fill)
+        if not self.flip:
+            return images
+        flipped = torch.from_numpy(rng.random(self.num_samples)[indices] < 0.5).to(images.device)
+        return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+def shift(images: Tensor, offsets: Tensor, padding: int, fill: Tensor) -> Tensor:
+    """Pad images [N, 3, H, W] with `fill` [3] and crop each at its offset [N, 2], of 0 to twice the padding."""
+    n, _, height, width = images.shape
+    padded = fill.to(images)[:, None, None].repeat(n, 1, height + 2 * padding, width + 2 * padding)
+    padded[:, :, padding : padding + height, padding : padding + width] = images
+    offsets = offsets.to(images.device)
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1:] + torch.arange(width, device=images.device)
+    sample = torch.arange(n, device=images.device)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,8 +67,12 @@ class Sampler:
         permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
         return np.resize(permutation, length)
 
-    def groups(self, epoch: int) -> Iterator[np.ndarray]:
-        """This rank's groups of an epoch in order, each [group]."""
+    @property
+    def samples_per_rank(self) -> int:
+        """Samples of one rank's part of an epoch, padding included."""
+        return self.steps_per_epoch * self.global_batch // self.world_size
+
+    def part(self, epoch: int) -> np.ndarray:
+        """This rank's groups of an epoch in order, [groups, group]."""
         parts = self.order(epoch).reshape(self.steps_per_epoch, self.world_size, -1, self.group)
-        for part in parts[:, self.rank]:
-            yield from part
+        return parts[:, self.rank].reshape(-1, self.group)

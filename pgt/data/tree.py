@@ -1,31 +1,85 @@
-"""What files a data set consists of. No torch."""
+"""What files an ImageNet-style data set consists of. No torch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pgt.errors import InputError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+MANIFEST = "pgt-manifest.json"
+IMAGENET = (1000, 1_281_167, 50_000)
+"""Classes, training and validation images of ImageNet-1K (ILSVRC 2012)."""
 
-Files = list[tuple[Path, int]]
-"""(file, label) in the order of the set."""
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a split in order, by class and then by name: some 30 bytes a file.
+
+    Attributes:
+        folder: of the split.
+        classes: C folder names, sorted; a file's label is the place of its folder among them.
+        names: [N] file names without their folder, as bytes.
+        labels: [N] int32.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    names: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        return self.folder / self.classes[self.labels[index]] / os.fsdecode(bytes(self.names[index]))
+
+    def lines(self) -> Iterator[bytes]:
+        """`class/name<tab>label` of each file."""
+        for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
+            yield b"%s/%s\t%d\n" % (os.fsencode(self.classes[label]), name, label)
 
 
-def read_tree(root: Path) -> tuple[Files, Files, list[str]]:
-    """Training files, validation files and class names of `<root>/train` and `<root>/val`.
+@dataclass(frozen=True)
+class Tree:
+    """`<root>/train` and `<root>/val`."""
+
+    root: Path
+    train: Files
+    test: Files
+
+    def digest(self) -> str:
+        """A short hash of both file lists: class folder, name and label in order."""
+        sha = hashlib.sha256()
+        for files in (self.train, self.test):
+            for line in files.lines():
+                sha.update(line)
+        return sha.hexdigest()[:16]
+
+    def counts(self) -> tuple[int, int, int]:
+        """Classes, training and validation images."""
+        return len(self.train.classes), len(self.train), len(self.test)
+
+
+def read_tree(root: Path) -> Tree:
+    """List the files of `<root>/train` and `<root>/val`.
 
     Raises:
         InputError: a folder that is missing or empty, or splits whose classes differ.
     """
     check_root(root)
-    train, classes = scan(root / "train")
-    test, test_classes = scan(root / "val")
-    if test_classes != classes:
-        differing = sorted(set(classes) ^ set(test_classes))
-        raise InputError(f"train and val under {root} have different classes: {', '.join(differing[:5])}")
-    return train, test, classes
+    tree = Tree(root, scan(root / "train"), scan(root / "val"))
+    if differing := sorted(set(tree.train.classes) ^ set(tree.test.classes)):
+        raise InputError(f"train and val under {root} have different classes: {_some(differing)}")
+    return tree
 
 
 def check_root(root: Path) -> None:
@@ -35,27 +89,76 @@ def check_root(root: Path) -> None:
             raise InputError(f"no folder {split}: data.root must hold train/<class>/ and val/<class>/")
 
 
-def scan(split: Path) -> tuple[Files, list[str]]:
-    """The (file, label) pairs of a split in order, and its class names: sorted folder names.
+def scan(split: Path) -> Files:
+    """The files of a split. Hidden files and folders, and files without an image's extension, are no part of it.
 
     Raises:
-        InputError: no image in it.
+        InputError: no image in it, or in one of its class folders.
     """
-    classes = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
-    files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((split / name).iterdir())
-        if file.suffix.lower() in EXTENSIONS
-    ]
-    if not files:
+    with os.scandir(split) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    names: list[bytes] = []
+    labels: list[int] = []
+    empty = []
+    for label, name in enumerate(classes):
+        found = sorted(os.fsencode(file) for file in os.listdir(split / name) if _is_image(file))
+        if not found:
+            empty.append(name)
+        names += found
+        labels += [label] * len(found)
+    if not names:
         raise InputError(f"no images under {split}: expected {split}/<class>/*.jpg, .png, ...")
-    return files, classes
+    if empty:
+        raise InputError(
+            f"no images in {len(empty)} class folders of {split}: {_some(empty)}; "
+            "fill them, or remove them from train and val"
+        )
+    return Files(split, tuple(classes), np.array(names), np.array(labels, dtype=np.int32))
 
 
-def file_digest(files: Files) -> str:
-    """A short hash of the file list: class folder, name and label in order."""
-    sha = hashlib.sha256()
-    for file, label in files:
-        sha.update(f"{file.parent.name}/{file.name}\t{label}\n".encode())
-    return sha.hexdigest()[:16]
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def check_imagenet(tree: Tree) -> None:
+    """Raises InputError unless the counts are those of ImageNet-1K."""
+    if tree.counts() != IMAGENET:
+        raise InputError(
+            f"{tree.root} is not ImageNet-1K: {describe(tree.counts())}, not {describe(IMAGENET)}; "
+            "complete it (`pgt data verify` says more), or train on it as data=imagefolder"
+        )
+
+
+def describe(counts: tuple[int, int, int]) -> str:
+    return "{:,} classes, {:,} training and {:,} validation images".format(*counts)
+
+
+def check_manifest(tree: Tree, digest: str, allow_unreadable: bool) -> None:
+    """Compare a tree with what `pgt data verify` wrote into its root, if it did.
+
+    Raises:
+        InputError: other files than those that were verified; or files known to be unreadable, unless
+            `allow_unreadable`.
+    """
+    path = tree.root / MANIFEST
+    try:
+        verified: dict[str, Any] = json.loads(path.read_text())
+        known, unreadable = verified["digest"], verified["unreadable"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged: run `pgt data verify {tree.root}` again, or remove it") from None
+    if known != digest:
+        raise InputError(
+            f"the files under {tree.root} are not those that were verified ({digest}, then {known}): "
+            f"run `pgt data verify {tree.root}` again"
+        )
+    if unreadable and not allow_unreadable:
+        raise InputError(
+            f"{tree.root} has {len(unreadable)} unreadable files: {_some(unreadable)}; mend or remove them and run "
+            f"`pgt data verify {tree.root}` again, or leave them out by data.on_bad_file=skip"
+        )

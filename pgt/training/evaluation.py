@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pgt.errors import InputError
 from pgt.training.precision import Precision
 from pgt.types import IGNORE_INDEX, Loader
 
@@ -27,20 +28,23 @@ def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precisio
         precision: of the forward pass; the metrics are computed in float32 or better.
     """
     model.eval()
-    sums: torch.Tensor | None = None
+    sums = torch.zeros(6, dtype=torch.float64)
     calibration = [_calibration_error(loader.num_classes) for _ in range(2)]
     for batch in loader.epoch(0):
         with precision.autocast():
             logits = model(batch.images)
         kept = batch.labels != IGNORE_INDEX
         logits, labels = logits[kept].double(), batch.labels[kept]
-        batch_sums = _sums(logits, labels, alpha)
-        sums = batch_sums if sums is None else sums + batch_sums
+        if len(labels) == 0:
+            continue
+        sums = sums.to(labels.device) + _sums(logits, labels, alpha)
         for error, z in zip(calibration, (logits, alpha * logits), strict=True):
             error.to(z.device).update(z.softmax(1), labels)
-    assert sums is not None, "a loader of no batches"
+    count = sums[0].item()
+    if count == 0:
+        raise InputError("not one image of the test set can be read")
     ece, ece_alpha = (100 * error.compute().item() for error in calibration)
-    top1, top5, loss, loss_alpha, norm = (sums / loader.num_samples).tolist()
+    top1, top5, loss, loss_alpha, norm = (sums[1:] / count).tolist()
     return {
         "test_top1": 100 * top1,
         "test_top5": 100 * top5,
@@ -60,9 +64,10 @@ def _calibration_error(num_classes: int) -> Metric:
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sums over [N, C] logits of top-1, top-5, loss at z and at α·z, and logit norm, as float64 [5]."""
+    """Sums over [N, C] logits of 1, top-1, top-5, loss at z and at α·z, and logit norm, as float64 [6]."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     parts = [
+        torch.ones_like(labels).sum(),
         best[:, 0].sum(),
         best.sum(),
         F.cross_entropy(logits, labels, reduction="sum"),

@@ -14,7 +14,7 @@ def ranks(world_size, **options):
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("batch", [1, 7, 96])
 def test_evaluation_counts_each_sample_exactly_once_in_equal_steps(world_size, batch):
-    parts = [list(s.groups(0)) for s in ranks(world_size, global_batch=batch * world_size, group=batch, training=False)]
+    parts = [list(s.part(0)) for s in ranks(world_size, global_batch=batch * world_size, group=batch, training=False)]
     assert len({len(part) for part in parts}) == 1
     seen = np.concatenate([group for part in parts for group in part])
     assert sorted(seen[seen >= 0]) == list(range(N))
@@ -24,7 +24,7 @@ def test_evaluation_counts_each_sample_exactly_once_in_equal_steps(world_size, b
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_training_order_is_one_permutation_the_same_for_any_world_size(world_size, drop_last):
     options = {"global_batch": 96, "group": 8, "seed": 5, "drop_last": drop_last}
-    parts = [list(s.groups(3)) for s in ranks(world_size, **options)]
+    parts = [list(s.part(3)) for s in ranks(world_size, **options)]
     per_rank = 96 // 8 // world_size
     steps = zip(*[[part[i : i + per_rank] for i in range(0, len(part), per_rank)] for part in parts], strict=True)
     order = np.concatenate([group for step in steps for rank in step for group in rank])
@@ -45,10 +45,10 @@ def test_epochs_and_seeds_differ_and_repeat():
 def test_groups_are_the_same_in_every_layout():
     """Four groups of 24 on one rank, two or four: the same samples meet."""
     for world_size in (1, 2, 4):
-        parts = [list(s.groups(0)) for s in ranks(world_size, global_batch=96, group=24)]
+        parts = [list(s.part(0)) for s in ranks(world_size, global_batch=96, group=24)]
         per_rank = 4 // world_size
         first_step = [tuple(group) for part in parts for group in part[:per_rank]]
-        reference = list(Sampler(N, 96, 24).groups(0))[:4]
+        reference = list(Sampler(N, 96, 24).part(0))[:4]
         assert first_step == [tuple(group) for group in reference]
 
 

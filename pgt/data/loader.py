@@ -1,0 +1,93 @@
+"""What all loaders share: how much there is, and the place in it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgt.data.reader import Reader
+from pgt.data.sampler import Sampler
+from pgt.errors import InputError
+from pgt.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GroupLoader(ABC):
+    """A `Loader` of the groups that a sampler makes."""
+
+    def __init__(self, sampler: Sampler, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.num_samples = sampler.num_samples
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.groups_per_step = sampler.groups_per_step
+        self.skipped: set[Path] = set()
+        self.sampler = sampler
+        self._place = (0, 0)
+        self._begin: dict[int, int] = {}
+
+    @abstractmethod
+    def groups(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from group `first` on."""
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        first = self._begin.pop(index, 0)
+        batches = self.groups(index, first * self.groups_per_step)
+        for step in range(first, self.steps_per_epoch):
+            for _ in range(self.groups_per_step):
+                batch = next(batches)
+                self._place = index, step + 1
+                yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last batch that was handed out, in whole optimizer steps."""
+        epoch, step = self._place
+        if step == self.steps_per_epoch:
+            epoch, step = epoch + 1, 0
+        return {"epoch": epoch, "step": step, "order": self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go there: the next `epoch(state["epoch"])` yields what was left of it, any other epoch all of it.
+
+        Raises:
+            InputError: a place in another order: other data, batch or seed. Another world size keeps the order.
+        """
+        if state["order"] != self._order():
+            raise InputError(
+                f"the data were left in another order ({state['order']}; now {self._order()}): "
+                "the number of images, the batch, or the seed has changed"
+            )
+        self._place = state["epoch"], state["step"]
+        self._begin = {state["epoch"]: state["step"]}
+
+    def _order(self) -> str:
+        sampler = self.sampler
+        return f"{sampler.num_samples} samples by {sampler.global_batch}, seed {sampler.seed}"
+
+
+class FileLoader(GroupLoader):
+    """A `GroupLoader` over image files, some of which may not be readable.
+
+    Args:
+        reader: of the split.
+        sampler: which samples come when.
+        skip: leave unreadable files out and remember them in `skipped`; else the first one stops the run.
+    """
+
+    def __init__(self, reader: Reader, sampler: Sampler, skip: bool) -> None:
+        super().__init__(sampler, len(reader.files.classes))
+        self.reader, self.skip = reader, skip
+
+    def note(self, unreadable: Tensor) -> None:
+        """Look through a batch's indices of unreadable files (−1: none), on the CPU.
+
+        Raises:
+            InputError: there is one, and files are not to be left out.
+        """
+        for index in unreadable[unreadable >= 0].tolist():
+            if not self.skip:
+                raise self.reader.complaint(index)
+            self.skipped.add(self.reader.files.path(index))

@@ -1,0 +1,155 @@
+"""Every file of an image folder opened and decoded once, and what was found written down."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from pgt import runs
+from pgt.data.reader import UNREADABLE, read, why
+from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, describe, read_tree
+from pgt.errors import InputError
+
+CHUNK = 64
+"""Files that a process takes at a time."""
+SHOWN = 20
+"""Unreadable files that are listed by name; the manifest has all."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a tree consists of.
+
+    Attributes:
+        tree: its files.
+        digest: of their list.
+        unreadable: files that cannot be decoded, relative to the root, and why.
+        ignored: files in class folders that are no part of the set: hidden, or no image's extension.
+        smallest: images in the smallest class of the training set.
+    """
+
+    tree: Tree
+    digest: str
+    unreadable: dict[str, str]
+    ignored: int
+    smallest: int
+
+
+def verify(root: Path, workers: int) -> Verified:
+    """Decode every image of `<root>/train` and `<root>/val`.
+
+    Args:
+        workers: processes that decode.
+
+    Raises:
+        InputError: a folder that is missing or empty, or splits whose classes differ.
+    """
+    tree = read_tree(root)
+    unreadable: dict[str, str] = {}
+    for name, files in (("train", tree.train), ("val", tree.test)):
+        for index, reason in _undecodable(files, workers, name):
+            unreadable[str(files.path(index).relative_to(root))] = reason
+    ignored = sum(_entries(files) - len(files) for files in (tree.train, tree.test))
+    return Verified(tree, tree.digest(), unreadable, ignored, int(np.bincount(tree.train.labels).min()))
+
+
+def _entries(files: Files) -> int:
+    return sum(len(list((files.folder / name).iterdir())) for name in files.classes)
+
+
+def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str]]:
+    """(index, reason) of each file that cannot be decoded, under a progress bar where there is a terminal."""
+    chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task(title, total=len(files))
+        paths = ([str(files.path(index)) for index in chunk] for chunk in chunks)
+        for chunk, found in zip(chunks, pool.map(_decode, paths), strict=True):
+            progress.advance(task, len(chunk))
+            yield from ((chunk[place], reason) for place, reason in found)
+
+
+def _decode(paths: Sequence[str]) -> list[tuple[int, str]]:
+    """(place, reason) of each of the files that cannot be decoded."""
+    found = []
+    for place, path in enumerate(paths):
+        try:
+            data, _, _ = read(Path(path))
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except UNREADABLE as error:
+            found.append((place, why(error)))
+    return found
+
+
+def report(verified: Verified) -> str:
+    """What was found, as text."""
+    tree = verified.tree
+    classes = tree.train.classes
+    shown = ", ".join(classes[:3]) + (f", ..., {classes[-1]}" if len(classes) > 3 else "")
+    lines = [
+        f"{tree.root}: {describe(tree.counts())}",
+        f"classes in order: {shown}; the smallest has {verified.smallest:,} training images",
+        f"file list: {verified.digest}",
+    ]
+    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        whole = tree.counts() == IMAGENET
+        lines.append("ImageNet-1K: complete" if whole else f"not all of ImageNet-1K, which has {describe(IMAGENET)}")
+    if verified.ignored:
+        lines.append(f"ignored: {verified.ignored:,} entries of class folders that are hidden or not named as images")
+    lines.append(f"unreadable: {len(verified.unreadable):,}")
+    lines += [f"  {path}: {reason}" for path, reason in list(verified.unreadable.items())[:SHOWN]]
+    if len(verified.unreadable) > SHOWN:
+        lines.append(f"  and {len(verified.unreadable) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def write_manifest(verified: Verified, path: Path) -> None:
+    """Write as JSON what `pgt train` compares with.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    classes, train, test = verified.tree.counts()
+    try:
+        runs.write_json(
+            path,
+            {
+                "digest": verified.digest,
+                "classes": classes,
+                "train": train,
+                "val": test,
+                "unreadable": sorted(verified.unreadable),
+                "time": runs.now(),
+            },
+        )
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
+
+
+def command(root: Path, workers: int, output: Path | None) -> None:
+    """Verify, print and write; raises InputError where files are unreadable."""
+    verified = verify(root, workers)
+    print(report(verified))
+    path = output or root / MANIFEST
+    write_manifest(verified, path)
+    print(f"written to {path}")
+    if verified.unreadable:
+        raise InputError(
+            f"{len(verified.unreadable)} files under {root} cannot be read: mend or remove them and verify again, or "
+            "train without them by data.on_bad_file=skip"
+        )

@@ -1,0 +1,39 @@
+"""Loaders for the data tests, light enough for the processes that they start."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from pgt import data
+from pgt.data.delivery import Delivery
+
+BACKENDS = ["dali", "torchvision"]
+
+FOLDER = {"name": "imagefolder", "root": ".", "image_size": 24, "workers": 2, "interpolation": "bilinear",
+          "dali_device": "auto", "on_bad_file": "error"}  # fmt: skip
+
+
+def loaders(options, **changes):
+    """Training and test loader of a data set's options; the changes are the delivery's."""
+    delivery = {"device": torch.device("cpu"), "dtype": torch.float32, "global_batch": 8, "local_batch": 4,
+                "seed": 0, "drop_last": True, **changes}  # fmt: skip
+    return data.open_set(**options).loaders(Delivery(**delivery))
+
+
+def digest(batches):
+    """One line a batch."""
+    for batch in batches:
+        yield hashlib.sha256(batch.images.contiguous().numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest()
+
+
+def script(code, *arguments):
+    """Output of a Python program of its own; it may print nothing to standard error."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()

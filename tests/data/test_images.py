@@ -1,0 +1,354 @@
+"""Image files through both backends: what is shown of them, and what happens to odd ones."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from scipy import stats
+
+from pgt import data, models
+from pgt.data import dali
+from pgt.data.reader import CROP_AREA, CROP_RATIO, Reader, central_view, crop_box, read
+from pgt.data.tree import scan
+from pgt.errors import InputError
+from pgt.tools.bench_loader import generate
+from pgt.types import IGNORE_INDEX
+from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
+
+LEVEL = 1 / (255 * 0.224)
+"""One step of an 8-bit pixel after normalisation, in the widest channel."""
+
+
+def photo(width=120, height=90, seed=0, mode="RGB"):
+    rng = np.random.default_rng(seed)
+    blobs = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return blobs.resize((width, height), Image.BICUBIC).convert(mode)
+
+
+def tree(root, files, val=1):
+    """`root` with a class of `files` (name -> bytes), a class of three photos, and `val` photos of each."""
+    for name in ("cat", "dog"):
+        for split, count in (("train", 3 if name == "dog" else 0), ("val", val)):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                photo(seed=i).save(folder / f"{i}.jpg")
+    for name, content in files.items():
+        (root / "train" / "cat" / name).write_bytes(content)
+    return root
+
+
+def encoded(image, format="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def epoch(options, epoch=0, split=0, **changes):
+    """All images and labels of an epoch in one batch each."""
+    loader = loaders(options, **changes)[split]
+    batches = list(loader.epoch(epoch))
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]), loader
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("split", [0, 1], ids=["train", "val"])
+def test_dali_and_pillow_show_the_same(tmp_path, interpolation, split):
+    """To a level of 255 where the filters are the same; and a network cannot tell them apart.
+
+    PGT_TEST_IMAGES names a folder of classes of images to compare on, instead of generated ones.
+    """
+    root = os.environ.get("PGT_TEST_IMAGES")
+    if root is None:
+        generate(tmp_path / "train", 12)
+        root = tmp_path / "train"
+    for name in ("train", "val"):
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(root)
+    count = len(scan(tmp_path / "train"))
+    options = {**FOLDER, "image_size": 224, "interpolation": interpolation}
+    (a, labels, _), (b, same, _) = (
+        epoch({**options, "backend": backend}, split=split, global_batch=count, local_batch=count)
+        for backend in BACKENDS
+    )
+    assert torch.equal(labels, same)
+    difference = (a - b).abs()
+    assert difference.mean() < 0.25 * LEVEL
+    if interpolation == "bilinear" or split == 0:
+        assert difference.max() < 1.01 * LEVEL
+    torch.manual_seed(0)
+    network = models.build("resnet18", 1000).eval()
+    with torch.no_grad():
+        z, w = network(a), network(b)
+    assert torch.cosine_similarity(z, w).min() > 0.999
+    assert (z.argmax(1) == w.argmax(1)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_arrives_follows_the_specification(tmp_path, backend):
+    """Area, ratio and flip read off the delivered pixels of an image whose colours say where they come from."""
+    side = 768
+    ramp = np.broadcast_to(np.linspace(0, 255, side), (side, side))
+    image = Image.fromarray(np.stack([ramp, ramp.T, 0 * ramp], 2).round().astype(np.uint8))
+    for split in ("train", "val"):
+        (tmp_path / split / "x").mkdir(parents=True)
+    for i in range(20):
+        image.save(tmp_path / "train" / "x" / f"{i}.bmp")
+    image.save(tmp_path / "val" / "x" / "0.bmp")
+    loader, _ = loaders({**FOLDER, "backend": backend, "image_size": 16}, global_batch=20, local_batch=20)
+    pixels = torch.cat([next(loader.epoch(e)).images for e in range(60)]).double()
+    scale = torch.tensor([0.229, 0.224]).double()[:, None, None] * (side - 1)
+    across = (pixels[:, :2] * scale)[:, 0].mean(1)  # [samples, 16]: columns of the image
+    down = (pixels[:, :2] * scale)[:, 1].mean(2)
+    step = torch.arange(16).double() - 7.5
+    slope_x, slope_y = (across @ step) / (step @ step), (down @ step) / (step @ step)
+    width, height = slope_x.abs() * 16 / side, slope_y * 16 / side
+    assert (height > 0).all()
+    flips = int((slope_x < 0).sum())
+    assert stats.binomtest(flips, len(pixels), 0.5).pvalue > 0.01
+    area, ratio = (width * height).numpy(), (width / height).numpy()
+    small = area < 0.5  # larger ones do not always fit, which bends the distribution
+    assert small.sum() > 400
+    assert stats.kstest(area[small], stats.uniform(CROP_AREA[0], 0.5 - CROP_AREA[0]).cdf).pvalue > 0.01
+    low, high = np.log(CROP_RATIO)
+    assert stats.kstest(np.log(ratio[small]), stats.uniform(low, high - low).cdf).pvalue > 0.01
+
+
+def test_crops_follow_the_specification():
+    """Area and log ratio are uniform where every crop fits: a Kolmogorov–Smirnov test with a fixed seed."""
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop_box(10_000, 10_000, rng) for _ in range(3000)])
+    top, left, height, width = boxes.T
+    area = height * width / 1e8
+    small = area < 0.5
+    assert stats.kstest(area[small], stats.uniform(CROP_AREA[0], 0.5 - CROP_AREA[0]).cdf).pvalue > 0.01
+    low, high = np.log(CROP_RATIO)
+    assert stats.kstest(np.log(width / height)[small], stats.uniform(low, high - low).cdf).pvalue > 0.01
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 10_000).all()
+    assert (left + width <= 10_000).all()
+
+
+def test_a_crop_that_never_fits_is_the_centre_of_the_nearest_ratio():
+    assert crop_box(1, 1000, np.random.default_rng(0))[2:] == (1, 1)
+    assert crop_box(10, 4000, np.random.default_rng(0))[2] == 10
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 333), (64, 64), (2400, 56), (257, 256)])
+@pytest.mark.parametrize("side", [224, 32, 288])
+def test_evaluation_is_torchvisions_resize_and_centre_crop(size, side):
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    image = photo(*size)
+    view = central_view(*reversed(size), side)
+    reference = Compose([Resize(round(side * 256 / 224)), CenterCrop(side)])(image)
+    resized = image.resize(view.size[::-1], Image.BILINEAR)
+    top, left = view.corner
+    assert np.array_equal(np.asarray(reference), np.asarray(resized.crop((left, top, left + side, top + side))))
+
+
+ODD = {
+    "png named.JPEG": encoded(photo(), "PNG"),
+    "cmyk.jpg": encoded(photo(mode="CMYK")),
+    "grey.jpg": encoded(photo(mode="L")),
+    "progressive.jpg": encoded(photo(), progressive=True),
+    "palette.png": encoded(photo(mode="P"), "PNG"),
+    "alpha.png": encoded(photo(mode="RGBA"), "PNG"),
+    "bits.png": encoded(photo(mode="1"), "PNG"),
+    "gif named.jpg": encoded(photo(mode="P"), "GIF"),
+    "webp.webp": encoded(photo(), "WEBP", lossless=True),
+    "16 bit.png": encoded(Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257), "PNG"),
+    "comment behind the end.jpg": encoded(photo()) + b"x" * 500,
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_show_what_pillow_shows(tmp_path, backend, name):
+    tree(tmp_path, {name: ODD[name]})
+    reference = tree(tmp_path / "plain", {})
+    with Image.open(io.BytesIO(ODD[name])) as image:
+        plain = photo(mode="L").convert("RGB") if name.startswith("16") else image.convert("RGB")
+    plain.save(reference / "train" / "cat" / f"{Path(name).stem}.png")
+    options = {**FOLDER, "backend": backend, "image_size": 64}
+    (a, _, _), (b, _, _) = (
+        epoch({**options, "root": root}, global_batch=4, local_batch=4) for root in (tmp_path, reference)
+    )
+    assert (a - b).abs().max() < 1.01 * LEVEL
+
+
+def test_rotation_in_the_exif_data_is_left_alone(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    tree(tmp_path, {"turned.jpg": encoded(photo(), exif=exif.tobytes())})
+    tree(tmp_path / "plain", {"turned.jpg": encoded(photo())})
+    for backend in BACKENDS:
+        options = {**FOLDER, "backend": backend, "image_size": 64}
+        images = [epoch({**options, "root": root}, global_batch=4, local_batch=4)[0] for root in (".", "plain")]
+        assert torch.equal(*images)
+
+
+def test_what_is_no_image_by_its_name_shifts_no_class(tmp_path):
+    tree(tmp_path, {"a.jpg": encoded(photo()), "notes.txt": b"x", ".hidden.jpg": b"x", "._a.jpg": b"x"})
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "README").write_text("x")
+    files = scan(tmp_path / "train")
+    assert files.classes == ("cat", "dog")
+    assert [str(files.path(i).relative_to(tmp_path)) for i in range(4)] == [
+        "train/cat/a.jpg", "train/dog/0.jpg", "train/dog/1.jpg", "train/dog/2.jpg"]  # fmt: skip
+    assert files.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_an_empty_class_folder_is_refused(tmp_path):
+    tree(tmp_path, {"notes.txt": b"x"})
+    with pytest.raises(InputError, match="no images in 1 class folders of train: cat; fill them"):
+        data.open_set(**{**FOLDER, "backend": "dali"})
+
+
+def test_names_that_are_no_utf8_are_files_like_others(tmp_path):
+    tree(tmp_path, {})
+    name = b"\xff\xfe.jpg"
+    with open(os.path.join(os.fsencode(tmp_path / "train" / "cat"), name), "wb") as file:
+        file.write(encoded(photo()))
+    _, labels, _ = epoch({**FOLDER, "backend": "dali"}, global_batch=4, local_batch=4)
+    assert sorted(labels.tolist()) == [0, 1, 1, 1]
+
+
+WHOLE = encoded(photo())
+BROKEN = {
+    "cut off.jpg": (WHOLE[: len(WHOLE) // 2], "truncated"),
+    "cut off at the very end.jpg": (WHOLE[:-40], "truncated"),
+    "empty.jpg": (b"", "not an image"),
+    "text.jpg": (b"no image, but long enough for a header " * 9, "not an image"),
+    "cut off.png": (encoded(photo(), "PNG")[:-200], "truncated|broken"),
+    "cut off.webp": (encoded(photo(), "WEBP")[:-50], ""),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_stops_the_run_with_its_name_or_is_left_out(tmp_path, backend, name):
+    content, reason = BROKEN[name]
+    tree(tmp_path, {name: content, "fine.jpg": WHOLE})
+    (tmp_path / "val" / "dog" / name).write_bytes(content)
+    options = {**FOLDER, "backend": backend}
+    for split, file in ((0, f"train/cat/{name}"), (1, f"val/dog/{name}")):
+        with pytest.raises(InputError, match=rf"^cannot read the image {file}: .*({reason}).*on_bad_file=skip"):
+            epoch(options, split=split, global_batch=5, local_batch=5)
+    options["on_bad_file"] = "skip"
+    images, labels, loader = epoch(options, global_batch=5, local_batch=5)
+    assert images.isfinite().all()
+    assert set(loader.skipped) == {Path("train/cat") / name}
+    after = scan(Path("train")).names.tolist().index(name.encode()) + 1  # the next file stands in
+    assert sorted(labels.tolist()) == sorted([0, 1, 1, 1, 0 if after < 2 else 1])
+    images, labels, loader = epoch(options, split=1, global_batch=5, local_batch=5)
+    assert sorted(labels[labels != IGNORE_INDEX].tolist()) == [0, 1]
+    assert set(loader.skipped) == {Path("val/dog") / name}
+    assert epoch(options, split=1, global_batch=5, local_batch=5)[2].num_samples == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_cannot_be_opened(tmp_path, backend):
+    tree(tmp_path, {})
+    (tmp_path / "train" / "cat" / "gone.jpg").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"train/cat/gone.jpg: No such file or directory; mend"):
+        epoch({**FOLDER, "backend": backend}, global_batch=4, local_batch=4)
+
+
+def test_a_set_of_broken_files_only_says_so(tmp_path):
+    tree(tmp_path, {"a.jpg": b""})
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="not one image under train can be read"):
+        Reader(scan(Path("train")), 24, 0).sample(0, 0)
+
+
+def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
+    for name, content, expected in (("a.jpg", WHOLE, 0), ("b.jpg", WHOLE + b"x" * 200, 1), ("c.jpg", WHOLE[:-40], 2)):
+        (tmp_path / name).write_bytes(content)
+        assert read(tmp_path / name) == (content, 90, 120)
+        assert len(decoded) == expected
+
+
+REST = """
+import json, sys
+from tests.data.helpers import FOLDER, digest, loaders
+if __name__ == "__main__":
+    states = json.loads(sys.argv[2])
+    for rank, state in enumerate(states):
+        train, _ = loaders({**FOLDER, "backend": sys.argv[1]}, rank=rank, world_size=len(states))
+        train.load_state_dict(state)
+        print(*digest(train.epoch(1)))
+"""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_new_process_goes_on_bit_for_bit(tmp_path, backend, world_size):
+    generate(tmp_path / "train", 24)
+    generate(tmp_path / "val", 2)
+    states, expected = [], []
+    for rank in range(world_size):
+        train, _ = loaders({**FOLDER, "backend": backend}, rank=rank, world_size=world_size)
+        lines = []
+        for line in digest(train.epoch(1)):
+            lines.append(line)
+            if len(lines) == train.groups_per_step:
+                states.append(train.state_dict())
+        assert len(set(lines)) == len(lines) == 3 * 2 // world_size
+        expected.append(" ".join(lines[train.groups_per_step :]))
+    assert script(REST, backend, json.dumps(states)) == expected
+
+
+READ_AHEAD = """
+import sys
+from pgt.data import dali
+from tests.data.helpers import FOLDER, digest, loaders
+if __name__ == "__main__":
+    workers = int(sys.argv[1])
+    dali.cpus = lambda: workers
+    train, _ = loaders({**FOLDER, "backend": "dali", "on_bad_file": "skip", "workers": workers})
+    print(*digest(train.epoch(0)), *train.skipped)
+"""
+
+
+def test_files_read_ahead_in_other_processes_change_nothing(tmp_path):
+    generate(tmp_path / "train", 20)
+    generate(tmp_path / "val", 2)
+    (tmp_path / "train" / "class0" / "broken.jpg").write_bytes(b"")
+    here, there = (script(READ_AHEAD, str(workers)) for workers in (1, 2 * dali.THREADS_A_READER))
+    assert here == there
+    assert here[0].endswith("train/class0/broken.jpg")
+
+
+MEMORY = """
+import sys, os, torch
+from tests.data.helpers import FOLDER, loaders
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+if __name__ == "__main__":
+    train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 64})
+    for epoch in range(20):
+        for loader, index in ((train, epoch), (test, 0)):
+            for batch in loader.epoch(index):
+                pass
+        if epoch in (2, 19):
+            print(resident())
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_stays_flat(tmp_path, backend):
+    generate(tmp_path / "train", 48)
+    generate(tmp_path / "val", 8)
+    early, late = (int(line) for line in script(MEMORY, backend))
+    assert late < 1.05 * early

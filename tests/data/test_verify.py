@@ -1,0 +1,109 @@
+"""`pgt data verify`, and what `pgt train` makes of it."""
+
+import json
+
+import pytest
+
+from pgt import data
+from pgt.data import tree as trees
+from pgt.errors import InputError
+from tests.conftest import TINY, compose, pgt, train
+from tests.data.helpers import FOLDER
+from tests.data.test_images import WHOLE, tree
+
+RUN = (*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
+       "recipe.local_batch=4", "model=resnet20")  # fmt: skip
+
+
+def test_verify_counts_and_train_compares(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE, "notes.txt": b"x"}, val=2)
+    done = pgt("data", "verify", ".")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ".: 2 classes, 4 training and 4 validation images" in done.stdout
+    assert "classes in order: cat, dog; the smallest has 1 training images" in done.stdout
+    assert "ignored: 1 entries" in done.stdout
+    assert "unreadable: 0" in done.stdout
+    assert "ImageNet" not in done.stdout
+    manifest = json.loads((tmp_path / "pgt-manifest.json").read_text())
+    assert (manifest["classes"], manifest["train"], manifest["val"], manifest["unreadable"]) == (2, 4, 4, [])
+    summary = train(*RUN)
+    assert summary.manifest == manifest["digest"]
+    [environment] = tmp_path.glob("runs/**/environment.json")
+    assert json.loads(environment.read_text())["manifest"] == manifest["digest"]
+    (tmp_path / "train" / "cat" / "b.jpg").write_bytes(WHOLE)
+    with pytest.raises(InputError, match=r"not those that were verified \(.*run `pgt data verify .` again"):
+        train(*RUN, "seed=1")
+
+
+def test_verify_names_what_is_broken_and_train_refuses_or_skips(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE, "cut.jpg": WHOLE[:-100], "empty.png": b""})
+    done = pgt("data", "verify", ".", "--workers", "2")
+    assert done.returncode == 2
+    assert "train/cat/cut.jpg: image file is truncated" in done.stdout
+    assert "train/cat/empty.png: not an image" in done.stdout
+    assert done.stderr.startswith("pgt: 2 files under . cannot be read: mend or remove them")
+    with pytest.raises(InputError, match=r"has 2 unreadable files: train/cat/cut.jpg, train/cat/empty.png; mend"):
+        train(*RUN)
+    assert not (tmp_path / "runs").exists()
+    summary = train(*RUN, "data.on_bad_file=skip")
+    assert (summary.status, summary.skipped_files) == ("finished", 2)
+    [log] = tmp_path.glob("runs/**/log.txt")
+    assert "warning: 2 unreadable files left out: " in log.read_text()
+    [metrics] = tmp_path.glob("runs/**/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[-1])["skipped_files"] == 2
+
+
+def test_wnids_are_compared_with_imagenet(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "n01440764").mkdir(parents=True)
+        (tmp_path / split / "n01440764" / "a.jpg").write_bytes(WHOLE)
+    done = pgt("data", "verify", ".", "--output", "elsewhere.json")
+    assert "not all of ImageNet-1K, which has 1,000 classes, 1,281,167 training and 50,000" in done.stdout
+    assert (tmp_path / "elsewhere.json").is_file()
+    assert not (tmp_path / "pgt-manifest.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "no json"])
+def test_a_damaged_manifest_is_refused(tmp_path, content):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    (tmp_path / "pgt-manifest.json").write_text(content)
+    with pytest.raises(InputError, match=r"pgt-manifest.json is damaged: run `pgt data verify .` again"):
+        data.open_set(**FOLDER, backend="dali")
+
+
+def test_verify_refuses_what_is_no_tree(tmp_path):
+    done = pgt("data", "verify", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "pgt: no folder nowhere/train: data.root must hold train/<class>/ and val/<class>/\n"
+    tree(tmp_path, {"a.jpg": WHOLE})
+    done = pgt("data", "verify", ".", "--output", "no/such/folder.json")
+    assert done.returncode == 2
+    assert "name another place by --output" in done.stderr
+
+
+def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    monkeypatch.delenv("IMAGENET", raising=False)
+    with pytest.raises(InputError, match=r"^data.root is missing: export IMAGENET=... or add data.root=..."):
+        compose("data=imagenet")
+    monkeypatch.setenv("IMAGENET", str(tmp_path))
+    config = compose("data=imagenet", *[o for o in RUN if not o.startswith("data")])
+    assert (config.data.name, config.data.root) == ("imagenet", str(tmp_path))
+    with pytest.raises(
+        InputError, match="is not ImageNet-1K: 2 classes, 4 training and 2 validation images, not 1,000"
+    ):
+        train("data=imagenet")
+    monkeypatch.setattr(trees, "IMAGENET", (2, 4, 2))
+    summary = train("data=imagenet", "data.image_size=32", *[o for o in RUN if not o.startswith("data")])
+    assert summary.identity["data"]["name"] == "imagenet"
+
+
+def test_the_backend_is_what_is_there(tmp_path, monkeypatch):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    assert compose(*RUN).data.backend == "dali"
+    monkeypatch.setattr("pgt.validate.has_dali", lambda: False)
+    monkeypatch.setattr("pgt.data.has_dali", lambda: False)
+    assert compose(*RUN).data.backend == "torchvision"
+    with pytest.raises(InputError, match=r"data\.backend=dali needs NVIDIA DALI: pip install"):
+        data.check(**FOLDER, backend="dali")
+    data.check(**FOLDER, backend="torchvision")

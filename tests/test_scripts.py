@@ -1,0 +1,130 @@
+"""scripts/prepare_imagenet.py on archives as the official ones, a few images large."""
+
+import io
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from pgt.data.tree import read_tree
+from tests.conftest import ROOT
+
+WNIDS = ["n01440764", "n01443537", "n02101388"]
+"""By ILSVRC2012_ID 2, 1, 3: not in their order as folders. The devkit has inner nodes, too."""
+IDS = [2, 1, 3]
+TRUTH = [1, 3, 2, 2, 1, 3, 3]
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def archives(tmp_path):
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as outer:
+        for count, wnid in enumerate(WNIDS, start=2):
+            file = io.BytesIO()
+            with tarfile.open(fileobj=file, mode="w") as inner:
+                for i in range(count):
+                    add(inner, f"{wnid}_{i}.JPEG", f"{wnid} {i}".encode())
+            add(outer, f"{wnid}.tar", file.getvalue())
+    with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
+        for i in range(len(TRUTH), 0, -1):  # their order in the archive means nothing
+            add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", f"val {i}".encode())
+    rows = [(i, w, "words", "gloss", 0, [], 0, 0) for i, w in zip(IDS, WNIDS, strict=True)]
+    rows.append((4, "n00001740", "entity", "", 2, [1, 2], 0, 0))
+    names = [
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    ]
+    synsets = np.array(rows, dtype=[(name, object) for name in names])
+    mat = io.BytesIO()
+    savemat(mat, {"synsets": synsets})
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", mat.getvalue())
+        truth = "\n".join(map(str, TRUTH)) + "\n"
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
+    return folder
+
+
+def prepare(archives, output):
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_imagenet.py")]
+    return subprocess.run([*command, "--archives", str(archives), "--output", str(output)],
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+
+
+def content(root):
+    return {str(path.relative_to(root)): path.read_text() for path in sorted(root.rglob("*.JPEG"))}
+
+
+def test_archives_become_class_folders(archives, tmp_path):
+    output = tmp_path / "imagenet"
+    done = prepare(archives, output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 classes, 9 training and 7 validation images. ImageNet-1K: not complete" in done.stdout
+    files = content(output)
+    assert read_tree(output).counts() == (3, 9, 7)
+    assert files["train/n02101388/n02101388_3.JPEG"] == "n02101388 3"
+    wnid = dict(zip(IDS, WNIDS, strict=True))
+    for number, label in enumerate(TRUTH, start=1):
+        assert files[f"val/{wnid[label]}/ILSVRC2012_val_{number:08d}.JPEG"] == f"val {number}"
+
+
+def test_it_goes_on_where_it_was(archives, tmp_path):
+    """After a kill there are whole classes, and hidden parts of others."""
+    whole = tmp_path / "whole"
+    prepare(archives, whole)
+    output = tmp_path / "imagenet"
+    (output / "train" / "n01440764").mkdir(parents=True)
+    (output / "train" / "n01440764" / "kept.JPEG").write_text("not written again")
+    (output / "train" / ".n01443537.partial").mkdir()
+    (output / "train" / ".n01443537.partial" / "half.JPEG").write_text("half")
+    assert prepare(archives, output).returncode == 0
+    kept = {"train/n01440764/kept.JPEG": "not written again"}
+    expected = {name: text for name, text in content(whole).items() if not name.startswith("train/n01440764")}
+    assert content(output) == {**kept, **expected}
+    assert not list(output.glob("*/.*"))
+
+
+def test_a_cut_off_archive_leaves_whole_classes_only(archives, tmp_path):
+    path = archives / "ILSVRC2012_img_train.tar"
+    inner = path.read_bytes()
+    start = inner.index(b"n02101388 2")
+    path.write_bytes(inner[: start - 100])
+    output = tmp_path / "imagenet"
+    done = prepare(archives, output)
+    assert done.returncode == 2
+    assert "ILSVRC2012_img_train.tar is damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not [p for p in output.glob("train/n*") if len(list(p.iterdir())) < 2]
+    assert not (output / "train" / "n02101388").exists()
+
+
+def test_what_is_missing_or_wrong_is_said(archives, tmp_path):
+    (archives / "ILSVRC2012_img_val.tar").rename(archives / "elsewhere.tar")
+    done = prepare(archives, tmp_path / "imagenet")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("prepare_imagenet: no ILSVRC2012_img_val.tar in")
+    (archives / "elsewhere.tar").rename(archives / "ILSVRC2012_img_val.tar")
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"x" * 100)
+    done = prepare(archives, tmp_path / "imagenet")
+    assert done.returncode == 2
+    assert "devkit_t12.tar.gz is damaged or not the ILSVRC2012 devkit" in done.stderr
+    with tarfile.open(archives / "ILSVRC2012_img_train.tar", "w") as tar:
+        add(tar, "../../evil.txt", b"x")
+    done = prepare(archives, tmp_path / "imagenet")
+    assert done.returncode == 2
+    assert "expected archives of classes" in done.stderr
