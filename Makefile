@@ -39,8 +39,9 @@ format: $(READY)  ## let ruff mend what it can
 type: $(READY)  ## mypy, strict where pyproject.toml says so
 	$(BIN)/mypy
 
-bench: $(READY)  ## PGT's loss beside cross-entropy and the published hook
+bench: $(READY)  ## our loss and our loaders beside what one would pick instead
 	$(BIN)/pgt bench loss --compiled
+	$(BIN)/pgt bench loader
 
 tables: $(READY)  ## write the demo's table from its runs
 	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "errors": set(),
     "runs": {"errors"},
     "config": set(),
-    "validate": {"config", "errors"},
+    "validate": {"config", "environment", "errors"},
     "compose": {"config", "errors", "runs", "validate"},
     "environment": set(),
     "methods": {"types"},
@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "sinks": {"types", "errors"},
     "training": {"methods", "models", "data", "runs", "types", "errors"},
     "reproduction": {"runs", "types", "errors"},
-    "tools": {"training", "methods", "models", "data", "reproduction", "runs", "types", "errors"},
+    "tools": {"training", "methods", "models", "data", "environment", "reproduction", "runs", "types", "errors"},
     "run": {
         "run_folder",
         "config",
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     },
     "run_folder": {"config", "environment", "runs", "sinks", "training"},
     "launch": {"compose", "data", "errors", "run", "validate"},
-    "cli": {"compose", "errors", "launch", "reproduction", "tools"},
+    "cli": {"compose", "environment", "errors", "launch", "reproduction", "tools"},
     "__init__": {"methods"},
 }
 NO_TORCH = [

@@ -4,7 +4,7 @@ import pytest
 
 from pgt.compose import compose_all, conf_dir, expand
 from pgt.config import DATA, SCHEDULES, TRANSFORMS, identity
-from pgt.data import load
+from pgt.data import open_set
 from pgt.errors import InputError
 from pgt.methods import LOSSES
 from pgt.methods import TRANSFORMS as METHODS
@@ -27,7 +27,9 @@ def test_every_experiment_composes_and_is_short(experiment):
 
 
 @pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer"])
-def test_every_choice_of_every_group_composes(group):
+def test_every_choice_of_every_group_composes(group, monkeypatch):
+    monkeypatch.setenv("IMAGENET", ".")
+    monkeypatch.setenv("CIFAR", ".")
     for choice in choices(group):
         config = compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
         part = getattr(config, group)
@@ -45,8 +47,8 @@ def test_schema_groups_and_code_name_the_same_things():
     assert used == set(METHODS), "a transform that no method offers"
     for implementation in LOSSES:
         assert compose(f"method.implementation={implementation}").method.implementation == implementation
-    assert load.__doc__ is not None
-    assert all(f"`{name}`" in load.__doc__ for name in DATA)
+    assert open_set.__doc__ is not None
+    assert all(f"`{name}`" in open_set.__doc__ for name in DATA)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_schema_groups_and_code_name_the_same_things():
         (["metod=pgt"], "unknown key 'metod': did you mean 'method'?"),
         (["method=pgtt"], "unknown method 'pgtt': did you mean 'pgt'?"),
         (["experiment=demo/bm"], "unknown experiment 'demo/bm': did you mean 'demo/bn'?"),
-        (["data.root=x"], "unknown key 'data.root': it goes with data=imagefolder"),
+        (["data.root=x"], "unknown key 'data.root': it goes with data=cifar10 or cifar100 or imagefolder or imagenet"),
         (["+nonsense=1"], "unknown key 'nonsense'; see `pgt train --cfg job` for the keys"),
         (["method.alpha=1.3"], "method.alpha must lie in [0, 1], got 1.3"),
         (["method.alpha=nan"], "method.alpha must be finite, got nan"),

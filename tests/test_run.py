@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from pgt.cli import main
 from pgt.compose import conf_dir
 from pgt.config import identity
+from pgt.data import open_set
 from pgt.errors import InputError, TrainingError
 from pgt.methods import TRANSFORMS
 from pgt.run import _assemble, run
@@ -233,7 +234,8 @@ def test_a_run_goes_on_with_all_it_had_measured():
 def test_the_order_of_the_config_is_the_order_of_the_chain():
     gc, agc = "{name: gc, max_norm: 1.0}", "{name: agc, clip_factor: 0.01, eps: 1e-3}"
     for order in ([gc, agc], [agc, gc]):
-        _, _, trainer = _assemble(compose(*DIGITS, f"method.transforms=[{','.join(order)}]"), torch.device("cpu"))
+        config = compose(*DIGITS, f"method.transforms=[{','.join(order)}]")
+        _, _, trainer = _assemble(config, open_set(name="digits"), torch.device("cpu"))
         names = [transform.func for transform in trainer.transforms]
         assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
 

@@ -54,7 +54,11 @@ def check(name: str, **options: Any) -> None:
 
 
 def open_set(name: str, **options: Any) -> DataSet:
-    """The data set `name` with the options of its config.
+    """A data set: no torch yet, and no image read.
+
+    Args:
+        name: `imagenet`, `imagefolder`, `cifar10`, `cifar100`, `digits` or `synthetic`.
+        options: the rest of its config, and `interpolation` for the first two.
 
     Raises:
         InputError: data that are not there, are not what they are called, or are not what was verified.

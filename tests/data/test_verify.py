@@ -45,7 +45,7 @@ def test_verify_names_what_is_broken_and_train_refuses_or_skips(tmp_path):
     with pytest.raises(InputError, match=r"has 2 unreadable files: train/cat/cut.jpg, train/cat/empty.png; mend"):
         train(*RUN)
     assert not (tmp_path / "runs").exists()
-    summary = train(*RUN, "data.on_bad_file=skip")
+    summary = train(*RUN, "data.on_bad_file=skip", "recipe.global_batch=6", "recipe.local_batch=6")
     assert (summary.status, summary.skipped_files) == ("finished", 2)
     [log] = tmp_path.glob("runs/**/log.txt")
     assert "warning: 2 unreadable files left out: " in log.read_text()
