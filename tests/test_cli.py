@@ -138,6 +138,18 @@ def test_the_benchmark_of_the_loss_prints_a_table():
     assert pgt("bench", "loss", "--rounds", "1").returncode == 2
 
 
+def test_the_benchmark_of_the_loaders_prints_a_table():
+    done = pgt("bench", "loader", "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
+    assert done.returncode == 0
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    names = ["torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg", "pgt, DALI on the CPU"]
+    assert [row[1].strip() for row in rows] == names
+    assert all(float(row[2]) > 0 for row in rows)
+    refused = pgt("bench", "loader", "--batches", "0")
+    assert refused.returncode == 2
+    assert "must be at least 1, got 0" in refused.stderr
+
+
 def test_installed_elsewhere_it_carries_its_configs(tmp_path):
     """The wheel, unpacked as an installer would, in a folder that is no checkout."""
     wheels, site = tmp_path / "wheels", tmp_path / "a site"

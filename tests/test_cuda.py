@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from pgt import power_grad_cross_entropy
+from pgt.data import open_set
+from pgt.environment import has_dali
 from pgt.run import _assemble
+from pgt.tools.bench_loader import generate
 from tests.conftest import TINY, compose, train
+from tests.data.helpers import FOLDER, loaders
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -22,7 +26,8 @@ def test_every_precision_trains(precision):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_does_not_make_the_host_wait(method, precision):
     overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}")
-    loader, _, trainer = _assemble(compose(*overrides), torch.device("cuda"))
+    dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
+    loader, _, trainer = _assemble(compose(*overrides), dataset, torch.device("cuda"))
     groups = [next(loader.epoch(0))]
     for step in range(3):
         trainer.train_step(groups, step)
@@ -46,3 +51,22 @@ def test_autocast_gives_the_float32_gradient_of_its_logits(dtype):
     loss.backward()
     expected = ((0.25 * z.detach().float()).softmax(1) - F.one_hot(y, 100)) / 16
     torch.testing.assert_close(z.grad, expected.to(dtype))
+
+
+@pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI")
+@pytest.mark.parametrize("dali_device", ["cpu", "gpu"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dali_feeds_the_gpu_what_the_cpu_shows(tmp_path, dali_device, dtype):
+    generate(tmp_path / "train", 16)
+    generate(tmp_path / "val", 6)
+    options = {**FOLDER, "backend": "dali", "image_size": 64}
+    here = loaders(options)
+    there = loaders({**options, "dali_device": dali_device}, device=torch.device("cuda"), dtype=dtype)
+    for a, b in zip(here, there, strict=True):
+        for _ in range(3):  # as often as buffers come round again
+            for x, y in zip(a.epoch(0), b.epoch(0), strict=True):
+                assert (y.images.device.type, y.images.dtype) == ("cuda", dtype)
+                assert y.images.is_contiguous(memory_format=torch.channels_last)
+                assert torch.equal(x.labels, y.labels.cpu())
+                difference = (x.images - y.images.cpu().float()).abs()
+                assert difference.mean() < 0.05  # nvJPEG is not libjpeg-turbo to the last bit
