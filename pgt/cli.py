@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pgt: {as_input_error(error)}", file=sys.stderr)
         return InputError.exit_code
     except KeyboardInterrupt:
-        print("pgt: interrupted; the same command goes on from the last whole epoch", file=sys.stderr)
+        on = "; the same command goes on from the last whole epoch" if arguments[:1] == ["train"] else ""
+        print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
 
 
@@ -142,6 +143,8 @@ def _figure(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     if options.what == "loader":
+        if options.root is not None and not options.root.is_dir():
+            raise InputError(f"no folder {options.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
         from pgt.tools import bench_loader
 
         measured = bench_loader.loaders(options.root, options.batch, options.workers, options.batches, options.rounds)

@@ -64,13 +64,15 @@ class Digits(Data):
 @dataclass
 class ImageFolder(Data):
     root: str = no_identity()
-    image_size: int = at_least(1)
+    image_size: int = between(1, 4096)
     backend: str = choice("auto", "dali", "torchvision")
     """Of decoding and resizing; auto: DALI where it is installed. Their pixels differ in their last bits."""
     dali_device: str = no_identity(choices=("auto", "cpu", "gpu"))
     workers: int = no_identity(at_least=0)
     """DALI's threads or torchvision's processes that decode; never more than one a CPU."""
     on_bad_file: str = no_identity(choices=("error", "skip"))
+    manifest: str | None = field(default=None, metadata={"identity": False})
+    """What `pgt data verify` wrote, to compare with; null: pgt-manifest.json in the root, where there is one."""
 
 
 @dataclass
@@ -102,6 +104,8 @@ class Recipe:
     cooldown_epochs: int = at_least(0)
     momentum: float = between(0, 1)
     weight_decay: float = at_least(0)
+    bn_statistics: str = choice("first", "mean")
+    """Running ones: the first device's first group's, as the authors', or the mean over all groups."""
 
 
 @dataclass
@@ -156,6 +160,20 @@ class Method:
 @dataclass
 class Trainer:
     precision: str = choice("fp32", "tf32", "bf16", "fp16", "fp64")
+    loss_scale: float = above(0)
+    """Of the first step in fp16; then the gradient scaler adapts it."""
+    loss_scale_growth_interval: int = at_least(1)
+    """Good steps in a row after which it is doubled."""
+    evaluate_every: int = at_least(1)
+    """Epochs; the last one is always evaluated."""
+    devices: int | None = field(default=None, metadata={"identity": False, "at_least": 1})
+    """Processes on this machine; null: every GPU that the batch can be shared by, or one process on the CPU."""
+    timeout_minutes: float = no_identity(above=0)
+    """That a rank waits for another before the run is given up."""
+    compile: bool = no_identity()
+    """Network and loss through torch.compile."""
+    deterministic: bool = no_identity()
+    """Deterministic kernels only, at some cost of speed."""
     log_every: int = no_identity(at_least=1)
     """Optimizer steps between two records, and between two looks at whether the loss is finite."""
     force: bool = no_identity()

@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pgt import data
+from pgt import data, workers
 from pgt.compose import check_shown, compose_all, conf_dir
 from pgt.errors import InputError, TrainingError, as_input_error
 from pgt.validate import validate
+from pgt.workers import Place
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from pgt.config import Config
 
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 BESIDE = ("--resolve", "--package", "-p", "--install", "--uninstall", "--query")
@@ -46,11 +49,14 @@ def train(arguments: Sequence[str]) -> int:
         check_shown([override for override in overrides if "=" in override])
         _hydra(arguments, lambda config: None)
         return 0
+    place = workers.found()
+    if place is not None:
+        return _as_rank(overrides, multirun, place)
     configs = compose_all(overrides, multirun)
     for config in configs:
         data.check(**asdict(config.data))
     total = len(configs)
-    failures: list[InputError | TrainingError] = []
+    failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
 
     def job(composed: DictConfig) -> None:
@@ -61,16 +67,49 @@ def train(arguments: Sequence[str]) -> int:
             run(validate(composed), label)
         except (InputError, TrainingError, OSError) as error:
             failure = as_input_error(error) if isinstance(error, OSError) else error
-            failures.append(failure)
+            failures.append(failure.exit_code)
             print(f"pgt: {label}{failure}", file=sys.stderr)
-        except Exception as error:  # a fault of one run must not cost the others of a night
-            failures.append(TrainingError(str(error)))
+        except Exception:  # a fault of one run must not cost the others of a night
+            failures.append(TrainingError.exit_code)
             traceback.print_exc()
 
     _hydra(arguments, job)
     if failures and total > 1:
         print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
-    return max((failure.exit_code for failure in failures), default=0)
+    return max(failures, default=0)
+
+
+def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
+    """One of the processes that torchrun or srun has started: they train one run together."""
+    from pgt.run import run_as_rank
+    from pgt.training.distributed import lost
+
+    def compose() -> Config:
+        if multirun:
+            raise InputError(
+                "-m goes through runs one after the other, and torchrun or srun starts one run: give each its own "
+                "command, or on one machine `pgt train -m ... trainer.devices=N` without them"
+            )
+        [config] = compose_all(overrides, False)
+        wanted = config.trainer.devices
+        if wanted is not None and wanted != place.local_size:
+            raise InputError(
+                f"trainer.devices={wanted}, but {place.local_size} processes were started on this machine: leave it out"
+            )
+        data.check(**asdict(config.data))
+        return config
+
+    try:
+        run_as_rank(place, compose)
+    except (InputError, TrainingError) as error:
+        if place.rank:  # the first rank speaks
+            return error.exit_code
+        raise
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        raise TrainingError(f"rank {place.rank} has lost the others: {error}") from None
+    return 0
 
 
 def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:

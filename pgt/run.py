@@ -3,36 +3,87 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+import os
+import pickle
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt import config as schema
-from pgt import data, environment, run_folder, runs
+from pgt import data, environment, layout, run_folder, runs, workers
 from pgt.config import Config
+from pgt.data import DataSet
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
+from pgt.sinks import Console, Sinks
+from pgt.workers import Place
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
 
+    from pgt.training.distributed import Ranks
     from pgt.training.loop import Trainer
-    from pgt.types import Loader
+    from pgt.types import Loader, Sink
+
+
+CONFIG = "config"
+"""Where the first of the ranks that torchrun starts leaves what it composed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has something left to do: what each of the processes that train it is given.
+
+    Attributes:
+        config: checked, resolved, final.
+        dataset: that the config names.
+        summary: as the run begins.
+        folder: of the run.
+        label: in front of what is printed, as `[2/18]`.
+    """
+
+    config: Config
+    dataset: DataSet
+    summary: Summary
+    folder: Path
+    label: str
 
 
 def run(config: Config, label: str = "") -> Summary:
-    """Train one config, or return what it came to before.
+    """Train one config on this machine, or return what it came to before.
 
     A finished or diverged run is returned at once (unless `trainer.force`); an interrupted one goes on from
-    its last whole epoch.
+    its last checkpoint.
 
     Args:
         config: checked by `pgt.validate`.
         label: in front of what is printed, as `[2/18]`.
 
     Raises:
-        InputError: data, checkpoint or folder cannot be used. What a run had come to is kept.
-        TrainingError: the loss is no longer finite; the folder says so.
+        InputError: data, checkpoint, devices or folder cannot be used. What a run had come to is kept.
+        TrainingError: the loss is no longer finite (the folder says so), or a process has failed.
+    """
+    job = prepare(config, label)
+    if isinstance(job, Summary):
+        return job
+    count = devices(config)
+    if count == 1:
+        from pgt.training.distributed import ALONE
+
+        return train(job, ALONE)
+    from pgt.training.distributed import lost
+
+    job.folder.mkdir(parents=True, exist_ok=True)
+    summary: Summary = workers.run_all(train_in_place, job, count, job.folder, lost)
+    return summary
+
+
+def prepare(config: Config, label: str) -> Job | Summary:
+    """What is to be done for a config; its result, where there is one. Starts nothing, writes nothing.
+
+    Raises:
+        InputError: as `run`.
     """
     dataset = data.open_set(**_data_options(config))
     fresh = _new_summary(config, dataset.manifest)
@@ -48,7 +99,157 @@ def run(config: Config, label: str = "") -> Summary:
         return before
     if before is not None:
         fresh = replace(fresh, started=before.started)  # what it has measured is its checkpoint's to say
-    return _train(config, dataset, fresh, folder, label)
+    return Job(config, dataset, fresh, folder, label)
+
+
+def devices(config: Config) -> int:
+    """How many processes train a config here: `trainer.devices`, or every GPU that its batch can be shared by.
+
+    Raises:
+        InputError: there are fewer GPUs.
+    """
+    import torch
+
+    available, wanted = torch.cuda.device_count(), config.trainer.devices
+    if wanted is None:
+        return layout.largest(config.recipe, available)
+    if available and wanted > available:
+        raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
+    return wanted
+
+
+def train_in_place(job: Job, place: Place) -> Summary:
+    """`train` as one of the processes that `run` starts."""
+    from pgt.training.distributed import joined, meet
+
+    with joined(place, meet(place), job.config.trainer.timeout_minutes) as ranks:
+        return train(job, ranks)
+
+
+def run_as_rank(place: Place, compose: Callable[[], Config]) -> Summary:
+    """`run` as one of the processes that torchrun or srun has started.
+
+    Args:
+        compose: makes the config; the first rank alone calls it, the others receive what it made.
+
+    Raises:
+        InputError, TrainingError: as `run`.
+    """
+    from pgt.training.distributed import joined, meet
+
+    store = meet(place)
+    if place.rank == 0:
+        try:
+            config = compose()
+            layout.check(config.recipe, place.world_size)
+        except InputError as error:
+            store.set(CONFIG, pickle.dumps(error))
+            raise
+        store.set(CONFIG, pickle.dumps(config))
+    received = pickle.loads(store.get(CONFIG))
+    if isinstance(received, InputError):
+        raise received
+    with joined(place, store, received.trainer.timeout_minutes) as ranks:
+        job = ranks.share(prepare(received, "") if ranks.first else None)
+        if isinstance(job, Summary):
+            return job
+        if not ranks.first:
+            workers.redirect(job.folder, ranks.rank)
+        return train(job, ranks)
+
+
+def train(job: Job, ranks: Ranks) -> Summary:
+    """Train a job to its end. Each of the ranks calls it; the first one alone writes and speaks.
+
+    Raises:
+        InputError, TrainingError: as `run`.
+    """
+    import torch
+
+    config = job.config
+    _set_up_torch(config)
+    torch.manual_seed(config.seed)
+    train_loader, test_loader, trainer = _assemble(config, job.dataset, ranks)
+    loaders = train_loader, test_loader
+    if not ranks.first:
+        if (earlier := ranks.share(None)) is not None:
+            return earlier
+        state = run_folder.resume(job.folder, trainer, ranks.share(None))
+        return _epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), lambda *_: None)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(job.folder):
+        now = None if config.trainer.force else runs.read_summary(job.folder)
+        if now is not None and now.status in (FINISHED, DIVERGED):  # another process ended it while this one loaded
+            _report_earlier(now, job.summary, job.folder, job.label)
+            return ranks.share(now)
+        ranks.share(None)
+        if config.trainer.force:
+            run_folder.clear(job.folder)
+        state = run_folder.resume(job.folder, trainer, ranks.share(run_folder.load(job.folder)))
+        summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
+        run_folder.record_start(job.folder, config, summary, ranks.device)
+        title = f"{job.label}{describe(config)}"
+        total_steps = config.recipe.epochs * train_loader.steps_per_epoch
+        with run_folder.sinks(job.folder, title, total_steps, state["metrics_size"]) as (sink, console, metrics):
+            _announce(console, title, job, trainer, train_loader, state)
+            try:
+                save = partial(run_folder.save, job.folder, trainer, metrics)
+                summary = _epochs(config, trainer, loaders, summary, sink, save)
+            except TrainingError as error:
+                kept = runs.read_summary(job.folder) or summary
+                runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=runs.now()))
+                raise TrainingError(f"{job.folder}: {error}") from None
+            summary = replace(summary, status=FINISHED, finished=runs.now())
+            runs.write_summary(job.folder, summary)
+            console.say(f"{job.label}{_result(summary)}")
+    return summary
+
+
+def _continued(fresh: Summary, state: dict[str, Any]) -> Summary:
+    """The summary that a checkpoint left, under this program's commit."""
+    return Summary(**{**asdict(fresh), **state["summary"], "commit": fresh.commit})
+
+
+def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: Loader, state: dict[str, Any]) -> None:
+    epoch, world = state["epoch"], trainer.ranks.world_size
+    earlier_commit = state["summary"].get("commit", job.summary.commit)
+    begin = f", from epoch {epoch + 1}" if epoch else ""
+    size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
+    shared = f" on {world} devices" if world > 1 else ""
+    console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
+    if earlier_commit != job.summary.commit:
+        console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
+
+
+def _epochs(
+    config: Config,
+    trainer: Trainer,
+    loaders: tuple[Loader, Loader],
+    summary: Summary,
+    sink: Sink,
+    save: Callable[[Summary, bool], None],
+) -> Summary:
+    """Train and evaluate what epochs are left, on every rank alike.
+
+    Args:
+        save: called with the summary after each epoch, and whether it was the best so far.
+    """
+    for epoch in range(summary.epochs, config.recipe.epochs):
+        record = _epoch(config, trainer, loaders, epoch, sink)
+        best = record.get("test_top1", -1.0) > (summary.test_top1_best or -1.0)
+        summary = _updated(summary, record)
+        save(summary, best)
+    return summary
+
+
+def _set_up_torch(config: Config) -> None:
+    """What holds for the whole process."""
+    import torch
+
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    torch.backends.cudnn.benchmark = not config.trainer.deterministic
 
 
 def _new_summary(config: Config, manifest: str) -> Summary:
@@ -73,49 +274,8 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
     Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def _train(config: Config, dataset: data.DataSet, summary: Summary, folder: Path, label: str) -> Summary:
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(config.seed)
-    train, test, trainer = _assemble(config, dataset, device)
-    total_steps = config.recipe.epochs * train.steps_per_epoch
-    folder.mkdir(parents=True, exist_ok=True)
-    with runs.lock(folder):
-        if not config.trainer.force and (now := runs.read_summary(folder)) and now.status in (FINISHED, DIVERGED):
-            _report_earlier(now, summary, folder, label)  # another process ended it while this one loaded
-            return now
-        if config.trainer.force:
-            run_folder.clear(folder)
-        state = run_folder.resume(folder, trainer, device)
-        earlier_commit = state["summary"].get("commit", summary.commit)
-        summary = Summary(**{**asdict(summary), **state["summary"], "commit": summary.commit})
-        run_folder.record_start(folder, config, summary, device)
-        title = f"{label}{describe(config)}"
-        with run_folder.sinks(folder, title, total_steps, state["metrics_size"]) as (sink, console, metrics):
-            begin = f", from epoch {state['epoch'] + 1}" if state["epoch"] else ""
-            size = f"{config.recipe.epochs} epochs of {train.steps_per_epoch} steps"
-            console.say(f"{title}: {size}{begin}  -> {folder}")
-            if earlier_commit != summary.commit:
-                console.say(f"{title}: begun by commit {earlier_commit}, goes on under {summary.commit}")
-            try:
-                for epoch in range(state["epoch"], config.recipe.epochs):
-                    record = _epoch(config, trainer, train, test, epoch, sink)
-                    best = record["test_top1"] > (summary.test_top1_best or -1.0)
-                    summary = _updated(summary, record)
-                    run_folder.save(folder, trainer, metrics, summary, best)
-            except TrainingError as error:
-                summary = replace(summary, status=DIVERGED, reason=str(error), finished=runs.now())
-                runs.write_summary(folder, summary)
-                raise TrainingError(f"{folder}: {error}") from None
-            summary = replace(summary, status=FINISHED, finished=runs.now())
-            runs.write_summary(folder, summary)
-            console.say(f"{label}{_result(summary)}")
-    return summary
-
-
-def _assemble(config: Config, dataset: data.DataSet, device: torch.device) -> tuple[Loader, Loader, Trainer]:
-    """Loaders and trainer of a config, on the device."""
+def _assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Loader, Trainer]:
+    """Loaders and trainer of a config, on the rank's device."""
     import torch
 
     from pgt import models
@@ -125,10 +285,18 @@ def _assemble(config: Config, dataset: data.DataSet, device: torch.device) -> tu
     from pgt.training.loop import Trainer
     from pgt.training.precision import Precision
 
-    recipe, method = config.recipe, config.method
+    recipe, method, device = config.recipe, config.method, ranks.device
     precision = Precision(config.trainer.precision, device.type)
     delivery = Delivery(
-        device, precision.dtype, recipe.global_batch, recipe.local_batch, config.seed, config.data.drop_last
+        device,
+        precision.dtype,
+        recipe.global_batch,
+        recipe.local_batch,
+        config.seed,
+        config.data.drop_last,
+        ranks.rank,
+        ranks.world_size,
+        max(1, environment.cpus() // ranks.local_size),
     )
     train, test = dataset.loaders(delivery)
     model = precision.apply(models.build(config.model.name, train.num_classes))
@@ -156,7 +324,11 @@ def _assemble(config: Config, dataset: data.DataSet, device: torch.device) -> tu
         schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
         transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
         precision=precision,
-        scaler=precision.scaler(),
+        scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
+        ranks=ranks,
+        bn_statistics=recipe.bn_statistics,
+        accumulating=train.groups_per_step > 1,
+        compiled=config.trainer.compile,
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
     )
     return train, test, trainer
@@ -170,20 +342,30 @@ def _data_options(config: Config) -> dict[str, Any]:
     return options
 
 
-def _epoch(config: Config, trainer: Trainer, train: Loader, test: Loader, epoch: int, sink: Any) -> dict[str, Any]:
-    """Train and evaluate one epoch; returns its record."""
+def _epoch(config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink) -> dict[str, Any]:
+    """Train one epoch, and evaluate where it is due; returns its record."""
     from pgt.training.evaluation import evaluate
 
-    trained = trainer.train_epoch(train, epoch, sink, config.trainer.log_every)
-    tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision)
-    record = {"event": "epoch", "epoch": epoch, **trained, **tested}
-    if skipped := [*train.skipped, *test.skipped]:
-        names = ", ".join(str(path) for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        record |= {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {names}"}
-    sink.write((epoch + 1) * train.steps_per_epoch - 1, record)
-    if not math.isfinite(tested["test_loss"]):
+    train_loader, test_loader = loaders
+    trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every)
+    record = {"event": "epoch", "epoch": epoch, **trained}
+    trainer.share_buffers()
+    if (epoch + 1) % config.trainer.evaluate_every == 0 or epoch + 1 == config.recipe.epochs:
+        record |= evaluate(trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks)
+    record |= _left_out(loaders, trainer.ranks)
+    sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
+    if not math.isfinite(record.get("test_loss", 0.0)):
         raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
     return record
+
+
+def _left_out(loaders: tuple[Loader, Loader], ranks: Ranks) -> dict[str, Any]:
+    """What a record says of files that could not be read, on any rank."""
+    skipped = sorted({path for part in ranks.gather([*loaders[0].skipped, *loaders[1].skipped]) for path in part})
+    if not skipped:
+        return {}
+    names = ", ".join(map(str, skipped[:3])) + (", ..." if len(skipped) > 3 else "")
+    return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {names}"}
 
 
 def _updated(summary: Summary, record: dict[str, Any]) -> Summary:

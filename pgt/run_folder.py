@@ -47,22 +47,28 @@ def save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, b
     runs.write_summary(folder, summary)
 
 
-def resume(folder: Path, trainer: Trainer, device: torch.device) -> dict[str, Any]:
-    """Put the trainer where the last checkpoint left it; what else that holds."""
+def load(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint, on the CPU, where there is one."""
     from pgt.training import checkpoint
 
     path = folder / "checkpoints" / "last.pt"
     path.parent.mkdir(exist_ok=True)
-    if not path.is_file():
+    return checkpoint.load(path, "cpu") if path.is_file() else None
+
+
+def resume(folder: Path, trainer: Trainer, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Put the trainer where the checkpoint `state` of the folder left it; what else that holds."""
+    from pgt.training import checkpoint
+
+    if state is None:
         return {"epoch": 0, "metrics_size": 0, "summary": {}}
-    state = checkpoint.load(path, device)
     try:
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.scaler.load_state_dict(state["scaler"])
         return {key: state[key] for key in ("epoch", "metrics_size", "summary")}
     except (KeyError, RuntimeError, ValueError) as error:
-        raise checkpoint.damaged(path, error) from None
+        raise checkpoint.damaged(folder / "checkpoints" / "last.pt", error) from None
 
 
 def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:

@@ -49,7 +49,7 @@ class Loader(Protocol):
     skipped: Collection[Path]
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `index` (from 0): the same ones each time it is asked."""
+        """Yield the batches of epoch `index` (from 0): the same ones each time it is asked. One epoch at a time."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

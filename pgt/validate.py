@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from pgt import layout
 from pgt.config import DATA, SCHEDULES, TRANSFORMS, ClipUnitwise, Config, ImageFolder, Recipe, Transform
 from pgt.environment import has_dali
 from pgt.errors import InputError
@@ -38,6 +39,8 @@ def validate(composed: DictConfig) -> Config:
     for path, rule, value in _values(config):
         _check(path, rule, value)
     _check_batches(config.recipe)
+    if config.trainer.devices is not None:
+        layout.check(config.recipe, config.trainer.devices)
     if config.method.implementation == "surrogate" and config.method.alpha == 0:
         raise InputError("the surrogate has no gradient at method.alpha=0: use method.implementation=exact")
     return config
@@ -89,7 +92,13 @@ KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or f
 def _type_error(message: str) -> str:
     """OmegaConf's message about a value of the wrong type, in our words."""
     found = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
-    return f"must be {KINDS.get(found[2], found[2])}, got {found[1]}" if found else message.splitlines()[0]
+    if found:
+        return f"must be {KINDS.get(found[2], found[2])}, got {found[1]}"
+    if found := re.match(r"Value '(.*)' is not a valid bool", message):
+        return f"must be true or false, got {found[1]}"
+    if "Incompatible value 'None'" in message:
+        return "must not be null"
+    return message.splitlines()[0]
 
 
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any], Any]]:

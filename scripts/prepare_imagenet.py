@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tarfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,7 @@ def _classes_of_train(path: Path) -> dict[str, Unpack]:
     classes: dict[str, Unpack] = {}
     for member in _members(path):
         name = re.fullmatch(r"(n\d{8})\.tar", Path(member.name).name)
-        if name is None:
+        if name is None or not member.isfile():
             raise InputError(f"{path} holds {member.name}: expected archives of classes, as n01440764.tar")
         classes[name[1]] = partial(_unpack_class, member)
     return classes
@@ -91,9 +92,13 @@ def _validation_classes(devkit: Path) -> list[str]:
                      for member in archive if member.name.endswith((GROUND_TRUTH, META))}  # fmt: skip
         synsets = loadmat(BytesIO(texts[META]), squeeze_me=True)["synsets"]
         names = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
+        if odd := [name for name in names.values() if not re.fullmatch(r"n\d{8}", name)]:
+            raise ValueError(f"a class named {odd[0]!r}")
         return [names[int(line)] for line in texts[GROUND_TRUTH].split()]
-    except (KeyError, ValueError, tarfile.TarError, EOFError) as error:
-        raise InputError(f"{devkit} is damaged or not the ILSVRC2012 devkit ({error!r}): download it again") from None
+    except (KeyError, ValueError, AttributeError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{devkit} is damaged or not the ILSVRC2012 devkit ({str(error).splitlines()[0]}): download it again"
+        ) from None
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:
@@ -104,8 +109,10 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
         raise _damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is damaged ({error}): download it again; what is unpacked stays")
+def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
+    where = f" at class {name}" if name else ""
+    reason = str(error).splitlines()[0]
+    return InputError(f"{path} is damaged{where} ({reason}): download it again; what is unpacked stays")
 
 
 def _check_space(archives: Path, output: Path, todo: dict[str, dict], plan: dict[str, dict]) -> None:
@@ -123,12 +130,9 @@ def _unpack_all(archive: Path, split: Path, todo: dict[str, Unpack], workers: in
     split.mkdir(exist_ok=True)
     console = Console(stderr=True)
     with ThreadPoolExecutor(workers) as pool:
-        try:
-            done = pool.map(partial(_unpack_one, archive, split), todo.items())
-            for _ in track(done, split.name, len(todo), console=console, disable=not console.is_terminal):
-                pass
-        except (tarfile.TarError, EOFError) as error:
-            raise _damaged(archive, error) from None
+        done = pool.map(partial(_unpack_one, archive, split), todo.items())
+        for _ in track(done, split.name, len(todo), console=console, disable=not console.is_terminal):
+            pass
 
 
 def _unpack_one(archive: Path, split: Path, item: tuple[str, Unpack]) -> None:
@@ -137,8 +141,12 @@ def _unpack_one(archive: Path, split: Path, item: tuple[str, Unpack]) -> None:
     partial_folder = split / f".{name}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir()
-    with tarfile.open(archive) as opened:
-        unpack(opened, partial_folder)
+    try:
+        with tarfile.open(archive) as opened:
+            unpack(opened, partial_folder)
+    except (tarfile.TarError, EOFError, FileExistsError) as error:
+        shutil.rmtree(partial_folder)
+        raise _damaged(archive, error, name) from None
     partial_folder.rename(split / name)
 
 
@@ -149,7 +157,7 @@ def _unpack_class(member: tarfile.TarInfo, archive: tarfile.TarFile, folder: Pat
 
 def _unpack_images(members: Iterable[tarfile.TarInfo], archive: tarfile.TarFile, folder: Path) -> None:
     for member in members:
-        with (folder / Path(member.name).name).open("wb") as file:
+        with (folder / Path(member.name).name).open("xb") as file:
             _copy(archive.extractfile(member), file, member)
 
 

@@ -13,17 +13,21 @@ MAY_IMPORT = {
     "errors": set(),
     "runs": {"errors"},
     "config": set(),
-    "validate": {"config", "environment", "errors"},
+    "validate": {"config", "environment", "errors", "layout"},
     "compose": {"config", "errors", "runs", "validate"},
     "environment": set(),
     "methods": {"types"},
     "models": {"types"},
     "data": {"environment", "types", "errors"},
     "sinks": {"types", "errors"},
-    "training": {"methods", "models", "data", "runs", "types", "errors"},
+    "training": {"methods", "models", "data", "environment", "runs", "types", "errors", "workers"},
     "reproduction": {"runs", "types", "errors"},
     "tools": {"training", "methods", "models", "data", "environment", "reproduction", "runs", "types", "errors"},
+    "layout": {"config", "errors"},
+    "workers": {"errors"},
     "run": {
+        "layout",
+        "workers",
         "run_folder",
         "config",
         "data",
@@ -37,7 +41,7 @@ MAY_IMPORT = {
         "types",
     },
     "run_folder": {"config", "environment", "runs", "sinks", "training"},
-    "launch": {"compose", "data", "errors", "run", "validate"},
+    "launch": {"compose", "config", "data", "errors", "run", "training", "validate", "workers"},
     "cli": {"compose", "environment", "errors", "launch", "reproduction", "tools"},
     "__init__": {"methods"},
 }
@@ -51,7 +55,9 @@ NO_TORCH = [
     "data",
     "types",
     "launch",
+    "layout",
     "run",
+    "workers",
 ]
 
 

@@ -19,6 +19,7 @@ from pgt.errors import InputError, TrainingError
 from pgt.methods import TRANSFORMS
 from pgt.run import _assemble, run
 from pgt.runs import Summary, find, lock, read_metrics, read_summary, run_id
+from pgt.training.distributed import ALONE
 from tests.conftest import ROOT, TINY, compose, pgt, train
 
 DIGITS = ("experiment=demo/bn", "recipe.epochs=3", "recipe.warmup_epochs=1")
@@ -235,7 +236,7 @@ def test_the_order_of_the_config_is_the_order_of_the_chain():
     gc, agc = "{name: gc, max_norm: 1.0}", "{name: agc, clip_factor: 0.01, eps: 1e-3}"
     for order in ([gc, agc], [agc, gc]):
         config = compose(*DIGITS, f"method.transforms=[{','.join(order)}]")
-        _, _, trainer = _assemble(config, open_set(name="digits"), torch.device("cpu"))
+        _, _, trainer = _assemble(config, open_set(name="digits"), ALONE)
         names = [transform.func for transform in trainer.transforms]
         assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
 

@@ -38,7 +38,12 @@ def archives(tmp_path):
     with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as tar:
         for i in range(len(TRUTH), 0, -1):  # their order in the archive means nothing
             add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", f"val {i}".encode())
-    rows = [(i, w, "words", "gloss", 0, [], 0, 0) for i, w in zip(IDS, WNIDS, strict=True)]
+    devkit(folder / "ILSVRC2012_devkit_t12.tar.gz", WNIDS)
+    return folder
+
+
+def devkit(path, wnids):
+    rows = [(i, w, "words", "gloss", 0, [], 0, 0) for i, w in zip(IDS, wnids, strict=True)]
     rows.append((4, "n00001740", "entity", "", 2, [1, 2], 0, 0))
     names = [
         "ILSVRC2012_ID",
@@ -53,11 +58,10 @@ def archives(tmp_path):
     synsets = np.array(rows, dtype=[(name, object) for name in names])
     mat = io.BytesIO()
     savemat(mat, {"synsets": synsets})
-    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+    with tarfile.open(path, "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", mat.getvalue())
         truth = "\n".join(map(str, TRUTH)) + "\n"
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
-    return folder
 
 
 def prepare(archives, output):
@@ -123,6 +127,10 @@ def test_what_is_missing_or_wrong_is_said(archives, tmp_path):
     done = prepare(archives, tmp_path / "imagenet")
     assert done.returncode == 2
     assert "devkit_t12.tar.gz is damaged or not the ILSVRC2012 devkit" in done.stderr
+    devkit(archives / "ILSVRC2012_devkit_t12.tar.gz", ["n01440764", "n01443537", "/../../../escaped"])
+    done = prepare(archives, tmp_path / "imagenet")
+    assert done.returncode == 2
+    assert "a class named '/../../../escaped'" in done.stderr
     with tarfile.open(archives / "ILSVRC2012_img_train.tar", "w") as tar:
         add(tar, "../../evil.txt", b"x")
     done = prepare(archives, tmp_path / "imagenet")

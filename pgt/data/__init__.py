@@ -6,7 +6,7 @@ Nothing here imports torch before loaders are asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pgt.types import Loader
 
 FOLDERS = ("imagenet", "imagefolder")
+CIFAR = ("cifar10", "cifar100")
+BACKENDS = ("dali", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def check(name: str, **options: Any) -> None:
     Raises:
         InputError: a data set of folders without them, or a backend that is not installed.
     """
+    if name in CIFAR and not Path(options["root"]).is_dir():
+        raise InputError(f"no folder {options['root']}: data.root must hold the official archive")
     if name not in FOLDERS:
         return
     check_root(Path(options["root"]))
@@ -58,23 +62,32 @@ def open_set(name: str, **options: Any) -> DataSet:
 
     Args:
         name: `imagenet`, `imagefolder`, `cifar10`, `cifar100`, `digits` or `synthetic`.
-        options: the rest of its config, and `interpolation` for the first two.
+        options: the rest of its config, all of it but `drop_last`; and `interpolation` for the first two.
 
     Raises:
-        InputError: data that are not there, are not what they are called, or are not what was verified.
+        InputError: no such set or backend; folders that are not there, are not what they are called, or are not what
+            was verified.
     """
     if name in FOLDERS:
+        if options["backend"] not in BACKENDS:
+            raise InputError(f"no data.backend is called {options['backend']}: take one of {', '.join(BACKENDS)}")
         tree = read_tree(Path(options.pop("root")))
         if name == "imagenet":
             check_imagenet(tree)
-        digest = tree.digest()
-        check_manifest(tree, digest, allow_unreadable=options["on_bad_file"] == "skip")
-        return DataSet(digest, partial(folder_loaders, tree=tree, **options))
+        digest, manifest = tree.digest(), options.pop("manifest")
+        skip = options["on_bad_file"] == "skip"
+        unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)
+        known = [tree.root / name for name in unreadable]
+        return DataSet(digest, partial(folder_loaders, tree=tree, unreadable=known, **options))
     if name == "digits":
         return DataSet(f"scikit-learn {version('scikit-learn')}", _digits)
     if name == "synthetic":
         return DataSet(json.dumps(options, sort_keys=True), partial(_synthetic, **options))
-    return DataSet(name, partial(_cifar, name=name, **options))
+    if name in CIFAR:
+        return DataSet(name, partial(_cifar, name=name, **options))
+    raise InputError(
+        f"no data set is called {name}: take one of {', '.join((*FOLDERS, *CIFAR, 'digits', 'synthetic'))}"
+    )
 
 
 def folder_loaders(
@@ -86,19 +99,18 @@ def folder_loaders(
     backend: str,
     dali_device: str,
     on_bad_file: str,
+    unreadable: Iterable[Path] = (),
 ) -> tuple[Loader, Loader]:
     """Training: random resized crop (linear, not antialiased) and flip. Evaluation: resize by `interpolation`, centre
     crop."""
     from pgt.data.reader import Reader
 
-    train = Reader(tree.train, image_size, delivery.seed), delivery.train_sampler(len(tree.train))
-    test = Reader(tree.test, image_size, None), delivery.test_sampler(len(tree.test))
-    common = {
-        "delivery": delivery,
-        "interpolation": interpolation,
-        "workers": workers,
-        "skip": on_bad_file == "skip",
-    }
+    skip, broken = on_bad_file == "skip", list(unreadable)
+    train_reader = Reader(tree.train, image_size, delivery.seed, skip, tree.train.indices(broken))
+    test_reader = Reader(tree.test, image_size, None, broken=tree.test.indices(broken))
+    train = train_reader, delivery.train_sampler(len(tree.train))
+    test = test_reader, delivery.test_sampler(len(tree.test))
+    common = {"delivery": delivery, "interpolation": interpolation, "workers": workers, "skip": skip}
     if backend == "torchvision":
         from pgt.data.folder import FolderLoader
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, extract_archive
 
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.memory import CropAndFlip, MemoryLoader
@@ -29,6 +31,7 @@ def load(delivery: Delivery, name: str, root: str) -> tuple[Loader, Loader]:
     Raises:
         InputError: neither is there, or it is damaged.
     """
+    _unpack(SETS[name], Path(root))
     train, test = (_read(SETS[name], Path(root), training) for training in (True, False))
     mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
 
@@ -47,11 +50,29 @@ def load(delivery: Delivery, name: str, root: str) -> tuple[Loader, Loader]:
     return loaders[0], loaders[1]
 
 
+def _unpack(kind: type[datasets.CIFAR10], root: Path) -> None:
+    """Unpack the archive, if that is all there is. Several processes may do so at a time.
+
+    Raises:
+        InputError: there is nothing to unpack, or it is damaged.
+    """
+    archive, folder = root / kind.filename, root / kind.base_folder
+    if folder.is_dir():
+        return
+    if not archive.is_file():
+        raise InputError(f"neither {archive} nor {folder}: put the official archive there, from {kind.url}")
+    if not check_integrity(str(archive), kind.tgz_md5):
+        raise InputError(f"{archive} is damaged: put the official archive there, from {kind.url}")
+    with TemporaryDirectory(prefix=".unpacking-", dir=root) as temporary:
+        extract_archive(str(archive), temporary)
+        with suppress(OSError):  # another process was faster
+            (Path(temporary) / kind.base_folder).rename(folder)
+
+
 def _read(kind: type[datasets.CIFAR10], root: Path, training: bool) -> datasets.CIFAR10:
-    archive = root / kind.filename
-    whole = archive.is_file() and check_integrity(str(archive), kind.tgz_md5)
     try:
-        return kind(root, train=training, download=whole)  # a whole archive is unpacked, never fetched
+        return kind(root, train=training)
     except RuntimeError:
-        state = f"{archive} is damaged" if archive.is_file() else f"neither {archive} nor {root / kind.base_folder}"
-        raise InputError(f"{state}: put the official archive there, from {kind.url}") from None
+        raise InputError(
+            f"{root / kind.base_folder} is damaged: remove it, and put the official archive beside it, from {kind.url}"
+        ) from None

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.tensors import TensorListCPU
 from torch import Tensor
 
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, Stream
 from pgt.data.sampler import Sampler
-from pgt.environment import cpus
-from pgt.errors import InputError
 from pgt.types import Batch
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
@@ -22,9 +22,6 @@ THREADS_A_READER = 4
 """Decoding threads that one process reading files ahead keeps busy; with fewer, this process reads."""
 READ_AHEAD = 2
 """Batches, of files as well as of decoded images."""
-LARGEST = {"preallocate_width_hint": 5980, "preallocate_height_hint": 6430, "device_memory_padding": 211_025_920,
-           "host_memory_padding": 140_544_512}  # fmt: skip
-"""What nvJPEG needs for the largest images of ImageNet; memory it has from the start need not grow in between."""
 
 
 class DaliLoader(FileLoader):
@@ -52,31 +49,63 @@ class DaliLoader(FileLoader):
     ) -> None:
         super().__init__(reader, sampler, skip)
         self._delivery, self._interpolation, self._on_gpu = delivery, interpolation, on_gpu
-        self._threads = max(1, min(workers, cpus()))
+        self._threads = max(1, min(workers, delivery.cpus))
         self._pipeline: Any = None
         self._position = 0
+        self._held: list[tuple[torch.cuda.Event, Any]] = []
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
         per_epoch = self.steps_per_epoch * self.groups_per_step
         position = (epoch if self.sampler.training else 0) * per_epoch + first
-        if self._pipeline is None or position != self._position:
-            self._pipeline = self._built(position)
+        part = self.sampler.part(epoch)
         for place in range(first, per_epoch):
+            if self._pipeline is None or position != self._position:
+                self._pipeline = None  # releases what it holds before there is another
+                self._pipeline = self._built(position)
             self._position = -1  # whoever leaves in the middle, by an error too, finds a new pipeline
-            batch = self._next()
-            last = place == per_epoch - 1 and not self.sampler.training  # each evaluation reads the same samples
-            self._position = 0 if last else position + place - first + 1
+            while not isinstance(batch := self._next(), Batch):
+                self._set_aside(epoch, part[place], batch)
+                self._pipeline = None
+                self._pipeline = self._built(position)
+            position += 1
+            again = place == per_epoch - 1 and not self.sampler.training  # each evaluation reads the same samples
+            self._position = 0 if again else position
             yield batch
 
-    def _next(self) -> Batch:
-        device = self._delivery.device
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    def _next(self) -> Batch | RuntimeError:
+        """The pipeline's next batch, or why there is none."""
         try:
-            images, labels, unreadable = (_tensor(output) for output in self._pipeline.run(stream))
+            outputs = self._pipeline.run()
         except RuntimeError as error:
-            raise InputError(_plain(error)) from None
+            return error.with_traceback(None)  # which would keep the pipeline alive, for a forked process to destroy
+        images, labels, unreadable = (_tensor(output) for output in outputs)
         self.note(unreadable)
-        return Batch(self._delivery.images(images.permute(0, 3, 1, 2)), labels)
+        images = images.permute(0, 3, 1, 2)
+        if self._delivery.device.type == "cuda":
+            images, labels = self._taken_over(outputs, images, labels)
+        return Batch(self._delivery.images(images), labels)
+
+    def _taken_over(self, outputs: Any, *tensors: Tensor) -> list[Tensor]:
+        """Copies in torch's own memory; DALI's is held until they are made, whatever its streams do meanwhile."""
+        copies = [tensor.clone() for tensor in tensors]
+        made = torch.cuda.Event()
+        made.record()
+        self._held = [held for held in self._held if not held[0].query()] + [(made, outputs)]
+        return copies
+
+    def _set_aside(self, epoch: int, group: np.ndarray, error: RuntimeError) -> None:
+        """Find the files that DALI could not decode among those of a group.
+
+        Raises:
+            InputError: files are not to be left out.
+            RuntimeError: `error`, where none of them is broken.
+        """
+        used = {self.reader.sample(epoch, index).index for index in group.tolist()}
+        broken = [index for index in sorted(used) if not self.reader.decodes(index)]
+        if not broken:
+            raise error
+        self.reader.broken.update(broken)
+        self.note(torch.tensor(broken))
 
     def _built(self, position: int) -> Any:
         """A pipeline whose first batch is the group at `position`, counted over all epochs."""
@@ -122,7 +151,7 @@ class DaliLoader(FileLoader):
             axis_names="HW",
             device="mixed" if self._on_gpu else "cpu",
             adjust_orientation=False,  # Pillow and the authors leave EXIF rotation alone
-            **({"jpeg_fancy_upsampling": True, **LARGEST} if self._on_gpu else {}),
+            **({"jpeg_fancy_upsampling": True, "affine": False} if self._on_gpu else {}),
         )
         training = self.sampler.training
         images = fn.resize(
@@ -155,11 +184,7 @@ def _number(device: torch.device) -> int | None:
 
 def _tensor(output: Any) -> Tensor:
     """DALI's batch as a tensor in the same memory."""
-    return torch.from_dlpack(output.as_tensor())
-
-
-def _plain(error: RuntimeError) -> str:
-    """The line of DALI's error that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Error in", "which was used in", "Stacktrace"))]
-    return f"DALI cannot go on: {' '.join(told[:3])} (data.backend=torchvision does without it)"
+    tensor = output.as_tensor()
+    if isinstance(output, TensorListCPU):
+        return torch.from_numpy(np.asarray(tensor))  # torch takes no page-locked memory through DLPack
+    return torch.from_dlpack(tensor)

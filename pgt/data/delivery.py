@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pgt.data.sampler import Sampler
+from pgt.environment import cpus
 from pgt.errors import InputError
 
 EVALUATION_BATCH = 256
@@ -26,6 +27,7 @@ class Delivery:
         seed: of order and augmentation.
         drop_last: leave out the last, partial training batch.
         rank, world_size: the part of the data that is delivered.
+        cpus: that may decode for it.
     """
 
     device: torch.device
@@ -36,6 +38,7 @@ class Delivery:
     drop_last: bool
     rank: int = 0
     world_size: int = 1
+    cpus: int = field(default_factory=cpus)
 
     def images(self, x: Tensor) -> Tensor:
         """`x` on the device, in the training precision and memory format."""

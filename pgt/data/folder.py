@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
 from collections.abc import Iterator
@@ -17,9 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
-from pgt.data.reader import Reader, View, rgb
+from pgt.data.reader import UNREADABLE, Reader, View, rgb
 from pgt.data.sampler import Sampler
-from pgt.environment import cpus
 from pgt.types import Batch
 
 Decoded = tuple[Tensor, int, int]
@@ -44,12 +44,14 @@ class FolderLoader(FileLoader):
         super().__init__(reader, sampler, skip)
         self._delivery = delivery
         self._keys = _Keys(sampler)
+        self._forked = False
         self._batches = DataLoader(
             _Pixels(reader, interpolation),
             batch_sampler=self._keys,
-            num_workers=min(workers, cpus()),
+            num_workers=min(workers, delivery.cpus),
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
+            worker_init_fn=_inherit_quietly,
         )
         self._mean, self._deviation = (
             255 * torch.tensor(value, device=delivery.device).repeat(reader.size) for value in (MEAN, DEVIATION)
@@ -57,6 +59,9 @@ class FolderLoader(FileLoader):
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
         self._keys.epoch, self._keys.first = epoch, first
+        if not self._forked:
+            gc.collect()  # what waits to be collected (a DALI pipeline, say) must not be so in a worker
+            self._forked = True
         for images, labels, unreadable in self._batches:
             self.note(unreadable)
             images = images.to(self._delivery.device, non_blocking=True)
@@ -68,6 +73,11 @@ class FolderLoader(FileLoader):
         pixels = images.float()
         pixels.flatten(2).sub_(self._mean).div_(self._deviation)
         return pixels
+
+
+def _inherit_quietly(worker: int) -> None:
+    """What a forked worker has from its parent is the parent's to collect: another loader, say, and its workers."""
+    gc.freeze()
 
 
 class _Keys:
@@ -93,10 +103,16 @@ class _Pixels(Dataset[Decoded]):
 
     def __getitem__(self, key: tuple[int, int]) -> Decoded:
         sample = self.reader.sample(*key)
-        if self.reader.seed is None:
-            pixels = evaluation_pixels(sample.data, sample.view, self.reader.size, self.interpolation)
-        else:
-            pixels = training_pixels(sample.data, sample.view)
+        try:
+            if self.reader.seed is None:
+                pixels = evaluation_pixels(sample.data, sample.view, self.reader.size, self.interpolation)
+            else:
+                pixels = training_pixels(sample.data, sample.view)
+        except (*UNREADABLE, RuntimeError):  # its end is there, and something before it is wrong
+            if self.reader.decodes(sample.index):
+                raise
+            self.reader.broken.add(sample.index)
+            return self[key]
         return pixels.permute(1, 2, 0).contiguous(), sample.label, sample.unreadable
 
 

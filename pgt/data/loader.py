@@ -27,6 +27,7 @@ class GroupLoader(ABC):
         self.skipped: set[Path] = set()
         self.sampler = sampler
         self._place = (0, 0)
+        self._turn = object()
         self._begin: dict[int, int] = {}
 
     @abstractmethod
@@ -34,16 +35,20 @@ class GroupLoader(ABC):
         """Yield the batches of an epoch from group `first` on."""
 
     def epoch(self, index: int) -> Iterator[Batch]:
+        turn = self._turn = object()
         first = self._begin.pop(index, 0)
         batches = self.groups(index, first * self.groups_per_step)
         for step in range(first, self.steps_per_epoch):
-            for _ in range(self.groups_per_step):
+            for left in reversed(range(self.groups_per_step)):
+                if self._turn is not turn:
+                    raise RuntimeError("another epoch of this loader has begun: it reads one at a time")
                 batch = next(batches)
-                self._place = index, step + 1
+                if not left:
+                    self._place = index, step + 1
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last batch that was handed out, in whole optimizer steps."""
+        """The place behind the last optimizer step all of whose batches were handed out."""
         epoch, step = self._place
         if step == self.steps_per_epoch:
             epoch, step = epoch + 1, 0
@@ -53,15 +58,22 @@ class GroupLoader(ABC):
         """Go there: the next `epoch(state["epoch"])` yields what was left of it, any other epoch all of it.
 
         Raises:
-            InputError: a place in another order: other data, batch or seed. Another world size keeps the order.
+            InputError: no place, or a place in another order: another number of images, batch or seed. Another world
+                size keeps the order.
         """
-        if state["order"] != self._order():
+        try:
+            epoch, step, order = int(state["epoch"]), int(state["step"]), state["order"]
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"no place of a loader: {state}") from None
+        if order != self._order():
             raise InputError(
-                f"the data were left in another order ({state['order']}; now {self._order()}): "
+                f"the data were left in another order ({order}; now {self._order()}): "
                 "the number of images, the batch, or the seed has changed"
             )
-        self._place = state["epoch"], state["step"]
-        self._begin = {state["epoch"]: state["step"]}
+        if epoch < 0 or not 0 <= step < self.steps_per_epoch:
+            raise InputError(f"no place of a loader of {self.steps_per_epoch} steps an epoch: {state}")
+        self._place = epoch, step
+        self._begin = {epoch: step}
 
     def _order(self) -> str:
         sampler = self.sampler
@@ -85,9 +97,10 @@ class FileLoader(GroupLoader):
         """Look through a batch's indices of unreadable files (−1: none), on the CPU.
 
         Raises:
-            InputError: there is one, and files are not to be left out.
+            InputError: there is one, and files are not to be left out; or not the file is at fault but the disk.
         """
         for index in unreadable[unreadable >= 0].tolist():
-            if not self.skip:
+            path = self.reader.files.path(index)
+            if path not in self.skipped and not (self.skip and self.reader.is_bad(index)):
                 raise self.reader.complaint(index)
-            self.skipped.add(self.reader.files.path(index))
+            self.skipped.add(path)

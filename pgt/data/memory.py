@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgt.data.delivery import Delivery
 from pgt.data.loader import GroupLoader
-from pgt.data.sampler import Sampler
+from pgt.data.sampler import SHIFT, Sampler, generator
 from pgt.types import IGNORE_INDEX, Batch
 
 Augment = Callable[[Tensor, np.ndarray, int], Tensor]
@@ -68,15 +68,22 @@ class CropAndFlip:
 
     def __init__(self, seed: int, num_samples: int, padding: int, fill: Tensor, flip: bool) -> None:
         self.seed, self.num_samples, self.padding, self.fill, self.flip = seed, num_samples, padding, fill, flip
+        self._epoch: tuple[int, torch.device] | None = None
 
     def __call__(self, images: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, epoch, 1])
-        offsets = rng.integers(0, 2 * self.padding + 1, (self.num_samples, 2))
-        images = shift(images, torch.from_numpy(offsets[indices]), self.padding, self.fill)
-        if not self.flip:
-            return images
-        flipped = torch.from_numpy(rng.random(self.num_samples)[indices] < 0.5).to(images.device)
-        return torch.where(flipped[:, None, None, None], images.flip(3), images)
+        picked = torch.from_numpy(indices).to(images.device)
+        offsets, flipped = self._drawn(epoch, images.device)
+        images = shift(images, offsets[picked], self.padding, self.fill)
+        return torch.where(flipped[picked][:, None, None, None], images.flip(3), images) if self.flip else images
+
+    def _drawn(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Offsets [samples, 2] and flips [samples] of an epoch."""
+        if self._epoch != (epoch, device):
+            rng = generator(SHIFT, self.seed, epoch)
+            offsets = torch.from_numpy(rng.integers(0, 2 * self.padding + 1, (self.num_samples, 2)))
+            flipped = torch.from_numpy(rng.random(self.num_samples) < 0.5)
+            self._epoch, self._draws = (epoch, device), (offsets.to(device), flipped.to(device))
+        return self._draws
 
 
 def shift(images: Tensor, offsets: Tensor, padding: int, fill: Tensor) -> Tensor:
@@ -84,7 +91,6 @@ def shift(images: Tensor, offsets: Tensor, padding: int, fill: Tensor) -> Tensor
     n, _, height, width = images.shape
     padded = fill.to(images)[:, None, None].repeat(n, 1, height + 2 * padding, width + 2 * padding)
     padded[:, :, padding : padding + height, padding : padding + width] = images
-    offsets = offsets.to(images.device)
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
     columns = offsets[:, 1:] + torch.arange(width, device=images.device)
     sample = torch.arange(n, device=images.device)[:, None, None]

@@ -6,25 +6,32 @@ backends, workers, ranks and an interruption change nothing of it.
 
 from __future__ import annotations
 
+import errno
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pgt.data.sampler import Sampler
+from pgt.data.sampler import VIEW, Sampler, generator
 from pgt.data.tree import Files
 from pgt.errors import InputError
 from pgt.types import IGNORE_INDEX
 
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 100
 EVALUATION_RESIZE = 256 / 224
-DECODED_BY_ALL = {"JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM"}
+DECODED_BY_ALL = {"JPEG", "PNG", "BMP"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow answers a damaged file with."""
+"""What Pillow and the file system answer with where a file cannot be read."""
+FILES_FAULT = {None, errno.ENOENT, errno.EACCES, errno.ELOOP, errno.EISDIR}
+"""Error numbers that speak of one file (Pillow's have none), not of a disk that is in trouble."""
+STAND_INS = 100
+"""Files that are tried in the place of an unreadable one."""
+LONGEST = 100
+"""Times that an image may be as long as wide: resizing a longer one would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,14 @@ class Sample:
         data: a whole image file in one of the formats that every backend decodes.
         label: `IGNORE_INDEX` where it stands for nothing.
         view: what of it to show.
+        index: of the file; −1 for a blank.
         unreadable: the index of a file that could not be read and that this stands for, or −1.
     """
 
     data: bytes
     label: int
     view: View
+    index: int = -1
     unreadable: int = -1
 
 
@@ -97,58 +106,70 @@ class Sample:
 class Reader:
     """Samples by (epoch, index).
 
-    An unreadable training file is replaced by the next readable one of the set; an evaluation file becomes a
-    blank without a label. Either says so in `Sample.unreadable`.
+    An unreadable file becomes a blank without a label; in a training set from which such files are left out
+    it is replaced by the next readable one. Either says so in `Sample.unreadable`.
 
     Attributes:
         files: the split.
         size: side of a sample in pixels.
         seed: of the augmentation; None: evaluation, no augmentation.
+        replace: look for another file in the place of an unreadable one.
+        broken: files that are known to be unreadable.
     """
 
     files: Files
     size: int
     seed: int | None
+    replace: bool = False
+    broken: set[int] = field(default_factory=set)
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """Sample `index` (−1: padding) as `epoch` shows it.
-
-        Raises:
-            InputError: not one file of the training set can be read.
-        """
+        """Sample `index` (−1: padding) as `epoch` shows it."""
         if index < 0:
             return self._blank()
-        if self.seed is None:
+        stand_ins = STAND_INS if self.replace and self.seed is not None else 0
+        for offset in range(1 + stand_ins):
+            place = (index + offset) % len(self.files)
+            if place in self.broken:
+                continue
             try:
-                data, height, width = read(self.files.path(index))
-            except UNREADABLE:
-                return self._blank(index)
-            return Sample(data, int(self.files.labels[index]), central_view(height, width, self.size))
-        for offset in range(len(self.files)):
-            stand_in = (index + offset) % len(self.files)
-            try:
-                data, height, width = read(self.files.path(stand_in))
+                data, height, width = read(self.files.path(place))
             except UNREADABLE:
                 continue
-            view = random_view(height, width, self.size, np.random.default_rng([self.seed, epoch, index]))
-            return Sample(data, int(self.files.labels[stand_in]), view, index if offset else -1)
-        raise InputError(f"not one image under {self.files.folder} can be read")
+            if self.seed is None:
+                view = central_view(height, width, self.size)
+            else:
+                view = random_view(height, width, self.size, generator(VIEW, self.seed, epoch, index))
+            return Sample(data, int(self.files.labels[place]), view, place, index if offset else -1)
+        return self._blank(index)
+
+    def decodes(self, index: int) -> bool:
+        """Whether all of file `index` (−1: padding) can be decoded."""
+        return index < 0 or self._error(index) is None
+
+    def is_bad(self, index: int) -> bool:
+        """Whether file `index` itself is at fault, now that it could not be read."""
+        error = self._error(index)
+        return error is not None and (not isinstance(error, OSError) or error.errno in FILES_FAULT)
 
     def complaint(self, index: int) -> InputError:
         """What to say of the unreadable file `index`."""
-        path = self.files.path(index)
-        try:
-            read(path)
-            reason = "it could not be read at first, now it can: is the disk all right?"
-        except UNREADABLE as error:
-            reason = why(error)
+        error = self._error(index)
+        reason = why(error) if error else "it could not be read at first, now it can: is the disk all right?"
         return InputError(
-            f"cannot read the image {path}: {reason}; mend or remove it, or leave such files out by "
+            f"cannot read the image {self.files.path(index)}: {reason}; mend or remove it, or leave such files out by "
             "data.on_bad_file=skip (`pgt data verify` finds them all)"
         )
 
+    def _error(self, index: int) -> Exception | None:
+        try:
+            decode(self.files.path(index))
+        except UNREADABLE as error:
+            return error.with_traceback(None)  # its frames would keep the loader, and its workers, alive
+        return None
+
     def _blank(self, unreadable: int = -1) -> Sample:
-        return Sample(_BLANK, IGNORE_INDEX, View((0, 0, 1, 1), (self.size, self.size)), unreadable)
+        return Sample(_BLANK, IGNORE_INDEX, View((0, 0, 1, 1), (self.size, self.size)), unreadable=unreadable)
 
 
 class Stream:
@@ -203,11 +224,24 @@ def read(path: Path) -> tuple[bytes, int, int]:
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
+        if max(width, height) > LONGEST * min(width, height):
+            raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
         if image.format not in DECODED_BY_ALL or _deep(image):
             return bitmap(rgb(image)), height, width
         if not _ends(data, image.format):
             image.load()
     return data, height, width
+
+
+def decode(path: Path) -> None:
+    """Read an image file, and decode all of it.
+
+    Raises:
+        OSError, SyntaxError, ValueError, DecompressionBombError: it cannot be.
+    """
+    data, _, _ = read(path)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ORDER, VIEW, SHIFT = 1, 2, 3
+"""What random numbers are for: the first part of their key."""
+
+
+def generator(purpose: int, *key: int) -> np.random.Generator:
+    """Random numbers that depend on nothing but what they are for and a key, as (seed, epoch)."""
+    return np.random.default_rng([purpose, *key])
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -64,7 +72,7 @@ class Sampler:
         length = self.steps_per_epoch * self.global_batch
         if not self.training:
             return np.pad(np.arange(self.num_samples), (0, length - self.num_samples), constant_values=-1)
-        permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+        permutation = generator(ORDER, self.seed, epoch).permutation(self.num_samples)
         return np.resize(permutation, length)
 
     @property

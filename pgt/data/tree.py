@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ class Files:
 
     def path(self, index: int) -> Path:
         return self.folder / self.classes[self.labels[index]] / os.fsdecode(bytes(self.names[index]))
+
+    def indices(self, paths: Iterable[Path]) -> set[int]:
+        """Those of the given files; files of other folders have none."""
+        found: set[int] = set()
+        for path in paths:
+            if path.parent.parent == self.folder and path.parent.name in self.classes:
+                same = (self.names == os.fsencode(path.name)) & (self.labels == self.classes.index(path.parent.name))
+                found.update(np.flatnonzero(same).tolist())
+        return found
 
     def lines(self) -> Iterator[bytes]:
         """`class/name<tab>label` of each file."""
@@ -137,20 +146,25 @@ def describe(counts: tuple[int, int, int]) -> str:
     return "{:,} classes, {:,} training and {:,} validation images".format(*counts)
 
 
-def check_manifest(tree: Tree, digest: str, allow_unreadable: bool) -> None:
-    """Compare a tree with what `pgt data verify` wrote into its root, if it did.
+def check_manifest(tree: Tree, digest: str, path: Path | None, allow_unreadable: bool) -> list[str]:
+    """Compare a tree with what `pgt data verify` wrote, if it did; the files that it found unreadable.
+
+    Args:
+        path: of what it wrote; None: where it writes unless told otherwise, in the root.
 
     Raises:
         InputError: other files than those that were verified; or files known to be unreadable, unless
-            `allow_unreadable`.
+            `allow_unreadable`; no file at `path`.
     """
-    path = tree.root / MANIFEST
+    named, path = path is not None, path or tree.root / MANIFEST
     try:
         verified: dict[str, Any] = json.loads(path.read_text())
-        known, unreadable = verified["digest"], verified["unreadable"]
+        known, unreadable = verified["digest"], list(verified["unreadable"])
     except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError):
+        if named:
+            raise InputError(f"no data.manifest {path}: `pgt data verify --output` writes it") from None
+        return []
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
         raise InputError(f"{path} is damaged: run `pgt data verify {tree.root}` again, or remove it") from None
     if known != digest:
         raise InputError(
@@ -162,3 +176,4 @@ def check_manifest(tree: Tree, digest: str, allow_unreadable: bool) -> None:
             f"{tree.root} has {len(unreadable)} unreadable files: {_some(unreadable)}; mend or remove them and run "
             f"`pgt data verify {tree.root}` again, or leave them out by data.on_bad_file=skip"
         )
+    return unreadable

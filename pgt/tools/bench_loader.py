@@ -21,6 +21,7 @@ from pgt.environment import cpus, has_dali
 from pgt.errors import InputError
 
 SIZE = 224
+REFERENCE = "torchvision, Pillow"
 SETTLE = 1.0
 """Seconds for a loader to finish what it reads ahead, before the next one is timed."""
 WARM_UP = 4
@@ -60,6 +61,7 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
         if root is None:
             generate(Path(folder) / "train", batch * (WARM_UP + 2))
             root = Path(folder) / "train"
+        root = root / "train" if (root / "train").is_dir() else root
         return _measure(Setting(root, batch, workers), batches, rounds)
 
 
@@ -72,13 +74,13 @@ def _measure(setting: Setting, batches: int, rounds: int) -> str:
         for name, stream in contenders.items():
             speeds[name].append(_speed(stream, batches, setting.batch))
             time.sleep(SETTLE)
-    slowest = statistics.median(speeds["torchvision, Pillow"])
+    slowest = statistics.median(speeds[REFERENCE])
     rows = []
     for name, measured in speeds.items():
         middle = statistics.median(measured)
         spread = f"{min(measured):.0f}–{max(measured):.0f}"
         rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}"])
-    headers = ["training loader", "images/s", "range", "× torchvision, Pillow"]
+    headers = ["training loader", "images/s", "range", f"× {REFERENCE}"]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     title = (
         f"{setting.workers} workers, batches of {setting.batch}, {rounds} rounds of {batches} batches in turns, "
@@ -111,9 +113,9 @@ def _wait() -> None:
 
 
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
-    """Loaders by name; `_measure` compares with the first."""
+    """Loaders by name."""
     found: dict[str, Callable[[Setting], Epoch]] = {
-        "torchvision, Pillow": _torchvision,
+        REFERENCE: _torchvision,
         "timm create_loader": _timm,
         "pgt, torchvision decode_jpeg": lambda setting: _pgt(setting, "torchvision", "auto"),
     }

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import os
 import re
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pgt import runs
-from pgt.data.reader import UNREADABLE, read, why
-from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, describe, read_tree
+from pgt.data.reader import UNREADABLE, decode, why
+from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
 
 CHUNK = 64
@@ -73,26 +74,44 @@ def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), _remember, (files,)) as pool,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(title, total=len(files))
-        paths = ([str(files.path(index)) for index in chunk] for chunk in chunks)
-        for chunk, found in zip(chunks, pool.map(_decode, paths), strict=True):
+        with _uninterrupted():
+            results = pool.map(_broken, chunks)
+        for chunk, found in zip(chunks, results, strict=True):
             progress.advance(task, len(chunk))
-            yield from ((chunk[place], reason) for place, reason in found)
+            yield from found
 
 
-def _decode(paths: Sequence[str]) -> list[tuple[int, str]]:
-    """(place, reason) of each of the files that cannot be decoded."""
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within it Ctrl-C waits, and processes that are started are deaf to it: it is this one's to end them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+_files: Files
+"""Of the split that a process decodes."""
+
+
+def _remember(files: Files) -> None:
+    global _files
+    _files = files
+
+
+def _broken(indices: range) -> list[tuple[int, str]]:
+    """(index, reason) of each of the files that cannot be decoded."""
     found = []
-    for place, path in enumerate(paths):
+    for index in indices:
         try:
-            data, _, _ = read(Path(path))
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
+            decode(_files.path(index))
         except UNREADABLE as error:
-            found.append((place, why(error)))
+            found.append((index, why(error)))
     return found
 
 
@@ -100,7 +119,7 @@ def report(verified: Verified) -> str:
     """What was found, as text."""
     tree = verified.tree
     classes = tree.train.classes
-    shown = ", ".join(classes[:3]) + (f", ..., {classes[-1]}" if len(classes) > 3 else "")
+    shown = ", ".join(classes) if len(classes) < 5 else f"{', '.join(classes[:3])}, ..., {classes[-1]}"
     lines = [
         f"{tree.root}: {describe(tree.counts())}",
         f"classes in order: {shown}; the smallest has {verified.smallest:,} training images",
@@ -143,9 +162,12 @@ def write_manifest(verified: Verified, path: Path) -> None:
 
 def command(root: Path, workers: int, output: Path | None) -> None:
     """Verify, print and write; raises InputError where files are unreadable."""
+    path = output or root / MANIFEST
+    check_root(root)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: name another place by --output, and by data.manifest when you train")
     verified = verify(root, workers)
     print(report(verified))
-    path = output or root / MANIFEST
     write_manifest(verified, path)
     print(f"written to {path}")
     if verified.unreadable:

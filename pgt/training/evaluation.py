@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pgt.errors import InputError
+from pgt.training.distributed import ALONE, Ranks
 from pgt.training.precision import Precision
 from pgt.types import IGNORE_INDEX, Loader
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precision) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, loader: Loader, alpha: float, precision: Precision, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Top-1 and top-5 in percent, the mean 2-norm of the logits z, and at z and at α·z the mean cross-entropy and
     the expected calibration error (15 bins, in percent).
 
@@ -26,9 +29,13 @@ def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precisio
         loader: its first epoch is read.
         alpha: of the method the network was trained with: softmax(α·z) are its calibrated probabilities.
         precision: of the forward pass; the metrics are computed in float32 or better.
+        ranks: whose parts of the set together are the whole.
+
+    Raises:
+        InputError: not one image could be read.
     """
     model.eval()
-    sums = torch.zeros(6, dtype=torch.float64)
+    sums = torch.zeros(6, dtype=torch.float64, device=next(model.parameters()).device)
     calibration = [_calibration_error(loader.num_classes) for _ in range(2)]
     for batch in loader.epoch(0):
         with precision.autocast():
@@ -37,9 +44,10 @@ def evaluate(model: nn.Module, loader: Loader, alpha: float, precision: Precisio
         logits, labels = logits[kept].double(), batch.labels[kept]
         if len(labels) == 0:
             continue
-        sums = sums.to(labels.device) + _sums(logits, labels, alpha)
+        sums += _sums(logits, labels, alpha)
         for error, z in zip(calibration, (logits, alpha * logits), strict=True):
             error.to(z.device).update(z.softmax(1), labels)
+    ranks.add_up(sums)
     count = sums[0].item()
     if count == 0:
         raise InputError("not one image of the test set can be read")

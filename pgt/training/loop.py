@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pgt.errors import TrainingError
-from pgt.training.norms import running_statistics
+from pgt.training import norms
+from pgt.training.distributed import ALONE, Ranks
 from pgt.training.optimizer import set_rate
 from pgt.training.precision import Precision
 from pgt.training.schedule import Schedule
-from pgt.types import Batch, GradientTransform, Loader, Loss, Record, Sink
+from pgt.types import IGNORE_INDEX, Batch, GradientTransform, Loader, Loss, Record, Sink
+
+OPTIONS = signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else "broadcast_buffers"
+"""Torch 2.15 renamed the option."""
 
 SCALER_PATIENCE = 24
 """Steps in a row with a non-finite loss after which a gradient scaler has had its say: 65536 halved so often
@@ -29,10 +37,14 @@ class Trainer:
     """Everything a step touches.
 
     Attributes:
-        model: on the training device.
+        model: on the training device; the same on every rank.
         loss: (logits, target) -> scalar.
         transforms: applied in order to the unscaled gradients.
         schedule: optimizer step -> learning rate.
+        ranks: those that train together.
+        bn_statistics: `first` or `mean` (see `norms.running_statistics`).
+        accumulating: whether a step has more than one group on a rank.
+        compiled: run network and loss through torch.compile.
         diagnostics: more entries for each record, `warning` among them where there is one; may wait for the device.
     """
 
@@ -43,21 +55,38 @@ class Trainer:
     transforms: Sequence[GradientTransform]
     precision: Precision
     scaler: torch.amp.GradScaler
+    ranks: Ranks = ALONE
+    bn_statistics: str = norms.FIRST
+    accumulating: bool = True
+    compiled: bool = False
     diagnostics: Callable[[], dict[str, Any]] = dict
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        self.tally = Tally(self.parameters[0][1].device)
+        self.tally = Tally(self.parameters[0][1].device, self.ranks)
+        self._network, self._loss = self.model, self.loss
+        self._shared: DistributedDataParallel | None = None
+        if self.ranks.world_size > 1:
+            self._network = self._shared = DistributedDataParallel(
+                self.model,
+                device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
+                **{SYNC_BUFFERS: False},  # groups keep their own statistics: `share_buffers`
+                gradient_as_bucket_view=True,
+                static_graph=not self.accumulating,  # with no_sync it fails (torch 2.15)
+            )
+        if self.compiled:
+            self._network, self._loss = torch.compile(self._network), torch.compile(self.loss)
 
     def train_step(self, groups: Sequence[Batch], step: int) -> None:
         """One optimizer step on the mean gradient of equally large groups, without a host synchronisation."""
         set_rate(self.optimizer, self.schedule(step))
         for index, batch in enumerate(groups):
-            with self.precision.autocast(), running_statistics(self.model, updated=index == 0):
-                logits = self.model(batch.images)
-                loss = self.loss(logits, batch.labels)
-            self.scaler.scale(loss).backward()
+            with self._synchronised(index == len(groups) - 1):
+                with self.precision.autocast(), self._statistics(index, len(groups)):
+                    logits = self._network(batch.images)
+                    loss = self._loss(logits, batch.labels)
+                self.scaler.scale(loss).backward()
             self.tally.add(logits.detach(), batch.labels, loss.detach())
         self.tally.end_step(step)
         self.scaler.unscale_(self.optimizer)
@@ -66,8 +95,20 @@ class Trainer:
         for transform in self.transforms:
             transform(self.parameters, step)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.tally.update(self.scaler)
         self.optimizer.zero_grad(set_to_none=True)
+
+    def share_buffers(self) -> None:
+        """Give every rank the running statistics that belong to the steps so far."""
+        share = self.ranks.mean_ if self.bn_statistics == norms.MEAN else self.ranks.copy_
+        share(norms.buffers(self.model))
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over ranks with the last group of a step only."""
+        return nullcontext() if last or self._shared is None else self._shared.no_sync()
+
+    def _statistics(self, group: int, groups: int) -> AbstractContextManager[None]:
+        return norms.running_statistics(self.model, self.bn_statistics, group, groups, self.ranks.first)
 
     def train_epoch(self, loader: Loader, epoch: int, sink: Sink, log_every: int) -> Record:
         """Train on every batch of an epoch (from 0); write a record each `log_every` steps.
@@ -95,7 +136,7 @@ class Trainer:
 
     def _report(self, step: int, started: float) -> dict[str, Any]:
         """The epoch so far. Here, and only here, the host waits for the device."""
-        count, correct, loss, bad, first_bad = self.tally.read()
+        count, correct, loss, skipped, bad, first_bad = self.tally.read()
         seconds = time.perf_counter() - started
         scale, more = self.scaler.get_scale(), self.diagnostics()
         if bad > (SCALER_PATIENCE if self.scaler.is_enabled() else 0):
@@ -110,6 +151,7 @@ class Trainer:
             "train_loss": loss / count if count else math.nan,
             "lr": self.schedule(step),
             "loss_scale": scale,
+            "skipped_steps": int(skipped),
             "images_per_second": count / seconds,
             **more,
         }
@@ -123,18 +165,22 @@ def _steps(loader: Loader, epoch: int) -> Iterator[list[Batch]]:
 
 
 class Tally:
-    """Sums over the batches of an epoch whose loss is finite, and the present streak of steps where one is not.
+    """Sums over the batches of an epoch whose loss is finite, steps that the gradient scaler skipped, and the
+    present streak of steps where a loss is not finite.
 
-    All of it is kept on the device. The streak outlasts the epoch.
+    All of it is kept on the device, each rank's own until it is read. The streak outlasts the epoch.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._streak = torch.zeros(2, dtype=torch.float64, device=device)
         self._step_is_good = torch.ones((), dtype=torch.bool, device=device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
 
     def start_epoch(self) -> None:
         self._sums = torch.zeros_like(self._sums)
+        self._skipped = torch.zeros_like(self._skipped)
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Count a group: its samples, the correct ones, and its loss, as often as it has samples.
@@ -142,8 +188,8 @@ class Tally:
         A group whose step the gradient scaler skips for its loss must not spoil the mean: it does not count.
         """
         good = torch.isfinite(loss)
-        correct = (logits.argmax(1) == labels).sum()
-        sums = torch.stack([torch.full_like(loss, len(labels)), correct.to(loss.dtype), loss * len(labels)])
+        correct, count = (logits.argmax(1) == labels).sum(), (labels != IGNORE_INDEX).sum().to(loss.dtype)
+        sums = torch.stack([count, correct.to(loss.dtype), loss * count])
         self._sums += torch.where(good, sums, 0.0)
         self._step_is_good = self._step_is_good & good
 
@@ -154,6 +200,16 @@ class Tally:
         self._streak = torch.stack([(length + 1) * bad, torch.where(length > 0, since, step)])
         self._step_is_good = torch.ones_like(self._step_is_good)
 
+    def update(self, scaler: torch.amp.GradScaler) -> None:
+        """Let the scaler adapt: it lowers its scale when, and only when, it has skipped the step."""
+        if not scaler.is_enabled():
+            return
+        before = scaler._get_scale_async().clone()  # get_scale() would wait for the device
+        scaler.update()
+        self._skipped += scaler._get_scale_async() < before
+
     def read(self) -> list[float]:
-        """Samples, correct ones, sum of losses; steps in a row with a non-finite loss, and the first of them."""
-        return torch.cat([self._sums, self._streak]).tolist()
+        """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
+        non-finite loss, and the first of them."""
+        sums, streak = self._ranks.add_up(self._sums.clone()), self._ranks.largest(self._streak.clone())
+        return torch.cat([sums, self._skipped[None], streak]).tolist()

@@ -38,6 +38,12 @@ class Precision:
         mixed = self.name in ("bf16", "fp16")
         return torch.autocast(self.device, self.dtype if mixed else None, enabled=mixed)
 
-    def scaler(self) -> torch.amp.GradScaler:
-        """A gradient scaler that is live in fp16 only, from 65536."""
-        return torch.amp.GradScaler(self.device, enabled=self.name == "fp16")
+    def scaler(self, initial: float, growth_interval: int) -> torch.amp.GradScaler:
+        """A gradient scaler that is live in fp16 only.
+
+        Args:
+            initial: loss scale of the first step.
+            growth_interval: good steps in a row after which the scale is doubled.
+        """
+        enabled = self.name == "fp16"
+        return torch.amp.GradScaler(self.device, initial, growth_interval=growth_interval, enabled=enabled)

@@ -10,11 +10,12 @@ import torch
 
 from pgt import data
 from pgt.data.delivery import Delivery
+from pgt.environment import has_dali
 
-BACKENDS = ["dali", "torchvision"]
+BACKENDS = ["dali", "torchvision"] if has_dali() else ["torchvision"]
 
 FOLDER = {"name": "imagefolder", "root": ".", "image_size": 24, "workers": 2, "interpolation": "bilinear",
-          "dali_device": "auto", "on_bad_file": "error"}  # fmt: skip
+          "dali_device": "auto", "on_bad_file": "error", "manifest": None}  # fmt: skip
 
 
 def loaders(options, **changes):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from pgt import data
 from pgt.data.memory import CropAndFlip
 from pgt.errors import InputError
 from tests.conftest import TINY, train
@@ -76,10 +77,15 @@ def test_what_is_missing_or_damaged_is_said_and_nothing_is_fetched(tmp_path, mon
     with pytest.raises(InputError, match=r"^neither .*cifar-10-python.tar.gz nor .*cifar-10-batches-py: put the"):
         loaders({"name": "cifar10", "root": str(tmp_path)})
     kind = archive(tmp_path, "cifar10", monkeypatch)
+    with pytest.raises(InputError, match=r"^no folder nowhere: data.root must hold the official archive"):
+        data.check(name="cifar10", root="nowhere", drop_last=True)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("asked the network"))
     with (tmp_path / kind.filename).open("ab") as file:
         file.write(b"x")
     with pytest.raises(InputError, match=r"cifar-10-python.tar.gz is damaged: put the official archive there"):
+        loaders({"name": "cifar10", "root": str(tmp_path)})
+    (tmp_path / kind.base_folder).mkdir()
+    with pytest.raises(InputError, match=r"cifar-10-batches-py is damaged: remove it, and put the official archive"):
         loaders({"name": "cifar10", "root": str(tmp_path)})
 
 

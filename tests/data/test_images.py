@@ -12,8 +12,7 @@ from PIL import Image, ImageFile
 from scipy import stats
 
 from pgt import data, models
-from pgt.data import dali
-from pgt.data.reader import CROP_AREA, CROP_RATIO, Reader, central_view, crop_box, read
+from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box, read
 from pgt.data.tree import scan
 from pgt.errors import InputError
 from pgt.tools.bench_loader import generate
@@ -221,13 +220,24 @@ def test_names_that_are_no_utf8_are_files_like_others(tmp_path):
 
 
 WHOLE = encoded(photo())
+
+
+def holed(content, start, length=100):
+    """With zeros in the middle: the end is where it belongs."""
+    return content[:start] + bytes(length) + content[start + length :]
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
 BROKEN = {
     "cut off.jpg": (WHOLE[: len(WHOLE) // 2], "truncated"),
     "cut off at the very end.jpg": (WHOLE[:-40], "truncated"),
     "empty.jpg": (b"", "not an image"),
     "text.jpg": (b"no image, but long enough for a header " * 9, "not an image"),
     "cut off.png": (encoded(photo(), "PNG")[:-200], "truncated|broken"),
-    "cut off.webp": (encoded(photo(), "WEBP")[:-50], ""),
+    "cut off.webp": (encoded(photo(), "WEBP")[:-50], "not an image|decod"),
+    "a hole.png": (holed(encoded(NOISE, "PNG"), 20_000), "broken|CRC|decod|stream"),
+    "no tables.jpg": (holed(WHOLE, 180, 300), "broken|decod|truncated|not an image"),
+    "long.png": (encoded(Image.new("RGB", (3000, 2)), "PNG"), "more than 100 times as long as wide"),
 }
 
 
@@ -261,12 +271,48 @@ def test_a_file_that_cannot_be_opened(tmp_path, backend):
         epoch({**FOLDER, "backend": backend}, global_batch=4, local_batch=4)
 
 
-def test_a_set_of_broken_files_only_says_so(tmp_path):
-    tree(tmp_path, {"a.jpg": b""})
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
+    """Also where each is found to be broken by decoding only, and where nothing else is left."""
+    tree(tmp_path, {f"{i}.png": BROKEN["a hole.png"][0] for i in range(4)})
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip"}
+    _, labels, loader = epoch(options, global_batch=7, local_batch=7)
+    assert labels.tolist().count(1) == 7  # of the next class: each of the four has the first dog for it
+    assert len(loader.skipped) == 4
     for path in (tmp_path / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="not one image under train can be read"):
-        Reader(scan(Path("train")), 24, 0).sample(0, 0)
+    _, labels, loader = epoch(options, global_batch=7, local_batch=7)
+    assert labels.tolist() == [IGNORE_INDEX] * 7
+    assert len(loader.skipped) == 7
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_path, backend, monkeypatch):
+    """A file that can be read on second thought is not a bad file."""
+    tree(tmp_path, {"a.jpg": WHOLE})
+    original, calls = Path.read_bytes, []
+
+    def once(path):
+        if path.name == "a.jpg" and not calls:
+            calls.append(path)
+            raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", once)
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
+    with pytest.raises(InputError, match=r"a.jpg: it could not be read at first, now it can: is the disk all right\?"):
+        epoch(options, global_batch=4, local_batch=4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_epoch_left_in_the_middle_spoils_no_other(tmp_path, backend):
+    generate(tmp_path / "train", 24)
+    generate(tmp_path / "val", 6)
+    train, test = loaders({**FOLDER, "backend": backend})
+    whole, other, evaluated = (list(digest(loader.epoch(e))) for loader, e in ((train, 0), (train, 1), (test, 0)))
+    for loader, e, expected in ((train, 0, whole), (test, 0, evaluated), (train, 1, other)):
+        next(loader.epoch(e))
+        assert list(digest(loader.epoch(e))) == expected
 
 
 def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeypatch):
@@ -310,12 +356,10 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path, backend, world_size):
 
 READ_AHEAD = """
 import sys
-from pgt.data import dali
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     workers = int(sys.argv[1])
-    dali.cpus = lambda: workers
-    train, _ = loaders({**FOLDER, "backend": "dali", "on_bad_file": "skip", "workers": workers})
+    train, _ = loaders({**FOLDER, "backend": "dali", "on_bad_file": "skip", "workers": workers}, cpus=workers)
     print(*digest(train.epoch(0)), *train.skipped)
 """
 
@@ -324,7 +368,7 @@ def test_files_read_ahead_in_other_processes_change_nothing(tmp_path):
     generate(tmp_path / "train", 20)
     generate(tmp_path / "val", 2)
     (tmp_path / "train" / "class0" / "broken.jpg").write_bytes(b"")
-    here, there = (script(READ_AHEAD, str(workers)) for workers in (1, 2 * dali.THREADS_A_READER))
+    here, there = (script(READ_AHEAD, str(workers)) for workers in (1, 8))
     assert here == there
     assert here[0].endswith("train/class0/broken.jpg")
 
@@ -333,8 +377,19 @@ MEMORY = """
 import sys, os, torch
 from tests.data.helpers import FOLDER, loaders
 def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1])
+    pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+    def parent(pid):
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[1])
+    total = 0
+    for pid in pids:
+        try:
+            if int(pid) == os.getpid() or parent(pid) == os.getpid():
+                with open(f"/proc/{pid}/smaps_rollup") as file:
+                    total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+        except OSError:
+            continue
+    return total
 if __name__ == "__main__":
     train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 64})
     for epoch in range(20):
@@ -348,6 +403,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_stays_flat(tmp_path, backend):
+    """Of the process and of those that read for it: no page counts twice."""
     generate(tmp_path / "train", 48)
     generate(tmp_path / "val", 8)
     early, late = (int(line) for line in script(MEMORY, backend))

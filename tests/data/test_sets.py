@@ -80,6 +80,16 @@ def test_a_place_is_left_and_found_again(name, folder):
         assert len(list(found.epoch(2))) == len(whole)
 
 
+def test_a_place_within_a_step_is_the_steps_beginning():
+    train, _ = loaders(SETS["digits"])
+    batches = train.epoch(3)
+    places = []
+    for _ in range(4):
+        next(batches)
+        places.append((train.state_dict()["epoch"], train.state_dict()["step"]))
+    assert places == [(0, 0), (3, 1), (3, 1), (3, 2)]
+
+
 def test_a_place_in_another_order_is_refused():
     train, _ = loaders(SETS["digits"])
     other, _ = loaders(SETS["digits"], seed=1)

@@ -61,6 +61,12 @@ def test_wnids_are_compared_with_imagenet(tmp_path):
     assert "not all of ImageNet-1K, which has 1,000 classes, 1,281,167 training and 50,000" in done.stdout
     assert (tmp_path / "elsewhere.json").is_file()
     assert not (tmp_path / "pgt-manifest.json").exists()
+    assert data.open_set(**{**FOLDER, "backend": "dali", "manifest": "elsewhere.json"}).manifest in done.stdout
+    (tmp_path / "train" / "n01440764" / "b.jpg").write_bytes(WHOLE)
+    with pytest.raises(InputError, match="not those that were verified"):
+        data.open_set(**{**FOLDER, "backend": "dali", "manifest": "elsewhere.json"})
+    with pytest.raises(InputError, match=r"no data.manifest nowhere.json: `pgt data verify --output` writes it"):
+        data.open_set(**{**FOLDER, "backend": "dali", "manifest": "nowhere.json"})
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "no json"])
@@ -100,6 +106,7 @@ def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):
 
 def test_the_backend_is_what_is_there(tmp_path, monkeypatch):
     tree(tmp_path, {"a.jpg": WHOLE})
+    monkeypatch.setattr("pgt.validate.has_dali", lambda: True)
     assert compose(*RUN).data.backend == "dali"
     monkeypatch.setattr("pgt.validate.has_dali", lambda: False)
     monkeypatch.setattr("pgt.data.has_dali", lambda: False)

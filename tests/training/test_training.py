@@ -19,7 +19,7 @@ def trainer(model, precision="fp32", loss=None, rate=0.1):
     chosen = Precision(precision, "cpu")
     sgd = optimizer.build(model, 0.9, 5e-4, fused=False)
     loss = loss or PowerGradCrossEntropy(0.5)
-    return Trainer(chosen.apply(model), loss, sgd, lambda step: rate, [], chosen, chosen.scaler())
+    return Trainer(chosen.apply(model), loss, sgd, lambda step: rate, [], chosen, chosen.scaler(65536, 2000))
 
 
 def network(normalized=True):
@@ -78,7 +78,7 @@ def test_running_statistics_context_restores():
     model = network()
 
     def fail():
-        with running_statistics(model, updated=False):
+        with running_statistics(model, "first", 1, 2, first_rank=True):
             assert not model[1].track_running_stats
             raise RuntimeError("inside")
 

@@ -1,0 +1,124 @@
+"""The ranks that train together, as the trainer sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pgt.environment import cpus
+from pgt.workers import Place
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; alone by default.
+
+    Attributes:
+        rank, world_size: among all.
+        local_rank, local_size: among those on this machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def share(self, value: T) -> T:
+        """The first rank's value, on every rank. It must pickle."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in their order, on every rank. It must pickle."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The maximum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Each becomes its mean over ranks."""
+        for tensor in tensors if self.world_size > 1 else ():
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+
+    def copy_(self, tensors: list[Tensor]) -> None:
+        """Each becomes the first rank's."""
+        for tensor in tensors if self.world_size > 1 else ():
+            dist.broadcast(tensor, 0)
+
+
+ALONE = Ranks()
+
+
+def meet(place: Place, minutes: float = 10) -> dist.Store:
+    """What the processes find each other by; the first one is waited for."""
+    return next(dist.rendezvous(place.meeting, place.rank, place.world_size, timeout=timedelta(minutes=minutes)))[0]
+
+
+@contextmanager
+def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[Ranks]:
+    """Within it the ranks can talk to each other: NCCL between GPUs, gloo between CPUs.
+
+    Args:
+        store: that all of them have met at.
+        timeout_minutes: that a rank waits for another.
+    """
+    ranks = Ranks(place.rank, place.world_size, place.local_rank, place.local_size)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cpus() // place.local_size))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an exception only says that another rank does not answer (any more)."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "process group"))

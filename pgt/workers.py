@@ -1,0 +1,236 @@
+"""Processes that train together on this machine: started, watched, and ended. No torch.
+
+The parent holds a pipe to each worker. A worker says through it what came of it; whichever of the two finds the
+other end closed knows that the other is gone. Each worker leads a process group, so that whatever it has started
+goes with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pgt.errors import InputError, TrainingError
+
+CAUSE_SECONDS = 3.0
+"""How long to listen, after a first failure, for the one that caused it."""
+GRACE_SECONDS = 5.0
+"""From the request to end until the end."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that train together.
+
+    Attributes:
+        rank, world_size: among all.
+        local_rank, local_size: among those on this machine.
+        meeting: where they find each other: an `init_method` of torch.distributed.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    meeting: str
+
+
+def found() -> Place | None:
+    """This process's place where torchrun or srun has started it as one of several.
+
+    Raises:
+        InputError: their environment variables are incomplete.
+    """
+    variables = os.environ
+    try:
+        if "TORCHELASTIC_RUN_ID" in variables or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
+            keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            return Place(*(int(variables[key]) for key in keys), "env://")
+        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+            size = int(re.match(r"\d+", variables["SLURM_STEP_TASKS_PER_NODE"])[0])
+            port = 20_000 + (int(variables["SLURM_JOB_ID"]) * 16 + int(variables["SLURM_STEP_ID"]) % 16) % 20_000
+            host = first_host(variables["SLURM_STEP_NODELIST"])
+            return Place(*(int(variables[key]) for key in keys), size, f"tcp://{host}:{port}")
+    except KeyError as error:
+        raise InputError(f"started as one of several processes, but {error} is not set: use torchrun or srun") from None
+    return None
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's node list: `gpu007` of `gpu[007-009,012],login1`."""
+    head = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    assert head is not None, nodes
+    return head[1] + (head[2] or "")
+
+
+Target = Callable[[Any, Place], Any]
+"""(job, place) -> result; a function of a module, since workers import it."""
+
+
+@dataclass
+class _Failure:
+    """What went wrong in a worker.
+
+    Attributes:
+        kind: `input`, `training`, `fault` (any other exception), `killed`, or `lost` (it missed another worker).
+    """
+
+    rank: int
+    kind: str
+    text: str
+
+
+def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[BaseException], bool]) -> Any:
+    """Call `target` in `count` processes; returns what the first one returns.
+
+    Args:
+        folder: what ranks after the first print goes into `log.rank<k>.txt` there.
+        lost: whether an exception only says that another worker is gone.
+
+    Raises:
+        InputError, TrainingError: as the worker that failed first raised it; the others are ended.
+    """
+    context = get_context("spawn")
+    with TemporaryDirectory(prefix="pgt-") as meeting:
+        workers: list[tuple[BaseProcess, Connection]] = []
+        try:
+            for rank in range(count):
+                ours, theirs = context.Pipe()
+                place = Place(rank, count, rank, count, f"file://{meeting}/ranks")
+                process = context.Process(target=_work, args=(target, job, place, theirs, folder, lost))
+                process.start()
+                theirs.close()
+                workers.append((process, ours))
+            return _watch(workers)
+        finally:
+            _end(workers)
+
+
+def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
+    """Wait for all workers, or for the first that fails; the first one's result."""
+    results: dict[int, Any] = {}
+    failures: list[_Failure] = []
+    waiting = {connection: rank for rank, (_, connection) in enumerate(workers)}
+    deadline: float | None = None
+    while waiting and (deadline is None or time.monotonic() < deadline):
+        for ready in wait(list(waiting), None if deadline is None else max(0.0, deadline - time.monotonic())):
+            assert isinstance(ready, Connection)
+            rank = waiting.pop(ready)
+            try:
+                kind, content = ready.recv()
+            except (EOFError, OSError):
+                workers[rank][0].join(GRACE_SECONDS)
+                kind, content = "killed", _how_it_ended(workers[rank][0].exitcode)
+            if kind == "done":
+                results[rank] = content
+            else:
+                failures.append(_Failure(rank, kind, content))
+        if failures and deadline is None:
+            deadline = time.monotonic() + CAUSE_SECONDS
+        if any(failure.kind != "lost" for failure in failures):
+            break
+    if failures:
+        raise _error(failures, sorted(waiting.values()))
+    for process, _ in workers:
+        process.join(GRACE_SECONDS)
+    return results[0]
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-code).name}{hint}"
+    return f"ended with exit code {code}"
+
+
+def _error(failures: list[_Failure], silent: list[int]) -> InputError | TrainingError:
+    """The error that explains the others."""
+    first = min(failures, key=lambda failure: failure.kind == "lost")
+    if first.kind == "input":
+        return InputError(first.text)
+    if first.kind == "training":
+        return TrainingError(first.text)
+    if first.kind == "killed":
+        return TrainingError(f"rank {first.rank} {first.text}; the same command goes on from the last checkpoint")
+    if first.kind == "lost" and silent:
+        ranks = " and ".join(map(str, silent))
+        return TrainingError(
+            f"rank {ranks} hangs: the others waited trainer.timeout_minutes for it; look at its log.rank<k>.txt and "
+            "the disk it reads from; the same command goes on from the last checkpoint"
+        )
+    return TrainingError(f"rank {first.rank} failed:\n{first.text}")
+
+
+def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
+    """Ask those that still run to end, then end them, and everything that they started."""
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+        deadline = time.monotonic() + seconds
+        for process, _ in workers:
+            with suppress(ProcessLookupError, PermissionError):
+                if process.is_alive():
+                    os.killpg(process.pid, number)
+        for process, _ in workers:
+            process.join(max(0.0, deadline - time.monotonic()))
+    for process, connection in workers:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what a dead worker has left behind
+        connection.close()
+
+
+def _work(
+    target: Target, job: Any, place: Place, parent: Connection, folder: Path, lost: Callable[[BaseException], bool]
+) -> None:
+    """The life of a worker."""
+    os.setpgrp()  # Ctrl-C is the parent's; and its children are found by this group
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    if place.rank:
+        log = redirect(folder, place.rank)
+    try:
+        message = ("done", target(job, place))
+    except InputError as error:
+        message = ("input", str(error))
+    except TrainingError as error:
+        message = ("training", str(error))
+    except Exception as error:
+        message = ("lost" if lost(error) else "fault", traceback.format_exc())
+        if place.rank:
+            print(message[1], file=sys.stderr, flush=True)
+    if place.rank and log.stat().st_size == 0:
+        log.unlink()
+    with suppress(OSError):
+        parent.send(message)
+    if message[0] != "done":
+        os._exit(1)  # the tidy way out may wait for ranks that are gone
+
+
+def _follow(parent: Connection) -> None:
+    """Go when the parent does: it never sends anything, so that whatever ends the wait is its end."""
+    with suppress(EOFError, OSError):
+        parent.recv()
+    os.killpg(0, signal.SIGKILL)
+
+
+def redirect(folder: Path, rank: int) -> Path:
+    """Standard output and error of this process, and of what it starts, go to `log.rank<k>.txt`."""
+    path = folder / f"log.rank{rank}.txt"
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+    return path

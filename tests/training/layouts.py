@@ -1,0 +1,36 @@
+"""What the processes of test_distributed.py compute."""
+
+import torch
+
+from pgt.data import open_set
+from pgt.run import _assemble
+from pgt.training.distributed import joined, meet
+from pgt.training.evaluation import evaluate
+
+STEPS = 20
+
+
+def trained(configs, ranks):
+    """Weights and buffers after 20 steps of each config, and what an evaluation says then."""
+    found = {}
+    for name, config in configs.items():
+        options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
+        torch.manual_seed(config.seed)
+        train, test, trainer = _assemble(config, open_set(**options), ranks)
+        trainer.model.train()
+        step = 0
+        for epoch in range(-(-STEPS // train.steps_per_epoch)):
+            batches = train.epoch(epoch)
+            for _ in range(min(train.steps_per_epoch, STEPS - step)):
+                trainer.train_step([next(batches) for _ in range(train.groups_per_step)], step)
+                step += 1
+        trainer.share_buffers()
+        weights = {key: value.numpy() for key, value in trainer.model.state_dict().items()}
+        tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision, ranks)
+        found[name] = {"weights": weights, "tested": tested, "read": trainer.tally.read()}
+    return found
+
+
+def in_place(configs, place):
+    with joined(place, meet(place), 2) as ranks:
+        return trained(configs, ranks)
