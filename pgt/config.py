@@ -6,7 +6,7 @@ changes the numbers of a run (`identity`). No torch here: a typo is answered bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 MISSING: Any = "???"
@@ -181,6 +181,30 @@ class Trainer:
 
 
 @dataclass
+class Wandb:
+    project: str = MISSING
+    entity: str | None = None
+    mode: str = choice("online", "offline")
+
+
+@dataclass
+class TensorBoard:
+    pass
+
+
+@dataclass
+class Logger:
+    """What mirrors metrics.jsonl; null: not this one."""
+
+    wandb: Wandb | None = None
+    tensorboard: TensorBoard | None = None
+
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Name and options of each logger that is asked for."""
+        return {name: options for name, options in asdict(self).items() if options is not None}
+
+
+@dataclass
 class Paths:
     runs: str = no_identity()
 
@@ -195,6 +219,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     method: Method = field(default_factory=Method)
     trainer: Trainer = field(default_factory=Trainer)
+    logger: Logger = field(default_factory=Logger, metadata={"identity": False})
     paths: Paths = field(default_factory=Paths)
 
 

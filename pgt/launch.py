@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pgt import data, workers
+from pgt import data, sinks, workers
 from pgt.compose import check_shown, compose_all, conf_dir
 from pgt.errors import InputError, TrainingError, as_input_error
 from pgt.validate import validate
@@ -55,6 +55,7 @@ def train(arguments: Sequence[str]) -> int:
     configs = compose_all(overrides, multirun)
     for config in configs:
         data.check(**asdict(config.data))
+        sinks.check(config.logger.chosen())
     total = len(configs)
     failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
@@ -97,6 +98,7 @@ def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
                 f"trainer.devices={wanted}, but {place.local_size} processes were started on this machine: leave it out"
             )
         data.check(**asdict(config.data))
+        sinks.check(config.logger.chosen())
         return config
 
     try:

@@ -16,7 +16,7 @@ from pgt.config import Config
 from pgt.data import DataSet
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
-from pgt.sinks import Console, Sinks
+from pgt.sinks import About, Console, Sinks
 from pgt.workers import Place
 
 if TYPE_CHECKING:
@@ -187,10 +187,12 @@ def train(job: Job, ranks: Ranks) -> Summary:
             run_folder.clear(job.folder)
         state = run_folder.resume(job.folder, trainer, ranks.share(run_folder.load(job.folder)))
         summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
-        run_folder.record_start(job.folder, config, summary, ranks.device)
+        start = run_folder.record_start(job.folder, config, summary, ranks.device)
         title = f"{job.label}{describe(config)}"
+        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start)
         total_steps = config.recipe.epochs * train_loader.steps_per_epoch
-        with run_folder.sinks(job.folder, title, total_steps, state["metrics_size"]) as (sink, console, metrics):
+        opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
+        with opened as (sink, console, metrics):
             _announce(console, title, job, trainer, train_loader, state)
             try:
                 save = partial(run_folder.save, job.folder, trainer, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from pgt.runs import Summary
 if TYPE_CHECKING:
     import torch
 
-    from pgt.sinks import Console, JsonLines, Sinks
+    from pgt.sinks import About, Console, JsonLines, Sinks
     from pgt.training.loop import Trainer
 
 
@@ -24,6 +25,7 @@ def clear(folder: Path) -> None:
     """Take away what a run would go on from."""
     for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
@@ -71,8 +73,8 @@ def resume(folder: Path, trainer: Trainer, state: dict[str, Any] | None) -> dict
         raise checkpoint.damaged(folder / "checkpoints" / "last.pt", error) from None
 
 
-def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> None:
-    """Write config.yaml and summary.json, and add this start to environment.json."""
+def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:
+    """Write config.yaml and summary.json, and add this start to environment.json; returns what that says of it."""
     import torch
     from omegaconf import OmegaConf
 
@@ -81,19 +83,23 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     path = folder / "environment.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
-    starts.append({"time": runs.now(), "commit": summary.commit, **environment.describe(name, torch.get_num_threads())})
+    start = {"time": runs.now(), "commit": summary.commit, **environment.describe(name, torch.get_num_threads())}
+    starts.append(start)
     runs.write_json(path, {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
+    return start
 
 
 @contextmanager
-def sinks(folder: Path, title: str, total_steps: int, metrics_size: int) -> Iterator[tuple[Sinks, Console, JsonLines]]:
+def sinks(
+    about: About, total_steps: int, metrics_size: int, loggers: dict[str, Any]
+) -> Iterator[tuple[Sinks, Console, JsonLines]]:
     """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
-    from pgt.sinks import Console, JsonLines, Sinks
+    from pgt.sinks import Console, JsonLines, Sinks, start_mirrors
 
-    metrics = JsonLines(folder / "metrics.jsonl", metrics_size)
-    console = Console(title, total_steps, folder / "log.txt")
-    together = Sinks([metrics, console])
+    metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
+    console = Console(about.name, total_steps, about.folder / "log.txt")
+    together = Sinks([metrics, console, *start_mirrors(loggers, about, console.say)])
     try:
         yield together, console, metrics
     finally:

@@ -228,6 +228,7 @@ def _follow(parent: Connection) -> None:
 
 def redirect(folder: Path, rank: int) -> Path:
     """Standard output and error of this process, and of what it starts, go to `log.rank<k>.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"log.rank{rank}.txt"
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):

@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "types",
     },
     "run_folder": {"config", "environment", "runs", "sinks", "training"},
-    "launch": {"compose", "config", "data", "errors", "run", "training", "validate", "workers"},
+    "launch": {"compose", "config", "data", "errors", "run", "sinks", "training", "validate", "workers"},
     "cli": {"compose", "environment", "errors", "launch", "reproduction", "tools"},
     "__init__": {"methods"},
 }

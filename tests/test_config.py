@@ -26,7 +26,7 @@ def test_every_experiment_composes_and_is_short(experiment):
     assert len(lines) <= 12
 
 
-@pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer"])
+@pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer", "logger"])
 def test_every_choice_of_every_group_composes(group, monkeypatch):
     monkeypatch.setenv("IMAGENET", ".")
     monkeypatch.setenv("CIFAR", ".")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pgt.sinks.console import Console
 from pgt.sinks.jsonl import JsonLines
+from pgt.sinks.mirrors import About, check, start_mirrors
 from pgt.types import Record, Sink
 
 
@@ -24,4 +25,4 @@ class Sinks:
             sink.close()
 
 
-__all__ = ["Console", "JsonLines", "Sinks"]
+__all__ = ["About", "Console", "JsonLines", "Sinks", "check", "start_mirrors"]

@@ -27,19 +27,20 @@ def running_statistics(model: nn.Module, rule: str, group: int, groups: int, fir
         first_rank: whether this is rank 0.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     updated = rule == MEAN or (group == 0 and first_rank)
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, (momentum, _) in zip(norms, kept, strict=True):
         norm.track_running_stats = updated
+        norm.num_batches_tracked = norm.num_batches_tracked if group == 0 else None  # it counts steps
         if rule == MEAN and groups > 1 and momentum is not None:
             # Weights that leave each of the k groups with momentum / k, and what was before with 1 − momentum.
             norm.momentum = momentum / groups / (1 - (groups - 1 - group) * momentum / groups)
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.track_running_stats = True
-            norm.momentum = momentum
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def buffers(model: nn.Module) -> list[Tensor]:

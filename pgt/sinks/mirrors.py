@@ -1,0 +1,187 @@
+"""Weights & Biases and TensorBoard: copies of what `metrics.jsonl` holds, which may fail without harm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pgt.errors import InputError
+from pgt.types import Record, Sink
+
+INIT_SECONDS = 60
+FINISH_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class About:
+    """What a mirror is told of a run.
+
+    Attributes:
+        run_id, group_id, name: of the run; the name is for people.
+        folder: of the run.
+        config, environment: as their files hold them.
+    """
+
+    run_id: str
+    group_id: str
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+
+
+def check(loggers: Mapping[str, Any]) -> None:
+    """Raises InputError unless what the named loggers need is installed."""
+    for name in loggers:
+        if find_spec(name) is None:
+            raise InputError(f"logger={name} needs the package {name}: pip install {name}, or take logger=none")
+
+
+class Mirror:
+    """A sink that may fail: then it is closed, and that is said once; the run goes on.
+
+    Args:
+        name: to call it by.
+        start: makes the sink.
+        say: where to complain.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Sink], say: Callable[[str], None]) -> None:
+        self._name, self._say = name, say
+        self._sink: Sink | None = None
+        self._guarded(lambda: setattr(self, "_sink", start()))
+
+    def write(self, step: int, record: Record) -> None:
+        if self._sink is not None:
+            sink = self._sink
+            self._guarded(lambda: sink.write(step, record))
+
+    def close(self) -> None:
+        if self._sink is not None:
+            self._guarded(self._sink.close)
+
+    def _guarded(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a third party's service or disk comes up with
+            self._sink = None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self._say(f"warning: {self._name} has failed and is left alone ({reason}); metrics.jsonl has everything")
+
+
+class WandbRun:
+    """Writes to Weights & Biases, again into the same run when the run goes on.
+
+    Args:
+        project, entity, mode: as `wandb.init` takes them.
+    """
+
+    def __init__(self, about: About, project: str, entity: str | None, mode: str) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=project,
+            entity=entity,
+            id=about.run_id,
+            resume="allow",
+            group=about.group_id,
+            name=about.name,
+            dir=str(about.folder),
+            mode=mode,
+            config={**about.config, "environment": about.environment},
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")  # an interrupted run comes by some steps twice
+        self._epochs: list[Record] = []
+
+    def write(self, step: int, record: Record) -> None:
+        self._run.log({"step": step, **_named(record)})
+        if record["event"] == "epoch":
+            self._epochs.append(record)
+
+    def close(self) -> None:
+        """Upload what is left; after a minute without an end `wandb sync` must."""
+        if self._epochs:
+            columns = sorted({key for record in self._epochs for key in record})
+            rows = [[record.get(key) for key in columns] for record in self._epochs]
+            self._run.log({"epochs": self._wandb.Table(columns=columns, data=rows)})
+        self._run.finish()
+
+
+class TensorBoard:
+    """Writes event files into `<run folder>/tensorboard`."""
+
+    def __init__(self, about: About) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(about.folder / "tensorboard"))
+        self._text("config", about.config)
+        self._text("environment", about.environment)
+
+    def write(self, step: int, record: Record) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in _named(record).items()
+            if isinstance(value, (int, float))
+        ]
+        self._add(step, Summary(value=values))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _text(self, tag: str, value: Any) -> None:
+        """A mapping as indented text, which TensorBoard shows as Markdown code."""
+        from omegaconf import OmegaConf
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        text = "".join(f"    {line}\n" for line in OmegaConf.to_yaml(OmegaConf.create(value)).splitlines())
+        plugin = SummaryMetadata.PluginData(plugin_name="text")
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        metadata = SummaryMetadata(plugin_data=plugin)
+        self._add(0, Summary(value=[Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)]))
+
+    def _add(self, step: int, summary: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _named(record: Record) -> dict[str, Any]:
+    """A record's values under `step/` or `epoch/`, those that are no numbers and not finite left out."""
+    event = record["event"]
+    kept = {key: value for key, value in record.items() if key != "event"}
+    return {
+        f"{event}/{key}": value for key, value in kept.items() if not isinstance(value, float) or math.isfinite(value)
+    }
+
+
+def start_mirrors(loggers: Mapping[str, Mapping[str, Any]], about: About, say: Callable[[str], None]) -> list[Sink]:
+    """A sink for each logger of the config.
+
+    Args:
+        loggers: name -> its options: `wandb` or `tensorboard`.
+        say: takes a line for the user.
+    """
+    kinds: dict[str, Callable[..., Sink]] = {"wandb": WandbRun, "tensorboard": TensorBoard}
+
+    def starter(name: str) -> Callable[[], Sink]:
+        return lambda: kinds[name](about, **loggers[name])
+
+    return [Mirror(name, starter(name), say) for name in loggers]

@@ -1,0 +1,146 @@
+"""wandb and TensorBoard: what arrives there is read back; and what happens when they fail."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from pgt import sinks
+from pgt.errors import InputError
+from pgt.runs import read_metrics
+from pgt.sinks.mirrors import Mirror, WandbRun, start_mirrors
+from tests.conftest import TINY, compose, pgt, train
+
+RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
+
+
+def wandb_records(path):
+    """The records of an offline run: a LevelDB log behind a header of seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, parts = path.read_bytes(), 7, []
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        parts.append(data[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
+
+
+def items(updates):
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in updates}
+
+
+def expected(folder):
+    """(step, name) -> value of every number in metrics.jsonl."""
+    return {
+        (record["step"], f"{record['event']}/{key}"): value
+        for record in read_metrics(folder)
+        for key, value in record.items()
+        if key not in ("step", "event")
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_wandb_holds_every_metric_the_config_and_the_environment():
+    summary = train(*RUN, "logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=mine")
+    [folder] = Path("runs").glob("custom/*")
+    [path] = folder.glob("wandb/offline-run-*/*.wandb")
+    history, config, run = {}, {}, None
+    for record in wandb_records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            row = items(record.history.item)
+            history |= {(row["step"], key): value for key, value in row.items() if "/" in key}
+        if kind == "run":
+            run = record.run
+            config |= items(record.run.config.update)
+        if kind == "config":
+            config |= items(record.config.update)
+    assert (run.run_id, run.project, run.run_group) == (summary.run_id, "mine", summary.group_id)
+    assert history == expected(folder)
+    assert len(history) > 20
+    assert config["method"]["alpha"] == 0.25
+    assert config["environment"]["packages"]["torch"]
+    [table] = folder.glob("wandb/offline-run-*/files/media/table/epochs*.json")
+    assert len(json.loads(table.read_text())["data"]) == 2
+
+
+def test_tensorboard_holds_every_metric_the_config_and_the_environment():
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(*RUN, "logger=tensorboard")
+    [folder] = Path("runs").glob("custom/*")
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    found = {(e.step, tag): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+    assert found.keys() == expected(folder).keys()
+    for key, value in expected(folder).items():
+        assert found[key] == pytest.approx(value, rel=1e-6)
+    [config] = events.Tensors("config/text_summary")
+    assert b"alpha: 0.25" in config.tensor_proto.string_val[0]
+    assert "environment/text_summary" in events.Tags()["tensors"]
+
+
+def test_both_at_once_and_the_same_numbers_as_without():
+    config = compose(*RUN, "logger=[wandb,tensorboard]", "logger.wandb.mode=offline")
+    assert config.logger.chosen() == {
+        "wandb": {"project": "pgt", "entity": None, "mode": "offline"}, "tensorboard": {}}  # fmt: skip
+    assert compose(*RUN).logger.chosen() == {}
+    assert train(*RUN, "logger=tensorboard").run_id == train(*RUN).run_id
+
+
+class Failing:
+    """A service that goes away after so many records."""
+
+    def __init__(self, good):
+        self.good, self.closed = good, False
+
+    def write(self, step, record):
+        self.good -= 1
+        if self.good < 0:
+            raise OSError(28, "No space left on device\nand more of it")
+
+    def close(self):
+        raise ConnectionError
+
+
+@pytest.mark.parametrize("good", [0, 2, 9])
+def test_a_failing_mirror_is_left_alone_and_said_once(good):
+    said = []
+    mirror = Mirror("wandb", lambda: Failing(good), said.append)
+    for step in range(5):
+        mirror.write(step, {})
+    mirror.close()
+    [line] = said
+    reason = "No space left on device" if good < 5 else "ConnectionError"
+    assert line.startswith("warning: wandb has failed and is left alone (")
+    assert reason in line
+    assert "\n" not in line
+
+
+def test_a_service_that_cannot_be_reached_stops_no_training(monkeypatch):
+    def unreachable(*_, **__):
+        raise TimeoutError("no answer after 60 seconds")
+
+    monkeypatch.setattr(WandbRun, "__init__", unreachable)
+    assert train(*RUN, "logger=wandb").status == "finished"
+    [log] = Path("runs").glob("custom/*/log.txt")
+    assert "warning: wandb has failed and is left alone (no answer after 60 seconds)" in log.read_text()
+
+
+def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr("pgt.sinks.mirrors.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^logger=wandb needs the package wandb: pip install wandb"):
+        sinks.check({"wandb": {}})
+    assert start_mirrors({}, None, print) == []
+    done = pgt("train", *RUN, "logger=wandbb")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "logger" in done.stderr
