@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     loss = sides.add_parser("loss", help="forward and backward of PGT, of cross-entropy and of the published hook")
     loss.add_argument("--rounds", type=at_least(2), default=300, help="measured rounds (default: 300)")
     loss.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
+    step = sides.add_parser("step", help="a training step beside a bare PyTorch loop's and timm's")
+    step.add_argument("--rounds", type=at_least(2), default=10, help="rounds through all loops (default: 10)")
+    step.add_argument("--steps", type=at_least(1), default=10, help="steps of a loop in a round (default: 10)")
     loader = sides.add_parser("loader", help="our training loaders, torchvision's and timm's on the same JPEGs")
     loader.add_argument("--root", type=Path, help="a folder of classes of images (default: generated, 500x375)")
     loader.add_argument("--workers", type=at_least(1), default=cpus(), help="of each loader (default: one a CPU)")
@@ -148,6 +151,10 @@ def _bench(options: argparse.Namespace) -> int:
         from pgt.tools import bench_loader
 
         measured = bench_loader.loaders(options.root, options.batch, options.workers, options.batches, options.rounds)
+    elif options.what == "step":
+        from pgt.tools import bench_step
+
+        measured = bench_step.steps(options.rounds, options.steps)
     else:
         from pgt.tools import bench
 

@@ -5,6 +5,8 @@ class InputError(Exception):
     """What the user gave (config, data, checkpoint, environment) cannot work; one line says how to mend it."""
 
     exit_code = 2
+    said = False
+    """By another of the processes that run into it together."""
 
 
 def as_input_error(error: OSError) -> InputError:

@@ -104,7 +104,9 @@ def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
     try:
         run_as_rank(place, compose)
     except (InputError, TrainingError) as error:
-        if place.rank:  # the first rank speaks
+        if place.rank and not (isinstance(error, InputError) and error.said):
+            print(f"pgt: rank {place.rank}: {error}", file=sys.stderr)
+        if place.rank:
             return error.exit_code
         raise
     except RuntimeError as error:

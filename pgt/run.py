@@ -148,6 +148,7 @@ def run_as_rank(place: Place, compose: Callable[[], Config]) -> Summary:
         store.set(CONFIG, pickle.dumps(config))
     received = pickle.loads(store.get(CONFIG))
     if isinstance(received, InputError):
+        received.said = True  # by the first rank
         raise received
     with joined(place, store, received.trainer.timeout_minutes) as ranks:
         job = ranks.share(prepare(received, "") if ranks.first else None)

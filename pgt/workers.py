@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pgt.errors import InputError, TrainingError
+from pgt.errors import InputError, TrainingError, as_input_error
 
 CAUSE_SECONDS = 3.0
 """How long to listen, after a first failure, for the one that caused it."""
@@ -113,7 +113,11 @@ def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[
                 ours, theirs = context.Pipe()
                 place = Place(rank, count, rank, count, f"file://{meeting}/ranks")
                 process = context.Process(target=_work, args=(target, job, place, theirs, folder, lost))
-                process.start()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
                 theirs.close()
                 workers.append((process, ours))
             return _watch(workers)
@@ -135,7 +139,8 @@ def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
                 kind, content = ready.recv()
             except (EOFError, OSError):
                 workers[rank][0].join(GRACE_SECONDS)
-                kind, content = "killed", _how_it_ended(workers[rank][0].exitcode)
+                code = workers[rank][0].exitcode
+                kind, content = "lost" if code == -signal.SIGABRT else "killed", _how_it_ended(code)  # NCCL aborts so
             if kind == "done":
                 results[rank] = content
             else:
@@ -167,11 +172,12 @@ def _error(failures: list[_Failure], silent: list[int]) -> InputError | Training
         return TrainingError(first.text)
     if first.kind == "killed":
         return TrainingError(f"rank {first.rank} {first.text}; the same command goes on from the last checkpoint")
-    if first.kind == "lost" and silent:
+    if first.kind == "lost" and silent and re.search("time|SIGABRT", first.text, re.IGNORECASE):
         ranks = " and ".join(map(str, silent))
         return TrainingError(
             f"rank {ranks} hangs: the others waited trainer.timeout_minutes for it; look at its log.rank<k>.txt and "
-            "the disk it reads from; the same command goes on from the last checkpoint"
+            "the disk it reads from; the same command goes on from the last checkpoint\n"
+            f"rank {first.rank}: {first.text.strip().splitlines()[-1]}"
         )
     return TrainingError(f"rank {first.rank} failed:\n{first.text}")
 
@@ -181,8 +187,10 @@ def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         deadline = time.monotonic() + seconds
         for process, _ in workers:
-            with suppress(ProcessLookupError, PermissionError):
-                if process.is_alive():
+            if process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)  # it may not lead a group yet
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, number)
         for process, _ in workers:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -207,6 +215,8 @@ def _work(
         message = ("input", str(error))
     except TrainingError as error:
         message = ("training", str(error))
+    except OSError as error:
+        message = ("input", str(as_input_error(error)))
     except Exception as error:
         message = ("lost" if lost(error) else "fault", traceback.format_exc())
         if place.rank:

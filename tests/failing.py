@@ -28,7 +28,7 @@ def work(job, place):
         return place.rank, place.world_size
     if place.rank != job["rank"]:
         time.sleep(job.get("wait", 300))
-        raise GoneError("connection closed by peer")
+        raise GoneError("Timed out waiting for a peer" if job["what"] == "deaf" else "connection closed by peer")
     time.sleep(0.3)
     if job["what"] == "fault":
         raise KeyError("the real cause")

@@ -29,7 +29,7 @@ def test_help_says_what_there_is_and_imports_nothing_slow():
 def test_train_help_names_the_groups():
     done = pgt("train", "--help")
     assert done.returncode == 0
-    assert "groups: data, experiment, method, model, recipe, schedule, trainer" in done.stdout
+    assert "groups: data, experiment, logger, method, model, recipe, schedule, trainer" in done.stdout
 
 
 def test_version():

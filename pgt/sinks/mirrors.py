@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,10 @@ class Mirror:
         try:
             act()
         except Exception as error:  # whatever a third party's service or disk comes up with
-            self._sink = None
+            failed, self._sink = self._sink, None
+            if failed is not None:
+                with suppress(Exception):
+                    failed.close()
             reason = (str(error) or type(error).__name__).splitlines()[0]
             self._say(f"warning: {self._name} has failed and is left alone ({reason}); metrics.jsonl has everything")
 
@@ -94,6 +98,7 @@ class WandbRun:
             name=about.name,
             dir=str(about.folder),
             mode=mode,
+            reinit="create_new",  # never into another run of this process that did not end well
             config={**about.config, "environment": about.environment},
             settings=wandb.Settings(
                 console="off",

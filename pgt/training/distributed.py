@@ -112,13 +112,13 @@ def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[
         world_size=ranks.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
-    try:
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    yield ranks
+    dist.destroy_process_group()  # after an error it may wait for ranks that wait for this one
 
 
 def lost(error: BaseException) -> bool:
     """Whether an exception only says that another rank does not answer (any more)."""
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
+        return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "process group"))

@@ -36,7 +36,7 @@ def evaluate(
     """
     model.eval()
     sums = torch.zeros(6, dtype=torch.float64, device=next(model.parameters()).device)
-    calibration = [_calibration_error(loader.num_classes) for _ in range(2)]
+    calibration = [_calibration_error(loader.num_classes).to(sums.device) for _ in range(2)]
     for batch in loader.epoch(0):
         with precision.autocast():
             logits = model(batch.images)
@@ -46,7 +46,7 @@ def evaluate(
             continue
         sums += _sums(logits, labels, alpha)
         for error, z in zip(calibration, (logits, alpha * logits), strict=True):
-            error.to(z.device).update(z.softmax(1), labels)
+            error.update(z.softmax(1), labels)
     ranks.add_up(sums)
     count = sums[0].item()
     if count == 0:

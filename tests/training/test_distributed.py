@@ -53,12 +53,10 @@ def test_one_process_and_several_train_the_same_weights(alone, together, name):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_in_float32_they_differ_by_no_more_than_rounding_does(alone, together, method):
-    """Rounding is what one process in float32 and in float64 differ by: the network amplifies it in either case."""
-    exact, one, several = flat(alone[f"{method} fp64"]), flat(alone[f"{method} fp32"]), flat(together[f"{method} fp32"])
-    rounding = np.linalg.norm(one - exact)
-    assert 0 < rounding < 1e-2 * np.linalg.norm(exact)
-    assert np.linalg.norm(several - one) < 4 * rounding
+def test_in_float32_they_differ_by_rounding(alone, together, method):
+    """Which the network amplifies, by a ReLU that falls on the other side of zero, say: a thousandth after 20 steps."""
+    one, several = flat(alone[f"{method} fp32"]), flat(together[f"{method} fp32"])
+    assert np.linalg.norm(several - one) < 1e-3 * np.linalg.norm(one)
 
 
 def test_the_two_rules_for_batch_norm_differ(alone):

@@ -1,0 +1,234 @@
+"""A training step of ours beside a bare PyTorch loop and timm's step: same network, same data, in turns."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pgt import models
+from pgt.environment import cpus
+from pgt.methods import PowerGradCrossEntropy
+from pgt.training import optimizer
+from pgt.training.loop import Trainer
+from pgt.training.precision import Precision
+from pgt.types import Batch
+
+CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
+REFERENCE = "bare loop"
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12}
+"""Dense 16-bit matrix operations a second, by the makers' data sheets."""
+
+Steps = Callable[[int], None]
+"""Number of steps -> None: does them, without waiting for the device."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained.
+
+    Attributes:
+        network: a name of `pgt.models`.
+        batch, size: images [batch, 3, size, size].
+        precision: as `trainer.precision`.
+        compiled: networks and losses through torch.compile.
+    """
+
+    network: str
+    batch: int
+    size: int
+    precision: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        compiled = ", compiled" if self.compiled else ""
+        return f"{self.network}, {self.batch} x {self.size} x {self.size}, {self.precision}{compiled}"
+
+
+def cases() -> list[Case]:
+    """ResNet-18 on small images on the CPU; on a GPU the paper's networks at its batch."""
+    if not torch.cuda.is_available():
+        return [Case("resnet18", 32, 64, "fp32")]
+    networks = ("resnet18", "resnet50", "resnet101")
+    return [
+        Case(network, 256, 224, precision, compiled)
+        for network in networks
+        for precision in ("fp16", "bf16")
+        for compiled in (False, True)
+    ]
+
+
+def steps(rounds: int, length: int) -> str:
+    """Measure every case, as Markdown.
+
+    Args:
+        rounds: each goes through all loops once.
+        length: steps of a loop in a round.
+    """
+    return "\n\n".join(measure(case, rounds, length) for case in cases())
+
+
+def measure(case: Case, rounds: int, length: int) -> str:
+    """One case: median time of a step, beside the bare loop's."""
+    from tabulate import tabulate
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contenders: dict[str, Callable[[Case, Batch], Steps]] = {
+        REFERENCE: bare,
+        "pgt, baseline": lambda case, batch: ours(case, batch, nn.CrossEntropyLoss()),
+        "pgt, PGT α = 0.25": lambda case, batch: ours(case, batch, PowerGradCrossEntropy(0.25)),
+        "timm": timm_step,
+    }
+    batch = _batch(case, device)
+    memory, loops = {}, {}
+    for name, build in contenders.items():
+        before = _allocated(device)
+        loops[name] = build(case, batch)
+        loops[name](3)
+        memory[name] = _allocated(device) - before
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(rounds):
+        for name, loop in loops.items():
+            times[name].append(_timed(loop, length, device))
+    rows = []
+    for name, measured in times.items():
+        middle = statistics.median(measured)
+        ratio = statistics.median(a / b for a, b in zip(measured, times[REFERENCE], strict=True))
+        row = [name, f"{1e3 * middle:.2f}", f"{case.batch / middle:,.0f}", f"{ratio:.3f}"]
+        if device.type == "cuda":
+            row += [f"{memory[name] / 2**30:.1f}", _share(case, middle)]
+        rows.append(row)
+    headers = ["loop", "ms a step", "images/s", f"× {REFERENCE}", "GiB", "of the matrix rate"][: len(rows[0])]
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({cpus()} CPUs, {platform.machine()})"
+    title = f"{case}; {rounds} rounds of {length} steps in turns, ratios within a round, on {where}"
+    return f"{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
+
+
+def _batch(case: Case, device: torch.device) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator)
+    dtype = Precision(case.precision, device.type).dtype
+    return Batch(images.to(device, dtype, memory_format=torch.channels_last), labels.to(device))
+
+
+def _network(case: Case, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    network = models.build(case.network, CLASSES).to(device, memory_format=torch.channels_last)
+    return network.train()
+
+
+def bare(case: Case, batch: Batch) -> Steps:
+    """What one writes from PyTorch's tutorials."""
+    device = batch.images.device
+    network = _network(case, device)
+    run = torch.compile(network) if case.compiled else network
+    sgd = torch.optim.SGD(network.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=case.precision == "fp16")
+    mixed = case.precision in ("fp16", "bf16")
+
+    def loop(count: int) -> None:
+        for _ in range(count):
+            with torch.autocast(device.type, batch.images.dtype if mixed else None, enabled=mixed):
+                loss = F.cross_entropy(run(batch.images), batch.labels)
+            scaler.scale(loss).backward()
+            scaler.step(sgd)
+            scaler.update()
+            sgd.zero_grad(set_to_none=True)
+
+    return loop
+
+
+def ours(case: Case, batch: Batch, loss: nn.Module) -> Steps:
+    """What `pgt train` does, its records apart."""
+    device = batch.images.device
+    network, precision = _network(case, device), Precision(case.precision, device.type)
+    trainer = Trainer(
+        model=network,
+        loss=loss,
+        optimizer=optimizer.build(network, MOMENTUM, DECAY, fused=device.type == "cuda"),
+        schedule=lambda step: RATE,
+        transforms=[],
+        precision=precision,
+        scaler=precision.scaler(65536, 2000),
+        accumulating=False,
+        compiled=case.compiled,
+    )
+
+    def loop(count: int) -> None:
+        for step in range(count):
+            trainer.train_step([batch], step)
+
+    return loop
+
+
+def timm_step(case: Case, batch: Batch) -> Steps:
+    """What timm's train.py does for a batch with `--amp --channels-last`, its logging apart."""
+    from timm.optim import create_optimizer_v2
+    from timm.utils import NativeScaler
+
+    device = batch.images.device
+    network = _network(case, device)
+    run = torch.compile(network) if case.compiled else network
+    sgd = create_optimizer_v2(network, opt="sgd", lr=RATE, weight_decay=DECAY, momentum=MOMENTUM)
+    criterion = nn.CrossEntropyLoss().to(device)
+    mixed = case.precision in ("fp16", "bf16")
+    scaler = NativeScaler(device=device.type) if case.precision == "fp16" else None
+
+    def loop(count: int) -> None:
+        for _ in range(count):
+            with torch.autocast(device.type, batch.images.dtype if mixed else None, enabled=mixed):
+                loss = criterion(run(batch.images), batch.labels)
+            if scaler is not None:
+                scaler(loss, sgd, parameters=network.parameters(), create_graph=False, need_update=True)
+            else:
+                loss.backward()
+                sgd.step()
+            sgd.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # as train.py does after each update
+
+    return loop
+
+
+def _timed(loop: Steps, length: int, device: torch.device) -> float:
+    """Seconds of one step."""
+    _wait(device)
+    started = time.perf_counter()
+    loop(length)
+    _wait(device)
+    return (time.perf_counter() - started) / length
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _allocated(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def _share(case: Case, seconds: float) -> str:
+    """Of the chip's matrix rate: multiplications and additions of a forward and a backward pass, in its time."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    name = torch.cuda.get_device_name()
+    peak = next((rate for chip, rate in PEAK.items() if chip in name), None)
+    if peak is None:
+        return "unknown"
+    device = torch.device("cuda")
+    network, batch = _network(case, device), _batch(Case(case.network, 1, case.size, "fp32"), device)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.cat([batch.images] * 2)).sum().backward()
+    return f"{100 * counter.get_total_flops() / 2 * case.batch / seconds / peak:.0f}%"
