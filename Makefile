@@ -39,9 +39,10 @@ format: $(READY)  ## let ruff mend what it can
 type: $(READY)  ## mypy, strict where pyproject.toml says so
 	$(BIN)/mypy
 
-bench: $(READY)  ## our loss and our loaders beside what one would pick instead
+bench: $(READY)  ## our loss, loaders and step beside what one would pick instead
 	$(BIN)/pgt bench loss --compiled
 	$(BIN)/pgt bench loader
+	$(BIN)/pgt bench step
 
 tables: $(READY)  ## write the demo's table from its runs
 	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
