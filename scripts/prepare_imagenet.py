@@ -46,11 +46,11 @@ def prepare(archives: Path, output: Path, workers: int) -> str:
     if missing:
         raise InputError(f"no {', '.join(missing)} in {archives}: download them from image-net.org")
     plan = {"train": _classes_of_train(archives / TRAIN), "val": _classes_of_val(archives / VAL, archives / DEVKIT)}
-    todo = {split: {name: unpack for name, unpack in classes.items() if not (output / split / name).is_dir()}
+    left = {split: {name: unpack for name, unpack in classes.items() if not (output / split / name).is_dir()}
             for split, classes in plan.items()}  # fmt: skip
-    _check_space(archives, output, todo, plan)
+    _check_space(archives, output, left, plan)
     for split, archive in (("train", archives / TRAIN), ("val", archives / VAL)):
-        _unpack_all(archive, output / split, todo[split], workers)
+        _unpack_all(archive, output / split, left[split], workers)
     counts = read_tree(output).counts()
     whole = "complete" if counts == IMAGENET else f"not complete, it has {describe(IMAGENET)}"
     return f"{output}: {describe(counts)}. ImageNet-1K: {whole}. Next: pgt data verify {output}"
@@ -115,23 +115,23 @@ def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
     return InputError(f"{path} is damaged{where} ({reason}): download it again; what is unpacked stays")
 
 
-def _check_space(archives: Path, output: Path, todo: dict[str, dict], plan: dict[str, dict]) -> None:
+def _check_space(archives: Path, output: Path, left: dict[str, dict], plan: dict[str, dict]) -> None:
     """Raises InputError where the disk is too small for what is left."""
     output.mkdir(parents=True, exist_ok=True)
     sizes = {"train": (archives / TRAIN).stat().st_size, "val": (archives / VAL).stat().st_size}
-    need = sum(sizes[split] * len(todo[split]) / max(len(plan[split]), 1) for split in plan)
+    need = sum(sizes[split] * len(left[split]) / max(len(plan[split]), 1) for split in plan)
     free = shutil.disk_usage(output).free
     if need > free:
         raise InputError(f"{output} has {free / 1e9:.0f} GB free, {need / 1e9:.0f} GB are needed")
 
 
-def _unpack_all(archive: Path, split: Path, todo: dict[str, Unpack], workers: int) -> None:
+def _unpack_all(archive: Path, split: Path, left: dict[str, Unpack], workers: int) -> None:
     """Write the class folders that are left, several at a time."""
     split.mkdir(exist_ok=True)
     console = Console(stderr=True)
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(partial(_unpack_one, archive, split), todo.items())
-        for _ in track(done, split.name, len(todo), console=console, disable=not console.is_terminal):
+        done = pool.map(partial(_unpack_one, archive, split), left.items())
+        for _ in track(done, split.name, len(left), console=console, disable=not console.is_terminal):
             pass
 
 
