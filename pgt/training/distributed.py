@@ -40,7 +40,10 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        """This rank's GPU: the only one where Slurm shows each task its own, else the one of its local rank."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
 
     def share(self, value: T) -> T:
         """The first rank's value, on every rank. It must pickle."""

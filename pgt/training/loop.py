@@ -211,5 +211,8 @@ class Tally:
     def read(self) -> list[float]:
         """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
         non-finite loss, and the first of them."""
-        sums, streak = self._ranks.add_up(self._sums.clone()), self._ranks.largest(self._streak.clone())
-        return torch.cat([sums, self._skipped[None], streak]).tolist()
+        length, since = self._streak
+        since = torch.where(length > 0, since, math.inf)  # the first bad step of any rank that has one
+        longest, negative = self._ranks.largest(torch.stack([length, -since]))
+        sums = self._ranks.add_up(self._sums.clone())
+        return [*sums.tolist(), *torch.stack([self._skipped, longest, -negative]).tolist()]
