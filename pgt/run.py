@@ -374,11 +374,18 @@ def _left_out(loaders: tuple[Loader, Loader], ranks: Ranks) -> dict[str, Any]:
 def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
     """The summary after the epoch of `record`."""
     speed, epoch = summary.images_per_second or record["images_per_second"], record["epoch"]
-    return replace(
+    trained = replace(
         summary,
         epochs=epoch + 1,
         train_top1=record["train_top1"],
         train_loss=record["train_loss"],
+        skipped_files=record.get("skipped_files", 0),
+        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
+    )
+    if "test_top1" not in record:  # not every epoch is evaluated
+        return trained
+    return replace(
+        trained,
         test_top1_best=max(summary.test_top1_best or 0.0, record["test_top1"]),
         test_top1_final=record["test_top1"],
         test_top5_final=record["test_top5"],
@@ -387,8 +394,6 @@ def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
         test_logit_norm=record["test_logit_norm"],
         test_ece=record["test_ece"],
         test_ece_alpha=record["test_ece_alpha"],
-        skipped_files=record.get("skipped_files", 0),
-        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
     )
 
 

@@ -232,6 +232,17 @@ def test_a_run_goes_on_with_all_it_had_measured():
     assert {**asdict(train(*DIGITS)), "started": "", "finished": ""} == {**asdict(whole), "started": "", "finished": ""}
 
 
+def test_not_every_epoch_needs_an_evaluation(tmp_path):
+    """Every second one, and the last; the rest of the chain takes it as it is."""
+    summary = train(*TINY, "model=resnet20", "recipe.epochs=5", "trainer.evaluate_every=2", "experiment=demo/bn")
+    [path] = (folder for folder, _ in find(Path("runs")))
+    epochs = [record for record in read_metrics(path) if record["event"] == "epoch"]
+    assert [record["epoch"] for record in epochs if "test_top1" in record] == [1, 3, 4]
+    assert summary.test_top1_final == epochs[-1]["test_top1"]
+    assert summary.test_top1_best == max(record.get("test_top1", 0) for record in epochs)
+    assert main(["figure", "4", "demo/bn", "--output", "curves.png"]) == 0
+
+
 def test_the_order_of_the_config_is_the_order_of_the_chain():
     gc, agc = "{name: gc, max_norm: 1.0}", "{name: agc, clip_factor: 0.01, eps: 1e-3}"
     for order in ([gc, agc], [agc, gc]):

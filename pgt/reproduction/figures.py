@@ -124,12 +124,15 @@ def _draw(axis: Any, groups: Curves, metric: str) -> None:
     """Error of every setting over the epochs; an error of 0 is drawn at the axis' foot."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    groups = {  # not every epoch is evaluated
+        label: [[record for record in run if metric in record] for run in runs] for label, runs in groups.items()
+    }
     positive = [100 - e[metric] for runs in groups.values() for run in runs for e in run if e[metric] < 100]
     foot = min(positive, default=1.0) / 2
     for index, (label, runs) in enumerate(groups.items()):
         colour, line = COLOURS[index % len(COLOURS)], ("-", "--", ":")[index // len(COLOURS) % 3]
         errors = [[max(100 - e[metric], foot) for e in epochs] for epochs in zip(*runs, strict=True)]
-        epochs = range(1, len(errors) + 1)
+        epochs = [record["epoch"] + 1 for record in runs[0]]
         axis.plot(epochs, [fmean(e) for e in errors], line, color=colour, label=label)
         axis.fill_between(epochs, [min(e) for e in errors], [max(e) for e in errors], color=colour, alpha=0.12)
     axis.set(xscale="log", yscale="log", ylim=(foot, 100))
