@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,8 @@ from pgt.errors import InputError, TrainingError, as_input_error
 
 CAUSE_SECONDS = 3.0
 """How long to listen, after a first failure, for the one that caused it."""
+POLL_SECONDS = 0.5
+"""Between two looks at which workers live."""
 GRACE_SECONDS = 5.0
 """From the request to end until the end."""
 
@@ -113,16 +115,23 @@ def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[
                 ours, theirs = context.Pipe()
                 place = Place(rank, count, rank, count, f"file://{meeting}/ranks")
                 process = context.Process(target=_work, args=(target, job, place, theirs, folder, lost))
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child inherits it: Ctrl-C is ours
-                try:
+                with uninterrupted():
                     process.start()
-                finally:
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
                 theirs.close()
                 workers.append((process, ours))
             return _watch(workers)
         finally:
             _end(workers)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within it Ctrl-C waits, and processes that are started are deaf to it: it is this one's to end them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
@@ -132,11 +141,15 @@ def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
     waiting = {connection: rank for rank, (_, connection) in enumerate(workers)}
     deadline: float | None = None
     while waiting and (deadline is None or time.monotonic() < deadline):
-        for ready in wait(list(waiting), None if deadline is None else max(0.0, deadline - time.monotonic())):
-            assert isinstance(ready, Connection)
-            rank = waiting.pop(ready)
+        ready = wait(list(waiting), POLL_SECONDS)
+        ended = [connection for connection, rank in waiting.items() if workers[rank][0].exitcode is not None]
+        for connection in {*ready, *ended}:  # where a forked child lives on, a dead worker's pipe stays open
+            assert isinstance(connection, Connection)
+            rank = waiting.pop(connection)
             try:
-                kind, content = ready.recv()
+                if not connection.poll():
+                    raise EOFError
+                kind, content = connection.recv()
             except (EOFError, OSError):
                 workers[rank][0].join(GRACE_SECONDS)
                 code = workers[rank][0].exitcode

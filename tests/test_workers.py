@@ -80,6 +80,14 @@ def test_a_failing_worker_takes_the_others_down_and_is_named(marked, what, kind,
     assert eventually_none(marked)
 
 
+def test_a_killed_worker_is_noticed_while_a_child_of_it_lives_on(marked):
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"^rank 1 was killed by SIGKILL"):
+        start(what="kill", rank=1, forked=True)
+    assert time.monotonic() - started < 20
+    assert eventually_none(marked)
+
+
 def test_a_rank_that_hangs_is_named(marked):
     with pytest.raises(TrainingError, match=r"^rank 1 hangs: the others waited trainer.timeout_minutes for it"):
         start(what="deaf", rank=1, wait=1)

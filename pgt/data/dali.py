@@ -60,13 +60,11 @@ class DaliLoader(FileLoader):
         part = self.sampler.part(epoch)
         for place in range(first, per_epoch):
             if self._pipeline is None or position != self._position:
-                self._pipeline = None  # releases what it holds before there is another
-                self._pipeline = self._built(position)
+                self._begin_at(position)
             self._position = -1  # whoever leaves in the middle, by an error too, finds a new pipeline
             while not isinstance(batch := self._next(), Batch):
                 self._set_aside(epoch, part[place], batch)
-                self._pipeline = None
-                self._pipeline = self._built(position)
+                self._begin_at(position)
             position += 1
             again = place == per_epoch - 1 and not self.sampler.training  # each evaluation reads the same samples
             self._position = 0 if again else position
@@ -107,8 +105,9 @@ class DaliLoader(FileLoader):
         self.reader.broken.update(broken)
         self.note(torch.tensor(broken))
 
-    def _built(self, position: int) -> Any:
-        """A pipeline whose first batch is the group at `position`, counted over all epochs."""
+    def _begin_at(self, position: int) -> None:
+        """Build the pipeline whose first batch is the group at `position`, counted over all epochs."""
+        self._pipeline = None  # releases what it holds before there is another
         stream = Stream(self.reader, self.sampler, position * self.sampler.group)
         device = self._delivery.device
         readers = self._threads // THREADS_A_READER
@@ -120,9 +119,8 @@ class DaliLoader(FileLoader):
             py_num_workers=max(readers, 1),
             py_start_method="spawn",  # a forked CUDA context is unusable
         )(self._graph)
-        pipeline = build(stream, parallel=readers > 0)
-        pipeline.build()
-        return pipeline
+        self._pipeline = build(stream, parallel=readers > 0)
+        self._pipeline.build()
 
     def _graph(self, stream: Stream, parallel: bool) -> tuple[Any, Any, Any]:
         """Images [S, S, 3] in the training precision, labels, indices of unreadable files."""

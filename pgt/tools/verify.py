@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +18,7 @@ from pgt import runs
 from pgt.data.reader import UNREADABLE, decode, why
 from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
+from pgt.workers import uninterrupted
 
 CHUNK = 64
 """Files that a process takes at a time."""
@@ -78,21 +77,11 @@ def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, 
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(title, total=len(files))
-        with _uninterrupted():
+        with uninterrupted():
             results = pool.map(_broken, chunks)
         for chunk, found in zip(chunks, results, strict=True):
             progress.advance(task, len(chunk))
             yield from found
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Within it Ctrl-C waits, and processes that are started are deaf to it: it is this one's to end them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 _files: Files
