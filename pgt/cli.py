@@ -108,7 +108,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 def _train(arguments: list[str]) -> int:
     from pgt import launch
-    from pgt.compose import conf_dir
+    from pgt.resources import conf_dir
 
     if "-h" in arguments or "--help" in arguments:
         folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())

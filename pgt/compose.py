@@ -6,20 +6,13 @@ import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pgt.config import Config, identity
 from pgt.errors import InputError
+from pgt.resources import conf_dir
 from pgt.runs import run_id
 from pgt.validate import validate
-
-
-def conf_dir() -> Path:
-    """The folder of the Hydra groups: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pgt import data, sinks, workers
-from pgt.compose import check_shown, compose_all, conf_dir
+from pgt.compose import check_shown, compose_all
 from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.resources import conf_dir
 from pgt.validate import validate
 from pgt.workers import Place
 

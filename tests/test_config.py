@@ -2,13 +2,14 @@ import itertools
 
 import pytest
 
-from pgt.compose import compose_all, conf_dir, expand
+from pgt.compose import compose_all, expand
 from pgt.config import DATA, SCHEDULES, TRANSFORMS, identity
 from pgt.data import open_set
 from pgt.errors import InputError
 from pgt.methods import LOSSES
 from pgt.methods import TRANSFORMS as METHODS
 from pgt.models import MODELS
+from pgt.resources import conf_dir
 from pgt.runs import group_id, run_id
 from tests.conftest import compose
 

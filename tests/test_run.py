@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from pgt.cli import main
-from pgt.compose import conf_dir
 from pgt.config import identity
 from pgt.data import open_set
 from pgt.errors import InputError, TrainingError
 from pgt.methods import TRANSFORMS
+from pgt.resources import conf_dir
 from pgt.run import _assemble, run
 from pgt.runs import Summary, find, lock, read_metrics, read_summary, run_id
 from pgt.training.distributed import ALONE
