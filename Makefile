@@ -44,8 +44,8 @@ bench: $(READY)  ## our loss, loaders and step beside what one would pick instea
 	$(BIN)/pgt bench loader
 	$(BIN)/pgt bench step
 
-tables: $(READY)  ## write the demo's table from its runs
-	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
+tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
+	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from pgt import __version__
 from pgt.environment import cpus
 from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.reproduction.cost import DEFAULT_GPU
+from pgt.reproduction.formats import FORMATS
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
 
@@ -34,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         options = _parser().parse_args(arguments)
-        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook, "data": _data}[options.command]
+        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook, "data": _data, "plan": _plan}[
+            options.command
+        ]
         return command(options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
@@ -56,10 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")
 
-    table = commands.add_parser("table", help="accuracies of finished runs, mean ± deviation over seeds")
-    table.add_argument("experiment", help="an experiment, or a folder of them: demo/bn, demo")
+    table = commands.add_parser("table", help="the paper's tables beside what was measured, or those of any experiment")
+    table.add_argument("what", help="1, 2, 3 or all: the paper's; an experiment, or a folder of them: demo/bn, demo")
     table.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
-    table.add_argument("--output", type=Path, help="write the table there, too, as Markdown")
+    table.add_argument("--format", choices=FORMATS, default="terminal", help="(default: terminal)")
+    table.add_argument("--output", type=Path, help="write it there, too: .md, .csv, .tex or .txt")
 
     figure = commands.add_parser("figure", help="draw a figure of the paper from runs")
     figure.add_argument("number", choices=["2", "4"], help="2: p' for several α; 4: accuracy by epoch")
@@ -90,6 +96,17 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--batches", type=at_least(1), default=12, help="timed batches of a round (default: 12)")
     loader.add_argument("--rounds", type=at_least(1), default=3, help="rounds through all loaders (default: 3)")
 
+    plan = commands.add_parser("plan", help="the distinct runs of experiments: which are done, what the others cost")
+    plan.add_argument("overrides", nargs="+", help="as of pgt train -m: experiment=table1/all,table2/all seed=0,1,2")
+    plan.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
+    plan.add_argument("--gpus", type=at_least(1), default=4, help="that share a run (default: 4, as the paper's)")
+    plan.add_argument("--gpu", default=DEFAULT_GPU, help=f"a card of published speed (default: {DEFAULT_GPU})")
+    speed = plan.add_mutually_exclusive_group()
+    speed.add_argument("--images-per-second", type=positive, help="of one GPU, whatever the network")
+    speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
+    speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
+    plan.add_argument("--loader-images-per-second", type=positive, help="that the machine's CPUs deliver")
+
     commands.add_parser("hook", help="what the published listing computes, by loss scale, batch and precision")
     return parser
 
@@ -106,6 +123,16 @@ def at_least(low: int) -> Callable[[str], int]:
     return number
 
 
+def positive(text: str) -> float:
+    """A number of an option above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return float(text)
+
+
+positive.__name__ = "number"
+
+
 def _train(arguments: list[str]) -> int:
     from pgt import launch
     from pgt.resources import conf_dir
@@ -118,9 +145,16 @@ def _train(arguments: list[str]) -> int:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from pgt.reproduction import tables
+    from pgt.reproduction import formats, sheets, tables
 
-    text = tables.render(tables.compare(options.runs, options.experiment))
+    form = formats.format_of(options.output) if options.output else options.format
+    if options.what in ("1", "2", "3", "all"):
+        numbers = (1, 2, 3) if options.what == "all" else (int(options.what),)
+        build = sheets.raw if form == "csv" else sheets.build
+        built = [build(options.runs, number) for number in numbers]
+    else:
+        built = [tables.build(options.runs, options.what)]
+    text = formats.render(built, form)
     if options.output:
         tables.write(options.output, text)
     print(text)
@@ -141,6 +175,34 @@ def _figure(options: argparse.Namespace) -> int:
     else:
         figures.accuracy_curves(options.runs, options.experiment, options.output)
     print(f"written to {options.output}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pgt.compose import compose_all
+    from pgt.config import identity
+    from pgt.reproduction import cost, plan
+
+    for name in ("IMAGENET", "CIFAR"):
+        os.environ.setdefault(name, "not set")  # data.root costs nothing, and a plan is made before there are data
+    configs = compose_all(options.overrides, multirun=True)
+    jobs = [(config.experiment or "custom", identity(config)) for config in configs]
+    items = plan.plan(jobs, options.runs)
+    bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
+    loader = bench.get("loader")
+    if options.loader_images_per_second:
+        loader = cost.Speed(options.loader_images_per_second, "stated")
+    if options.probe:
+        from pgt.tools import probe
+
+        measured = {model: probe.speed(model, precision) for model, precision in plan.networks(items)}
+        speed = measured.get
+    elif options.images_per_second:
+        stated = cost.Speed(options.images_per_second, "stated")
+        speed = lambda model: stated  # noqa: E731
+    else:
+        speed = lambda model: bench.get(model) or cost.published_speed(model, options.gpu)  # noqa: E731
+    print(plan.render(items, plan.Machine(options.gpus, speed, loader)))
     return 0
 
 
@@ -175,6 +237,16 @@ def _hook(options: argparse.Namespace) -> int:
 
     print(hook.report())
     return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "table": _table,
+    "figure": _figure,
+    "plan": _plan,
+    "data": _data,
+    "bench": _bench,
+    "hook": _hook,
+}
 
 
 if __name__ == "__main__":

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pgt.config import Config, identity
 from pgt.errors import InputError
 from pgt.resources import conf_dir
 from pgt.runs import run_id
 from pgt.validate import validate
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
+"""Keys that every choice of groups has."""
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:
@@ -25,7 +33,7 @@ def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config
     Raises:
         InputError: at the first thing that does not fit, whichever job it is in.
     """
-    jobs = expand(overrides, multirun)
+    jobs = expand(spell_out(overrides, multirun), multirun)
     configs = []
     with _hydra():
         for job in jobs:
@@ -50,24 +58,78 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
             )
 
 
+def spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Overrides in Hydra's own terms: `experiment=FOLDER/all` named one by one, and an experiment's own sweep added.
+
+    An experiment's file may have a mapping `sweep` of keys and values that `-m` goes through; an override of such a
+    key takes its place.
+
+    Raises:
+        InputError: a folder without experiments, a sweep without `multirun`, or sweeps that do not go together.
+    """
+    spelled = []
+    for text in overrides:
+        parsed = _parse(text)
+        if parsed.get_key_element() != "experiment" or parsed.is_delete():
+            spelled.append(text)
+            continue
+        sweep = parsed.is_sweep_override() and parsed.is_discrete_sweep()
+        values = list(parsed.sweep_string_iterator()) if sweep else [parsed.get_value_element_as_str()]
+        names = list(dict.fromkeys(name for value in values for name in experiments(value)))
+        if len(names) > 1 and not multirun:
+            raise InputError(f"'{text}' names {len(names)} runs: add -m to run all of them")
+        spelled += [f"experiment={','.join(names)}", *_own_sweep(names, overrides, multirun)]
+    return spelled
+
+
+def experiments(name: str) -> list[str]:
+    """The experiments that a name stands for: itself, or with `/all` all of a folder; `table3/all` are Table 3's rows.
+
+    Raises:
+        InputError: no such folder.
+    """
+    from pgt.reproduction import published
+
+    folder, _, last = name.rpartition("/")
+    if last != "all":
+        return [name]
+    if folder in ("table1", "table2", "table3"):
+        return published.experiments(int(folder[-1]))
+    top = conf_dir() / "experiment"
+    found = sorted(path.relative_to(top).with_suffix("").as_posix() for path in (top / folder).glob("**/*.yaml"))
+    if not folder or not found:
+        folders = ", ".join(sorted(f"{path.name}/all" for path in top.iterdir() if path.is_dir()))
+        raise InputError(f"unknown experiment '{name}': choose one of {folders}")
+    return found
+
+
+def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
+    """The sweeps that the files of experiments ask for, where the command line does not set these keys."""
+    from omegaconf import OmegaConf
+
+    files = [conf_dir() / "experiment" / f"{name}.yaml" for name in names]
+    sweeps = [dict(OmegaConf.load(file).get("sweep", {})) if file.is_file() else {} for file in files]
+    given = {_key(text) for text in overrides}
+    sweeps = [{key: list(values) for key, values in sweep.items() if key not in given} for sweep in sweeps]
+    if not any(sweeps):
+        return []
+    if any(sweep != sweeps[0] for sweep in sweeps):
+        raise InputError("these experiments go through different values: give each a command of its own")
+    if not multirun:
+        raise InputError(f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}: add -m, or set one value")
+    return [f"{key}={','.join(map(str, values))}" for key, values in sweeps[0].items()]
+
+
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     """The override lists of the jobs of a command line, in Hydra's order.
 
     Raises:
         InputError: an override that does not parse, or a sweep without `multirun`.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     choices: dict[str, list[str]] = {}
     for text in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(text)
-        except HydraException:
-            raise InputError(f"cannot read the override '{text}': write key=value, in Hydra's grammar") from None
+        parsed = _parse(text)
         key = parsed.get_key_element()
-        if not parsed.key_or_group:
-            raise InputError(f"cannot read the override '{text}': write key=value")
         if not parsed.is_sweep_override():
             choices[key] = [text]
         elif not multirun and not parsed.is_hydra_override():
@@ -77,6 +139,19 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         else:
             choices[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
     return [list(job) for job in itertools.product(*choices.values())]
+
+
+def _parse(text: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise InputError(f"cannot read the override '{text}': write key=value, in Hydra's grammar") from None
+    if not parsed.key_or_group:
+        raise InputError(f"cannot read the override '{text}': write key=value")
+    return parsed
 
 
 @contextmanager
@@ -113,25 +188,34 @@ def check_shown(overrides: Sequence[str]) -> None:
 
 
 def _check_keys(overrides: Sequence[str]) -> None:
-    """Refuse a key that the chosen groups do not have, naming the nearest that they have."""
+    """Refuse a choice that is no file, and a key that the chosen groups do not have; name the nearest there is."""
+    groups = tuple(text for text in overrides if _is_group(_key(text)))
+    if wrong := _group_error(groups):
+        raise InputError(wrong)
+    keys = [_key(text) for text in overrides if text not in groups]
+    unknown = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
+    if not unknown:
+        return
+    known = _known(groups)
+    for key in unknown:
+        if key not in known:
+            raise InputError(f"unknown key '{key}'{_hint(key, known)}")
+
+
+@cache
+def _known(groups: tuple[str, ...]) -> frozenset[str]:
+    """Every key that the chosen groups have."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    groups = [text for text in overrides if _is_group(_key(text))]
     try:
-        composed = hydra.compose("train", groups)
+        return frozenset(_paths(OmegaConf.to_container(hydra.compose("train", list(groups)))))
     except (HydraException, ValueError) as error:
-        raise InputError(_group_error(groups) or _one_line(error)) from None
-    known = _paths(OmegaConf.to_container(composed))
-    for text in overrides:
-        key = _key(text)
-        if text in groups or key.startswith("hydra") or key in known:
-            continue
-        raise InputError(f"unknown key '{key}'{_hint(key, known)}")
+        raise InputError(_one_line(error)) from None
 
 
-def _hint(key: str, known: set[str]) -> str:
+def _hint(key: str, known: Set[str]) -> str:
     from omegaconf import OmegaConf
 
     group, _, rest = key.partition(".")

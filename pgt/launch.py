@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pgt import data, sinks, workers
-from pgt.compose import check_shown, compose_all
+from pgt.compose import check_shown, compose_all, spell_out
 from pgt.errors import InputError, TrainingError, as_input_error
 from pgt.resources import conf_dir
 from pgt.validate import validate
@@ -53,6 +53,7 @@ def train(arguments: Sequence[str]) -> int:
     place = workers.found()
     if place is not None:
         return _as_rank(overrides, multirun, place)
+    overrides = spell_out(overrides, multirun)
     configs = compose_all(overrides, multirun)
     for config in configs:
         data.check(**asdict(config.data))
@@ -75,7 +76,7 @@ def train(arguments: Sequence[str]) -> int:
             failures.append(TrainingError.exit_code)
             traceback.print_exc()
 
-    _hydra(arguments, job)
+    _hydra([*(["-m"] if multirun else []), *overrides], job)
     if failures and total > 1:
         print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
     return max(failures, default=0)

@@ -28,6 +28,7 @@ def validate(composed: DictConfig) -> Config:
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     plain.pop("hydra", None)
+    plain.pop("sweep", None)  # of an experiment: no value of a run, but what `compose.spell_out` goes through
     schema = OmegaConf.structured(Config)
     with open_dict(schema):
         schema.data = OmegaConf.structured(_variant(DATA, plain, "data"))

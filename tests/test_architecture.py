@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "config": set(),
     "validate": {"config", "environment", "errors", "layout"},
     "resources": set(),
-    "compose": {"config", "errors", "resources", "runs", "validate"},
+    "compose": {"config", "errors", "reproduction", "resources", "runs", "validate"},
     "environment": set(),
     "methods": {"types"},
     "models": {"types"},
@@ -55,7 +55,7 @@ MAY_IMPORT = {
     },
     "run_folder": {"config", "environment", "runs", "sinks", "training"},
     "launch": {"compose", "config", "data", "errors", "resources", "run", "sinks", "training", "validate", "workers"},
-    "cli": {"environment", "errors", "resources", "launch", "reproduction", "tools"},
+    "cli": {"compose", "config", "environment", "errors", "resources", "launch", "reproduction", "tools"},
     "__init__": {"methods"},
 }
 NO_TORCH = [

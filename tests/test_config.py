@@ -19,12 +19,21 @@ def choices(group):
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_every_experiment_composes_and_is_short(experiment):
-    assert compose(f"experiment={experiment}").experiment == experiment
-    lines = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text().splitlines()
-    assert lines[0] == "# @package _global_"
-    assert len(lines) <= 12
+def test_every_experiment_composes_and_is_short(monkeypatch):
+    monkeypatch.setenv("IMAGENET", ".")
+    monkeypatch.setenv("CIFAR", ".")
+    names = choices("experiment")
+    assert len(names) > 40
+    grids = [name for name in names if name.startswith("grid/")]
+    single = [name for name in names if name not in grids]
+    composed = compose_all([f"experiment={','.join(single)}"], multirun=True)
+    composed += compose_all([f"experiment={','.join(grids)}", "method.alpha=0.3"], multirun=True)
+    assert [config.experiment for config in composed] == single + grids
+    for name in names:
+        lines = (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+        assert lines[0] == "# @package _global_"
+        assert any(line.startswith("# pgt train ") and f"experiment={name}" in line for line in lines[1:4])
+        assert len(lines) <= 12
 
 
 @pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer", "logger"])

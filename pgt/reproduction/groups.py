@@ -58,11 +58,11 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
         raise InputError(f"no runs under {root / experiment}: run `pgt train experiment={experiment}` first")
     alike: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for (name, _), members in runs.items():
-        alike[name, *_method(members)].append(_flat(members[0][1].identity))
+        alike[name, *_method(members)].append(flat(members[0][1].identity))
     groups = []
     for (name, _), members in runs.items():
         method, alpha = _method(members)
-        setting = _setting(_flat(members[0][1].identity), alike[name, method, alpha])
+        setting = setting_of(flat(members[0][1].identity), alike[name, method, alpha])
         groups.append(Group(name, method, alpha, setting, members))
     return sorted(groups, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
 
@@ -72,18 +72,18 @@ def _method(members: Sequence[tuple[Path, Summary]]) -> tuple[str, float]:
     return method_label(identity), identity["method"]["alpha"]
 
 
-def _flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of an identity, the seed left out."""
     found: dict[str, Any] = {}
     for key, value in identity.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif f"{prefix}{key}" != "seed":
             found[f"{prefix}{key}"] = value
     return found
 
 
-def _setting(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+def setting_of(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """The values that not all of `others` share."""
     keys = [key for key in values if any(other.get(key) != values[key] for other in others)]
     return " ".join(f"{key}={values[key]}" for key in keys)

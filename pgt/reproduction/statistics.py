@@ -42,3 +42,167 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     """
     seeds = sorted(values.keys() & baseline.keys())
     return sample([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
+
+
+CONFIDENCE = 0.95
+"""Of every interval, two-sided."""
+
+POWER = 0.8
+"""With which the stated number of seeds would show a published difference."""
+
+MARGIN = 0.3
+"""Points of accuracy within which a baseline counts as the published one; a published number is one run's."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Measured difference of two settings.
+
+    Attributes:
+        mean: points.
+        low, high: its confidence interval (Student's t); not a number where no deviation is known.
+        deviation: of the difference of one seed.
+        n: pairs, or the smaller number of seeds of the two sides.
+        paired: whether seeds were paired; else the interval is Welch's.
+    """
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+    n: int
+    paired: bool
+
+    def __str__(self) -> str:
+        sign = "−" if round(self.mean, 2) < 0 else "+"
+        mean = f"{sign}{abs(self.mean):.2f}"
+        if math.isnan(self.low):
+            return f"{mean} (n={self.n})"
+        return f"{mean} [{_minus(self.low)}, {_minus(self.high)}]"
+
+
+def _minus(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def interval(values: Sample) -> tuple[float, float]:
+    """Confidence interval of a mean (Student's t); not numbers for a single measurement."""
+    if values.n < 2:
+        return math.nan, math.nan
+    half = _quantile(values.n - 1) * values.deviation / math.sqrt(values.n)
+    return values.mean - half, values.mean + half
+
+
+def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Difference to the baseline with its interval: paired where two seeds or more pair, else Welch's.
+
+    Args:
+        values, baseline: measurement by seed.
+
+    Returns:
+        None where either side has none.
+    """
+    if not values or not baseline:
+        return None
+    pairs = paired_difference(values, baseline)
+    left, right = sample(list(values.values())), sample(list(baseline.values()))
+    if pairs and (pairs.n >= 2 or min(left.n, right.n) == 1):
+        return Difference(pairs.mean, *interval(pairs), pairs.deviation, pairs.n, paired=True)
+    mean, n = left.mean - right.mean, min(left.n, right.n)
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, math.nan, n, paired=False)
+    a, b = left.deviation**2 / left.n, right.deviation**2 / right.n
+    freedom = (a + b) ** 2 / (a**2 / (left.n - 1) + b**2 / (right.n - 1)) if a + b else left.n + right.n - 2
+    half = _quantile(freedom) * math.sqrt(a + b)
+    deviation = math.hypot(left.deviation, right.deviation)
+    return Difference(mean, mean - half, mean + half, deviation, n, paired=False)
+
+
+def seeds_needed(effect: float, deviation: float) -> int:
+    """Pairs with which a paired t-test shows `effect` at `POWER` (two-sided, at 1 − `CONFIDENCE`).
+
+    Args:
+        effect: points, not zero.
+        deviation: of the difference of one pair, points.
+    """
+    from scipy.special import nctdtr
+
+    n = 2
+    while n < MANY:
+        quantile, noncentral = _quantile(n - 1), abs(effect) / max(deviation, 1e-9) * math.sqrt(n)
+        if noncentral > 30 or 1 - nctdtr(n - 1, noncentral, quantile) >= POWER:  # beyond 30 it is 1
+            return n
+        n += 1
+    return MANY
+
+
+MANY = 1000
+"""Seeds beyond which nobody counts."""
+
+
+def _quantile(freedom: float) -> float:
+    """Student's t at the two-sided `CONFIDENCE`."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether measurements bear a published number out.
+
+    Attributes:
+        name: `reproduced`, `not reproduced`, `undecided` or `not run`.
+        seeds: where undecided, how many are needed in all; 0 where the baseline has not been run.
+    """
+
+    name: str
+    seeds: int | None = None
+
+    def __str__(self) -> str:
+        if self.seeds is None:
+            return self.name
+        if self.seeds == 0:
+            return f"{self.name} (baseline not run)"
+        return f"{self.name} (n = {self.seeds} needed)"
+
+
+def judge_difference(published: float, measured: Difference | None) -> Verdict:
+    """Does the method do what the paper says it does to its baseline?
+
+    Reproduced: the interval lies on the published difference's side of zero. Not reproduced: it does not, and the
+    published difference lies beyond it. Else undecided, with the seeds that `seeds_needed` gives.
+    """
+    if measured is None:
+        return Verdict(UNDECIDED, 0)
+    if math.isnan(measured.low):
+        return Verdict(UNDECIDED, 2)
+    low, high = (measured.low, measured.high) if published >= 0 else (-measured.high, -measured.low)
+    if low > 0:
+        return Verdict(REPRODUCED)
+    if high < abs(published):
+        return Verdict(NOT_REPRODUCED)
+    return Verdict(UNDECIDED, max(seeds_needed(published, measured.deviation), measured.n + 1))
+
+
+def judge_accuracy(published: float, measured: Sample) -> Verdict:
+    """Is a baseline's accuracy the published one?
+
+    Reproduced: the mean's interval lies within `MARGIN` of it (an equivalence test). Not reproduced: the interval lies
+    wholly farther away. Else undecided, with the seeds whose interval would decide were mean and deviation to stay.
+    """
+    if measured.n < 2:
+        return Verdict(UNDECIDED, 2)
+    low, high = interval(measured)
+    if published - MARGIN <= low and high <= published + MARGIN:
+        return Verdict(REPRODUCED)
+    if high < published - MARGIN or low > published + MARGIN:
+        return Verdict(NOT_REPRODUCED)
+    room = abs(MARGIN - abs(measured.mean - published))
+    n = measured.n + 1
+    while n < MANY and _quantile(n - 1) * measured.deviation / math.sqrt(n) > room:
+        n += 1
+    return Verdict(UNDECIDED, n)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import Group, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import FINISHED, atomic_write
@@ -80,15 +81,17 @@ def _by_seed(group: Group, key: str) -> dict[int, float]:
     return {summary.seed: getattr(summary, key) for _, summary in group.finished}
 
 
-def render(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, with a note under it where the data are the demo's."""
-    from tabulate import tabulate
+def build(root: Path, experiment: str) -> Table:
+    """The table of an experiment, or a folder of experiments, with a note under it where the data are the demo's.
 
-    table = tabulate([_cells(row) for row in rows], HEADERS, tablefmt="github", disable_numparse=True)
+    Raises:
+        InputError: no run there.
+    """
+    rows = compare(root, experiment)
     notes = ["Mean ± deviation over n seeds; differences to the baseline are paired by seed."]
     if all(row.group.experiment.startswith("demo/") for row in rows):
         notes.append(SMALL_DATA_NOTE)
-    return "\n\n".join([table, *notes])
+    return Table("", HEADERS, [_cells(row) for row in rows], notes)
 
 
 def _cells(row: Row) -> list[str]:

@@ -9,7 +9,7 @@ from PIL import Image
 from pgt.cli import main
 from pgt.config import identity
 from pgt.errors import InputError
-from pgt.reproduction import figures, tables
+from pgt.reproduction import figures, formats, tables
 from pgt.reproduction.groups import read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import Summary, group_id, run_id, write_summary
@@ -75,7 +75,7 @@ def test_table_from_planted_runs():
     assert pgt.test_difference == sample([1.0, 1.5, 0.5])
     assert gc.test_difference == sample([-30.0])
     assert (agc.test, agc.others) == (None, {"diverged": 1})
-    text = tables.render(rows)
+    text = formats.render([tables.build(Path("runs"), "demo")], "markdown")
     assert "92.00 ± 2.00" in text
     assert "+1.00 ± 0.50" in text
     assert "0, 1 diverged" in text
@@ -96,7 +96,7 @@ def test_settings_that_differ_get_rows_and_lines_of_their_own():
     ]
     assert [len(group.runs) for group in groups] == [2, 2, 2]
     assert [row.test.mean for row in tables.compare(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
-    assert "pgt recipe.epochs=7" in tables.render(tables.compare(Path("runs"), "demo/bn"))
+    assert "pgt recipe.epochs=7" in formats.render([tables.build(Path("runs"), "demo/bn")], "markdown")
     figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.svg"))
     assert Path("curves.svg").stat().st_size > 1000
 

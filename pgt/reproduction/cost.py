@@ -1,0 +1,149 @@
+"""What a run costs: images, GPU-hours, disk."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgt.errors import InputError
+from pgt.resources import published_dir
+
+TRAIN, TEST = 1_281_167, 50_000
+"""Images of ImageNet-1K."""
+
+SIZES: Mapping[str, tuple[int, int]] = {
+    "imagenet": (TRAIN, TEST),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "digits": (898, 899),
+}
+"""Training and test images of the data sets that have a fixed number."""
+
+FORWARD_SHARE = 1 / 3
+"""Of a training step's time that an image of the test set takes: the backward pass costs about two forward ones."""
+
+PARAMETERS: Mapping[str, float] = {
+    "resnet18": 11.69e6,
+    "resnet50": 25.56e6,
+    "resnet101": 44.55e6,
+    "seresnet18": 11.78e6,
+    "seresnet50": 28.09e6,
+    "resnet18_nobn": 11.68e6,
+    "resnet20": 0.27e6,
+    "resnet20_nobn": 0.27e6,
+}
+"""With 1000 classes, or 10 for the last two."""
+
+REFERENCE_GPU = "RTX3090"
+"""The one card for which every network's speed is published."""
+
+DEFAULT_GPU = "V100-16GB"
+"""The paper's."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training speed of one network on one GPU, images per second, and where the figure is from."""
+
+    images_per_second: float
+    source: str
+
+
+def published_speed(model: str, gpu: str) -> Speed | None:
+    """A network's published speed on a card in fp16, or the estimate that the reference card's ratios give.
+
+    Args:
+        model: name of the config group; a network without batch norm counts as the one with it.
+        gpu: as speeds.csv names it.
+
+    Raises:
+        InputError: an unknown card.
+    """
+    known = _published()
+    cards = sorted({card for _, card in known})
+    if gpu not in cards:
+        raise InputError(f"no speed of a {gpu} is published: choose one of {', '.join(cards)}")
+    name = model.removesuffix("_nobn")
+    if (name, gpu) in known:
+        return Speed(*known[name, gpu])
+    if (name, REFERENCE_GPU) not in known:
+        return None
+    anchor = next(other for other, card in known if card == gpu)
+    ratio = known[name, REFERENCE_GPU][0] / known[anchor, REFERENCE_GPU][0]
+    speed, source = known[anchor, gpu]
+    return Speed(speed * ratio, f"estimate: {anchor} on {gpu} ({source}) x {ratio:.2f}, the ratio on {REFERENCE_GPU}")
+
+
+def _published() -> dict[tuple[str, str], tuple[float, str]]:
+    """(model, card) -> (images per second and GPU, source): with several GPUs where that is published."""
+    found: dict[tuple[str, str], tuple[float, str]] = {}
+    with (published_dir() / "speeds.csv").open(newline="") as file:
+        for line in sorted(csv.DictReader(file), key=lambda line: int(line["gpus"])):
+            if line["precision"] == "amp-fp16":
+                found[line["model"], line["gpu"]] = float(line["images_per_s_per_gpu"]), line["source"]
+    return found
+
+
+def bench_speeds(path: Path) -> dict[str, Speed]:
+    """What a table of `pgt bench step` says: network -> its fastest PGT step; `loader`, of `pgt bench loader`.
+
+    Raises:
+        InputError: no such table in the file.
+    """
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no text: give a table that `pgt bench` printed") from None
+    found: dict[str, Speed] = {}
+    network, column = "loader", 0
+    for line in text.splitlines():
+        if title := re.match(r"(\w+), \d+ x \d+ x \d+, ", line):
+            network = title[1]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        column = next((i for i, cell in enumerate(cells) if cell.startswith("images/s")), column)
+        if not cells[0].startswith(("pgt, PGT", "pgt, DALI")) or column >= len(cells):
+            continue
+        speed = float(cells[column].replace(",", ""))
+        if network not in found or speed > found[network].images_per_second:
+            found[network] = Speed(speed, path.name)
+    if not found:
+        raise InputError(f"{path} has no table of `pgt bench step` or `pgt bench loader`")
+    return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do in a run.
+
+    Attributes:
+        steps, images: of training over all epochs; None for a data set whose size is not known here.
+        evaluated: test images over all evaluations.
+        disk: bytes of checkpoints.
+    """
+
+    steps: int | None
+    images: int | None
+    evaluated: int
+    disk: float
+
+    def gpu_seconds(self, speed: float) -> float:
+        """Time of one GPU at `speed` training images per second."""
+        return ((self.images or 0) + FORWARD_SHARE * self.evaluated) / speed
+
+
+def work(identity: Mapping[str, Any], epochs_done: int = 0) -> Work:
+    """What is left of a run with these config values (see `pgt.config.identity`)."""
+    data, recipe = identity["data"], identity["recipe"]
+    train, test = SIZES.get(data["name"], (data.get("num_samples"), 0))
+    left = recipe["epochs"] - epochs_done
+    evaluations = math.ceil(left / identity["trainer"]["evaluate_every"])
+    disk = 12 * PARAMETERS.get(identity["model"]["name"], 0)  # float32: weights, momentum, the best weights
+    if train is None:
+        return Work(None, None, 0, disk)
+    batches = train // recipe["global_batch"] if data["drop_last"] else math.ceil(train / recipe["global_batch"])
+    return Work(batches * left, batches * left * recipe["global_batch"], test * evaluations, disk)

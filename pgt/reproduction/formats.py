@@ -1,0 +1,83 @@
+"""One table, four ways to print it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgt.errors import InputError
+
+FORMATS = ("terminal", "markdown", "csv", "latex")
+
+ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "terminal"}
+
+LATEX = {
+    "α": r"$\alpha$",
+    "ε": r"$\varepsilon$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "≥": r"$\ge$",
+    "×": r"$\times$",
+    "′": "$'$",
+    "σ": r"$\sigma$",
+}
+"""What LaTeX has no letter for unless it is told to."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers, cells and what is to be said under them.
+
+    Attributes:
+        title: over it; empty for none.
+        rows: as many cells each as there are headers.
+        notes: paragraphs; a line of one that begins with `- ` is an item of a list.
+    """
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's ending asks for.
+
+    Raises:
+        InputError: none of them.
+    """
+    if path.suffix not in ENDINGS:
+        raise InputError(f"cannot write a table to {path}: end the name in one of {', '.join(ENDINGS)}")
+    return ENDINGS[path.suffix]
+
+
+def render(tables: Sequence[Table], form: str) -> str:
+    """Tables one under the other in one of `FORMATS`. CSV has no titles and no notes: it is data."""
+    if form == "csv":
+        return "\n".join(_csv(table) for table in tables)
+    return "\n\n".join(_render(table, form) for table in tables)
+
+
+def _render(table: Table, form: str) -> str:
+    from tabulate import tabulate
+
+    styles = {"terminal": "simple", "markdown": "github", "latex": "latex_booktabs"}
+    body = tabulate(table.rows, table.headers, tablefmt=styles[form], disable_numparse=True)
+    if form == "latex":
+        for letter, command in LATEX.items():
+            body = body.replace(letter, command)
+        comments = [f"% {line}" for text in (table.title, *table.notes) for line in text.splitlines()]
+        return "\n".join([*comments, body])
+    title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
+    return "\n\n".join([*title, body, *table.notes])
+
+
+def _csv(table: Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.headers)
+    writer.writerows(table.rows)
+    return buffer.getvalue()

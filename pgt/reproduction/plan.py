@@ -1,0 +1,152 @@
+"""What runs there are to do, and what they cost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgt.reproduction.cost import Speed, Work, work
+from pgt.runs import DIVERGED, FINISHED, Summary, find, run_id
+
+DONE, PARTIAL, MISSING = "done", "partial", "missing"
+
+Job = tuple[str, Mapping[str, Any]]
+"""Experiment and identity of a run."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A run of the plan.
+
+    Attributes:
+        experiment, identity: whose it is.
+        status: `done` (diverged runs included), `partial` or `missing`.
+        work: what is left of it.
+    """
+
+    experiment: str
+    identity: Mapping[str, Any]
+    status: str
+    work: Work
+
+
+def plan(jobs: Sequence[Job], root: Path) -> list[Item]:
+    """The distinct runs among the jobs, each once, with what the runs folder has of them."""
+    known = {_name(summary.identity): summary for _, summary in find(root)}
+    distinct = {_name(identity): (experiment, identity) for experiment, identity in reversed(jobs)}
+    return [_item(*job, known.get(name)) for name, job in reversed(distinct.items())]
+
+
+def _name(identity: Mapping[str, Any]) -> str:
+    """Of a run whatever decodes its images: this machine need not be the one that trains."""
+    data = {key: value for key, value in identity["data"].items() if key != "backend"}
+    return run_id({**identity, "data": data})
+
+
+def _item(experiment: str, identity: Mapping[str, Any], found: Summary | None) -> Item:
+    epochs = found.epochs if found else 0
+    if found and found.status in (FINISHED, DIVERGED):
+        return Item(experiment, identity, DONE, work(identity, identity["recipe"]["epochs"]))
+    return Item(experiment, identity, PARTIAL if epochs else MISSING, work(identity, epochs))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the runs go through on.
+
+    Attributes:
+        gpus: that share a run.
+        speed: network -> images per second of one GPU, where known.
+        loader: images per second that the machine's CPUs deliver; None where that is not known.
+    """
+
+    gpus: int
+    speed: Callable[[str], Speed | None]
+    loader: Speed | None = None
+
+    def seconds(self, item: Item) -> float | None:
+        """Wall-clock time of what is left of a run: of the slower of network and loader."""
+        speed = self.speed(item.identity["model"]["name"])
+        if speed is None or item.work.images is None:
+            return None
+        together = speed.images_per_second * self.gpus
+        return item.work.gpu_seconds(min(together, self.loader.images_per_second) if self.loader else together)
+
+    def bound(self, item: Item) -> str:
+        """What a run waits for: `step`, or `loader`."""
+        speed = self.speed(item.identity["model"]["name"])
+        slow = self.loader and speed and self.loader.images_per_second < speed.images_per_second * self.gpus
+        return "loader" if slow else "step"
+
+
+HEADERS = (
+    "Experiment",
+    "Runs",
+    "Done",
+    "Partial",
+    "Missing",
+    "Steps left",
+    "Images left",
+    "GPU-hours",
+    "Hours",
+    "Bound",
+)
+
+
+def render(items: Sequence[Item], machine: Machine) -> str:
+    """A line for each experiment, a line of totals, and where the speeds are from."""
+    from tabulate import tabulate
+
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.experiment].append(item)
+    table = [_line(name, members, machine) for name, members in groups.items()]
+    if len(groups) > 1:
+        table.append(_line("all", items, machine))
+    disk = sum(item.work.disk for item in items)
+    lines = [tabulate(table, HEADERS, tablefmt="github", disable_numparse=True), ""]
+    lines.append(
+        f"{len(items)} distinct runs, each on {_gpus(machine.gpus)}, one after the other; checkpoints take "
+        f"{disk / 1e9:.1f} GB. GPU-hours are hours of all GPUs together."
+    )
+    return "\n".join([*lines, *_sources(items, machine)])
+
+
+def _line(name: str, items: Sequence[Item], machine: Machine) -> list[str]:
+    seconds = [machine.seconds(item) for item in items]
+    known = [s for s in seconds if s is not None]
+    hours = sum(known) / 3600
+    unsized = " + ?" if any(item.work.images is None for item in items) else ""
+    untimed = " + ?" if len(known) < len(items) else ""
+    images = sum(item.work.images or 0 for item in items)
+    steps = sum(item.work.steps or 0 for item in items)
+    count = {status: sum(item.status == status for item in items) for status in (DONE, PARTIAL, MISSING)}
+    bounds = sorted({machine.bound(item) for item in items})
+    return [
+        name,
+        str(len(items)),
+        *(str(count[status]) for status in (DONE, PARTIAL, MISSING)),
+        f"{steps:,}{unsized}",
+        f"{images:,}{unsized}",
+        f"{hours * machine.gpus:,.1f}{untimed}",
+        f"{hours:,.1f}{untimed}",
+        ", ".join(bounds),
+    ]
+
+
+def _gpus(count: int) -> str:
+    return "one GPU" if count == 1 else f"{count} GPUs"
+
+
+def _sources(items: Sequence[Item], machine: Machine) -> list[str]:
+    found = []
+    for model in dict.fromkeys(item.identity["model"]["name"] for item in items):
+        speed = machine.speed(model)
+        said = f"{speed.images_per_second:,.0f} images/s a GPU, {speed.source}" if speed else "speed not known: ?"
+        found.append(f"- {model}: {said}")
+    if machine.loader:
+        found.append(f"- loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")
+    return found

@@ -1,0 +1,294 @@
+"""The paper's tables: rows, experiments, and verdicts from planted runs."""
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pgt.cli import main
+from pgt.compose import compose_all
+from pgt.config import identity
+from pgt.errors import InputError
+from pgt.reproduction import formats, paper, published, sheets
+from pgt.reproduction.groups import flat
+from pgt.reproduction.statistics import (
+    Difference,
+    Sample,
+    difference,
+    interval,
+    judge_accuracy,
+    judge_difference,
+    sample,
+    seeds_needed,
+)
+from pgt.runs import Summary, group_id, run_id, write_summary
+from tests.conftest import ROOT, compose
+
+
+@pytest.fixture(autouse=True)
+def _imagenet(monkeypatch):
+    monkeypatch.setenv("IMAGENET", "nowhere")
+
+
+def plant(experiment, best, *overrides, train=70.0, status="finished"):
+    """Finished runs of seeds 0, 1, ... with these best test accuracies; the last epoch's are 0.5 lower."""
+    [config] = compose_all([f"experiment={experiment}", *overrides])
+    for seed, top1 in enumerate(best):
+        config.seed = seed
+        values = identity(config)
+        summary = Summary(
+            run_id=run_id(values),
+            group_id=group_id(values),
+            experiment=experiment,
+            identity=values,
+            seed=seed,
+            manifest="m",
+            commit="0123456789ab",
+            started="",
+            status=status,
+            train_top1=train,
+            test_top1_best=top1,
+            test_top1_final=top1 - 0.5,
+        )
+        folder = Path("runs") / experiment / summary.run_id
+        folder.mkdir(parents=True)
+        write_summary(folder, summary)
+
+
+def lines_of(table, number):
+    return [line for line in paper.measure(Path("runs"), table)[0] if line.row.number == number]
+
+
+def test_every_row_has_one_experiment_and_every_number_is_the_papers():
+    rows = published.all_rows()
+    assert (len(rows), len({row.experiment for row in rows})) == (32, 29)
+    for table in (1, 2, 3):
+        with (ROOT / f"results/published/table{table}.csv").open() as file:
+            lines = list(csv.DictReader(file))
+        for row, line in zip(published.rows(table), lines, strict=True):
+            assert (row.train_top1, row.test_top1) == (float(line["train_top1"]), float(line["test_top1"]))
+            if line.get("test_diff"):
+                assert published.difference(row) == pytest.approx(float(line["test_diff"]), abs=1e-9)
+    with (ROOT / "results/published/authors_readme.csv").open() as file:
+        readme = [float(line["test_top1"]) for line in csv.DictReader(file)]
+    assert set(readme) == {row.readme_top1 for row in rows} - {None}
+
+
+def test_every_experiment_is_some_rows_or_derives_from_one():
+    folder = ROOT / "conf" / "experiment"
+    files = {f"{path.parent.name}/{path.stem}" for path in folder.glob("table?/*.yaml")}
+    assert files == {row.experiment for row in published.all_rows()}
+    hook = {path.stem for path in folder.glob("truncation/*.yaml")}
+    small = {row.experiment for row in published.all_rows() if row.alpha <= published.TRUNCATED}
+    assert hook == {name.replace("/", "_") for name in small}
+
+
+@pytest.mark.parametrize("recipe", ["paper", "authors"])
+def test_every_row_is_what_its_experiment_trains(recipe):
+    """Nothing that a run's numbers depend on is left out of the comparison, `FREE` keys apart."""
+    names = ",".join(dict.fromkeys(row.experiment for row in published.all_rows()))
+    found = {c.experiment: c for c in compose_all([f"experiment={names}", f"recipe={recipe}"], multirun=True)}
+    for row in published.all_rows():
+        values = flat(identity(found[row.experiment]))
+        bound = {key: value for key, value in values.items() if not key.startswith(paper.FREE)}
+        assert bound == paper.expected(row, paper.Arm(recipe, "exact")), row.experiment
+        assert values["trainer.precision"] == "fp16"
+        assert paper._setting(identity(found[row.experiment])) == row.setting
+    lines = (ROOT / "conf/experiment" / f"{row.experiment}.yaml").read_text().splitlines()
+    assert f"test {row.test_top1:g}" in lines[1]
+
+
+def test_the_truncation_arm_fills_the_same_rows_by_the_hook():
+    for row in published.all_rows():
+        if row.alpha > published.TRUNCATED:
+            continue
+        values = flat(identity(compose(f"experiment=truncation/{row.experiment.replace('/', '_')}", "recipe=authors")))
+        wanted = paper.expected(row, paper.Arm("authors", "authors_hook"))
+        assert {key: value for key, value in values.items() if not key.startswith(paper.FREE)} == wanted
+        assert values["trainer.precision"] == "fp16"
+
+
+def test_all_expands_to_the_rows_of_a_table():
+    for table, rows in ((1, 14), (2, 10), (3, 8)):
+        assert len(compose_all([f"experiment=table{table}/all"], multirun=True)) == rows
+    everything = compose_all(["experiment=table1/all,table2/all,table3/all"], multirun=True)
+    assert [config.experiment for config in everything] == [
+        row.experiment for i, row in enumerate(published.all_rows()) if row.experiment not in
+        [other.experiment for other in published.all_rows()[:i]]
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="names 14 runs: add -m"):
+        compose_all(["experiment=table1/all"])
+    with pytest.raises(InputError, match="unknown experiment 'tabel1/all'"):
+        compose_all(["experiment=tabel1/all"], multirun=True)
+
+
+def test_a_grid_goes_through_its_own_values_unless_told_otherwise():
+    alphas = [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.92, 1]
+    configs = compose_all(["experiment=grid/alpha_resnet18", "seed=0,1"], multirun=True)
+    assert [(c.method.alpha, c.seed) for c in configs] == [(alpha, seed) for alpha in alphas for seed in (0, 1)]
+    assert {c.recipe.epochs for c in configs} == {50}
+    one = compose_all(["experiment=grid/alpha_resnet50", "method.alpha=0.3"])
+    assert [c.method.alpha for c in one] == [0.3]
+    with pytest.raises(InputError, match=r"a sweep over .*: add -m"):
+        compose_all(["experiment=grid/alpha_resnet50"])
+    with pytest.raises(InputError, match="different values"):
+        compose_all(["experiment=grid/alpha_resnet18,demo/bn"], multirun=True)
+
+
+def test_intervals_and_power_agree_with_scipy():
+    values = [70.1, 70.4, 70.2, 70.9]
+    low, high = interval(sample(values))
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
+    base = {0: 69.9, 1: 70.0, 2: 70.1, 3: 70.2}
+    pgt = dict(enumerate(values))
+    found = difference(pgt, base)
+    exact = stats.ttest_rel(values, list(base.values())).confidence_interval(0.95)
+    assert (found.low, found.high, found.n, found.paired) == (
+        pytest.approx(exact.low),
+        pytest.approx(exact.high),
+        4,
+        True,
+    )
+    other = {seed + 10: top1 for seed, top1 in base.items()}
+    welch = stats.ttest_ind(values, list(base.values()), equal_var=False).confidence_interval(0.95)
+    found = difference(pgt, other)
+    assert (found.low, found.high, found.paired) == (pytest.approx(welch.low), pytest.approx(welch.high), False)
+    assert np.isnan(difference({0: 1.0}, {0: 2.0}).low)
+    assert difference({}, {0: 1.0}) is None
+
+
+@pytest.mark.parametrize(("effect", "deviation", "pairs"), [(0.5, 0.5, 10), (1.0, 0.5, 5), (0.09, 0.2, 41)])
+def test_seeds_needed_are_the_smallest_that_simulation_bears_out(effect, deviation, pairs):
+    assert seeds_needed(effect, deviation) == pairs
+    random = np.random.default_rng(0)
+
+    def power(n):
+        draws = random.normal(effect, deviation, (20_000, n))
+        return (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
+
+    assert power(pairs) > 0.785
+    assert power(pairs - 1) < 0.805
+
+
+@pytest.mark.parametrize(
+    ("claim", "low", "high", "verdict"),
+    [
+        (0.5, 0.1, 0.9, "reproduced"),
+        (0.5, -0.3, 0.2, "not reproduced"),
+        (0.5, -0.3, 0.8, "undecided"),
+        (-0.3, -0.5, -0.1, "reproduced"),
+        (-0.3, -0.1, 0.4, "not reproduced"),
+        (-0.3, 0.1, 0.4, "not reproduced"),
+        (0.5, 0.6, 0.9, "reproduced"),
+    ],
+)
+def test_the_verdict_on_a_difference(claim, low, high, verdict):
+    measured = Difference((low + high) / 2, low, high, 0.3, 3, paired=True)
+    found = judge_difference(claim, measured)
+    assert found.name == verdict
+    assert (found.seeds is not None) == (verdict == "undecided")
+
+
+def test_the_verdict_on_an_accuracy():
+    assert judge_accuracy(70.0, sample([70.0, 70.1, 69.9])).name == "reproduced"
+    assert judge_accuracy(70.0, sample([69.0, 69.1, 68.9])).name == "not reproduced"
+    wide = judge_accuracy(70.0, sample([70.0, 70.5, 69.5]))
+    # t(n−1)·0.5/√n <= 0.3 holds from n = 14 on: 2.160·0.5/3.742 = 0.289; at 13 it is 2.179·0.5/3.606 = 0.302
+    assert (wide.name, wide.seeds) == ("undecided", 14)
+    assert str(judge_accuracy(70.0, Sample(70.0, float("nan"), 1))) == "undecided (n = 2 needed)"
+
+
+def test_a_table_from_planted_runs():
+    """SE-ResNet-18: the baseline as published, PGT clearly better; ResNet-18 step: PGT clearly not."""
+    plant("table1/seresnet18_cosine_baseline", [71.0, 71.1, 71.2])
+    plant("table1/seresnet18_cosine_pgt", [71.4, 71.5, 71.6])
+    plant("table1/resnet18_step_baseline", [69.6, 69.7, 69.8])
+    plant("table1/resnet18_step_pgt", [69.62, 69.7, 69.81])
+    plant("table1/resnet18_cosine_pgt", [70.0])
+    plant("table1/resnet101_cosine_baseline", [70.0], status="diverged")
+    base, pgt = lines_of(1, 9)[0], lines_of(1, 10)[0]
+    assert base.best == Sample(pytest.approx(71.1), pytest.approx(0.1), 3)
+    assert base.final.mean == pytest.approx(70.6)
+    assert base.verdict.name == "reproduced"
+    assert pgt.difference.mean == pytest.approx(0.4)
+    assert pgt.verdict.name == "reproduced"
+    assert lines_of(1, 12)[0].verdict.name == "not reproduced"
+    assert str(lines_of(1, 14)[0].verdict) == "undecided (baseline not run)"
+    assert lines_of(1, 7)[0].others == {"diverged": 1}
+    assert lines_of(1, 1)[0].verdict.name == "not run"
+    text = formats.render([sheets.build(Path("runs"), 1)], "markdown")
+    assert "| SE-ResNet-18 | cosine     | baseline" in text
+    assert "71.50 ± 0.10" in text
+    assert "+0.40 [0.40, 0.40]" in text
+    assert "[1] ResNet-50, step, 76.494" in text
+    assert "`pgt train experiment=table1/seresnet50_cosine_pgt seed=0` (43 GPU-h a seed)" in text
+    assert "experiment=table1/seresnet18_cosine_pgt seed" not in text
+
+
+def test_arms_and_settings_are_told_apart():
+    plant("table3/row5", [76.0, 76.2])
+    plant("table3/row5", [76.4, 76.6], "recipe=authors")
+    plant("table3/row5", [76.5], "trainer.precision=bf16")
+    plant("truncation/table3_row5", [75.0], "recipe=authors")
+    plant("table1/resnet50_cosine_baseline", [75.9, 76.1])
+    plant("table1/resnet50_cosine_baseline", [76.0, 76.1], "recipe=authors")
+    lines = {(str(line.arm), line.setting): line for line in lines_of(3, 5)}
+    assert set(lines) == {
+        ("paper", "trainer.precision=fp16"),
+        ("paper", "trainer.precision=bf16"),
+        ("authors", ""),
+        ("authors, authors' hook", ""),
+    }
+    assert lines["paper", "trainer.precision=fp16"].difference.mean == pytest.approx(0.1)
+    assert lines["authors", ""].difference.mean == pytest.approx(0.45)
+    assert lines["authors, authors' hook", ""].difference.mean == pytest.approx(-1.0)  # to seed 0 of the same recipe
+
+
+def test_a_shared_run_fills_its_rows_in_both_tables():
+    plant("table1/resnet50_cosine_pgt", [77.0, 77.2])
+    assert lines_of(1, 4)[0].best == lines_of(3, 7)[0].best == sample([77.0, 77.2])
+
+
+def test_a_run_that_leaves_the_recipe_fills_no_row_and_is_named():
+    plant("table2/batch256_gc", [67.0], "recipe.epochs=50")
+    plant("table2/batch256_gc", [67.1, 67.2], "method.transforms.0.max_norm=0.5")
+    assert {line.setting for line in lines_of(2, 6)} == {""}
+    assert lines_of(2, 6)[0].best.n == 2
+    text = formats.render([sheets.build(Path("runs"), 2)], "terminal")
+    assert "- 1 run of table2/batch256_gc: recipe.epochs=50 (not 100)" in text
+
+
+def test_csv_has_every_number_unrounded():
+    plant("table1/resnet18_cosine_baseline", [70.123456])
+    table = formats.render([sheets.raw(Path("runs"), 1)], "csv")
+    line = list(csv.DictReader(io.StringIO(table)))[24]
+    assert (line["experiment"], line["recipe"]) == ("table1/resnet18_cosine_baseline", "paper")
+    assert (line["test_top1_best"], line["test_top1_paper"], line["seeds"]) == ("70.123456", "70.208", "0")
+
+
+@pytest.mark.parametrize("ending", ["md", "csv", "tex", "txt"])
+def test_table_command_writes_each_format(ending, capsys):
+    assert main(["table", "all", "--output", f"out/t.{ending}"]) == 0
+    text = Path(f"out/t.{ending}").read_text()
+    assert text.count("77.952") >= 2
+    assert main(["table", "1", "--output", "out/t.xls"]) == 2
+    assert "end the name in one of .md, .csv, .tex, .txt" in capsys.readouterr().err
+
+
+def test_latex_knows_every_letter():
+    text = formats.render([sheets.build(Path("runs"), number) for number in (1, 2, 3)], "latex")
+    body = "".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert body.isascii()
+
+
+def test_every_published_number_is_in_the_tables():
+    text = formats.render([sheets.build(Path("runs"), number) for number in (1, 2, 3)], "markdown")
+    for row in published.all_rows():
+        assert f"{row.test_top1:.3f}" in text
+        assert f"{row.train_top1:.2f}" in text
+    assert set(published.NOTES) == {n for row in published.all_rows() for n in row.notes} | set(sheets.ALL_ROWS)
+    assert asdict(published.rows(2)[1])["alpha"] == 0.92
