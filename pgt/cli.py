@@ -68,10 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--output", type=Path, help="write it there, too: .md, .csv, .tex or .txt")
 
     figure = commands.add_parser("figure", help="draw a figure of the paper from runs")
-    figure.add_argument("number", choices=["2", "4"], help="2: p' for several α; 4: accuracy by epoch")
-    figure.add_argument("experiment", nargs="?", help="for 4: an experiment, or a folder of them: demo/bn, demo")
+    figure.add_argument("number", type=int, metavar="N", help="of the paper: 2, 4-8, 10-12 or 14-17")
+    figure.add_argument("experiment", nargs="?", help="whose runs to show in the place of the paper's: demo/bn, demo")
     figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
-    figure.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
+    figure.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
 
     data = commands.add_parser("data", help="look after data sets")
     verify = data.add_subparsers(dest="what", required=True, metavar="what").add_parser(
@@ -166,15 +166,12 @@ def _table(options: argparse.Namespace) -> int:
 def _figure(options: argparse.Namespace) -> int:
     from pgt.reproduction import figures
 
-    if options.number == "2" and options.experiment is not None:
-        raise InputError("figure 2 needs no runs: leave the experiment out")
-    if options.number == "2":
-        figures.power_transform(options.output)
-    elif options.experiment is None:
-        raise InputError("figure 4 is drawn from runs: name an experiment, as in pgt figure 4 demo")
-    else:
-        figures.accuracy_curves(options.runs, options.experiment, options.output)
-    print(f"written to {options.output}")
+    if options.number not in figures.NUMBERS:
+        numbers = ", ".join(map(str, figures.NUMBERS))
+        raise InputError(f"no figure {options.number} is made of runs: choose one of {numbers}")
+    output = options.output or Path(f"figure{options.number}")
+    for path in figures.save(options.number, options.runs, options.experiment, output):
+        print(f"written to {path}")
     return 0
 
 

@@ -1,0 +1,129 @@
+"""Figs. 5-7 and 14-17: the norm of every filter by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgt.errors import InputError
+from pgt.reproduction.figures.style import pyplot
+from pgt.reproduction.groups import read_groups
+from pgt.reproduction.norms import Norms, read_norms, zeroed_out
+from pgt.runs import find
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LAST, FEATURES, EVERY = -1, "features", ()
+"""The last convolution; the features behind the global pooling; all layers."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one of the paper's figures shows: a row a layer (indices from 1), a column a run."""
+
+    layers: tuple[int | str, ...]
+    experiments: tuple[str, ...]
+
+
+FIGURES = {
+    5: Figure((11, LAST, FEATURES), ("table1/resnet18_cosine_baseline", "table1/resnet18_cosine_pgt")),
+    6: Figure((5,), ("table2/batch1024_baseline",)),
+    7: Figure((15, 2), ("table2/batch256_baseline", "table2/batch256_pgt", "table2/batch256_agc_pgt")),
+    14: Figure(EVERY, ("table2/batch256_baseline",)),
+    15: Figure(EVERY, ("table2/batch1024_baseline",)),
+    16: Figure(EVERY, ("table2/batch256_pgt",)),
+    17: Figure(EVERY, ("table2/batch256_agc_pgt",)),
+}
+"""Of Fig. 5 the paper names no network but ResNet-18; the one with batch norm is taken."""
+
+
+def draw(root: Path, number: int, experiment: str | None) -> Any:
+    """One of `FIGURES`: a line a filter, in a colour of its own; in the title how many are zeroed out at the end.
+
+    Args:
+        root: the runs folder.
+        number: of the paper's figure.
+        experiment: whose runs to show instead: of each setting the first seed that has norms.
+
+    Raises:
+        InputError: no run there has recorded norms.
+    """
+    shown = FIGURES[number]
+    columns = _columns(root, (experiment,) if experiment else shown.experiments)
+    if shown.layers == EVERY:
+        return _all_layers(*columns[0])
+    figure, axes = pyplot().subplots(
+        len(shown.layers), len(columns), figsize=(4.6 * len(columns), 3.1 * len(shown.layers)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for column, (title, norms) in enumerate(columns):
+        for row, layer in enumerate(shown.layers):
+            _panel(axes[row][column], norms, layer)
+            if row == 0:
+                axes[row][column].set_title(f"{title}\n{axes[row][column].get_title()}", fontsize="medium")
+    return figure
+
+
+def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
+    """Title and norms of the first run of each setting that has them."""
+    found = []
+    for name in experiments:
+        for group in read_groups(root, name) if find(root, name) else ():
+            for folder, summary in group.runs:
+                norms = read_norms(folder)
+                if norms is not None and len(norms.steps):
+                    found.append((f"{group.experiment}, {group.label}, seed {summary.seed}", norms))
+                    break
+    if not found:
+        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50"
+        raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`")
+    return found
+
+
+def _panel(axis: Any, norms: Norms, layer: int | str) -> None:
+    if layer == FEATURES:
+        _lines(axis, norms.steps, norms.features)
+        axis.set_title("features behind the pooling", fontsize="medium")
+        axis.set_ylabel("RMS of a feature")
+    else:
+        index = len(norms.layers) if layer == LAST else int(layer)
+        if index > len(norms.layers):
+            raise InputError(f"this figure shows layer {index}; the network has {len(norms.layers)} convolutions")
+        values = norms.filters(index)
+        _lines(axis, norms.steps, values)
+        gone = zeroed_out(norms)[index]
+        axis.set_title(f"layer {index}: {gone} of {values.shape[1]} filters zeroed out", fontsize="medium")
+        axis.set_ylabel("L2 norm of a filter")
+    axis.set_xlabel("Step")
+
+
+def _all_layers(title: str, norms: Norms) -> Any:
+    """Every convolution of a network, five in a row."""
+    count = len(norms.layers)
+    rows = -(-count // 5)
+    figure, axes = pyplot().subplots(rows, 5, figsize=(15, 2.5 * rows), squeeze=False, layout="constrained")
+    for axis, layer in zip(axes.flat, norms.layers, strict=False):
+        _panel(axis, norms, layer.index)
+        axis.set_ylabel("")
+        axis.title.set_fontsize("small")
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
+    """A thin line for each column of values [T, filters], drawn as pixels: there are hundreds."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.collections import LineCollection
+
+    order = np.random.default_rng(0).permutation(values.shape[1])
+    colours = matplotlib.colormaps["turbo"](order / max(1, len(order) - 1))
+    points = [np.column_stack([steps, column]) for column in values.T]
+    axis.add_collection(LineCollection(points, colors=colours, linewidths=0.6, rasterized=True))
+    axis.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, 1.05 * max(float(values.max()), 1e-9)))
+    axis.grid(True, alpha=0.3)

@@ -1,0 +1,75 @@
+"""What all figures share: colours, axes, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pgt.errors import InputError
+
+COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+"""Okabe and Ito's palette, told apart by the colour-blind; grey in the place of its yellow."""
+
+LINES = ("-", "--", ":", "-.")
+"""Told apart in print."""
+
+ENDINGS = (".png", ".svg", ".pdf")
+
+
+def files(output: Path) -> list[Path]:
+    """The pictures that a name asks for: itself, or both PNG and SVG where it has no ending.
+
+    Raises:
+        InputError: a format that cannot be written.
+    """
+    if not output.suffix:
+        return [output.with_suffix(".svg"), output.with_suffix(".png")]
+    if output.suffix not in ENDINGS:
+        raise InputError(
+            f"cannot draw {output}: end the name in one of {', '.join(ENDINGS)}, or in none for two of them"
+        )
+    return [output]
+
+
+def pyplot() -> Any:
+    """matplotlib's pyplot, for files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "pgt"  # the same picture is the same file
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Any, outputs: Sequence[Path]) -> None:
+    """Write a figure to every file, and let go of it."""
+    for output in outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix == ".svg" else None)
+    pyplot().close(figure)
+
+
+def shades(count: int) -> list[Any]:
+    """Colours from dark to light that stay in order in greyscale."""
+    import matplotlib
+
+    return [matplotlib.colormaps["viridis"](index / count) for index in range(count)]
+
+
+def style(index: int) -> dict[str, str]:
+    """Colour and line of the index-th of several curves."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
+
+
+def logarithmic(axis: Any) -> None:
+    """Both axes in powers, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set(xscale="log", yscale="log")
+    for direction in (axis.xaxis, axis.yaxis):
+        direction.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        direction.set_major_formatter(StrMethodFormatter("{x:g}"))
+        direction.set_minor_formatter(NullFormatter())
+    axis.grid(True, which="major", alpha=0.3)

@@ -1,0 +1,29 @@
+"""Fig. 2: what the transform does to a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgt.reproduction.figures.style import pyplot, shades
+
+ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.05, 0.0)
+
+
+def draw() -> Any:
+    """A distribution over ten classes and its power transforms, unordered and ordered."""
+    import numpy as np
+
+    logits = np.array([0.3, 1.9, -0.8, 1.1, 0.0, 2.6, -0.2, 1.5, -1.2, 0.7])
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for alpha, shade in zip(ALPHAS, shades(len(ALPHAS)), strict=True):
+        powers = np.exp(alpha * logits)
+        p = powers / powers.sum()
+        for axis, values in zip(axes, (p, np.sort(p)[::-1]), strict=True):
+            axis.plot(range(1, len(p) + 1), values, "o-", color=shade, markersize=4, label=f"α = {alpha:g}")
+    for axis, title, label in zip(axes, ("By class", "In descending order"), ("Class", "Rank"), strict=True):
+        axis.axhline(1 / len(logits), color="grey", linewidth=0.8, linestyle=":")
+        axis.set(title=title, xlabel=label, xticks=range(1, len(logits) + 1))
+        axis.grid(True, alpha=0.3)
+    axes[0].set_ylabel(r"$p' = p^\alpha / \Sigma\, p^\alpha$")
+    axes[1].legend(frameon=False)
+    return figure
