@@ -181,6 +181,12 @@ class Trainer:
 
 
 @dataclass
+class Record:
+    norms_every: int = no_identity(at_least=0)
+    """Optimizer steps between two records of the norms of weights, features, logits and gradients; 0: none."""
+
+
+@dataclass
 class Wandb:
     project: str = MISSING
     entity: str | None = None
@@ -219,6 +225,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     method: Method = field(default_factory=Method)
     trainer: Trainer = field(default_factory=Trainer)
+    record: Record = field(default_factory=Record)
     logger: Logger = field(default_factory=Logger, metadata={"identity": False})
     paths: Paths = field(default_factory=Paths)
 

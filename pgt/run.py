@@ -193,7 +193,9 @@ def train(job: Job, ranks: Ranks) -> Summary:
         about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start)
         total_steps = config.recipe.epochs * train_loader.steps_per_epoch
         opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
-        with opened as (sink, console, metrics):
+        first = state["epoch"] * train_loader.steps_per_epoch
+        norms = run_folder.recording(job.folder, trainer, config.record.norms_every, first, total_steps - 1)
+        with opened as (sink, console, metrics), norms as recorder:
             _announce(console, title, job, trainer, train_loader, state)
             try:
                 save = partial(run_folder.save, job.folder, trainer, metrics)
@@ -205,6 +207,8 @@ def train(job: Job, ranks: Ranks) -> Summary:
             summary = replace(summary, status=FINISHED, finished=runs.now())
             runs.write_summary(job.folder, summary)
             console.say(f"{job.label}{_result(summary)}")
+            if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
+                console.say(f"{job.label}{_zeroed(list(zeroed))}")
     return summary
 
 
@@ -356,6 +360,9 @@ def _epoch(config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epo
     if (epoch + 1) % config.trainer.evaluate_every == 0 or epoch + 1 == config.recipe.epochs:
         record |= evaluate(trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks)
     record |= _left_out(loaders, trainer.ranks)
+    if trainer.recorder is not None:
+        zeroed = list(trainer.recorder.zeroed_out().values())
+        record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
     sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
     if not math.isfinite(record.get("test_loss", 0.0)):
         raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
@@ -411,3 +418,8 @@ def _result(summary: Summary) -> str:
         f"train {summary.train_top1:.2f}%  test {summary.test_top1_final:.2f}%  "
         f"best {summary.test_top1_best:.2f}%  {summary.images_per_second:,.0f} images/s"
     )
+
+
+def _zeroed(counts: list[int]) -> str:
+    layers = ", ".join(f"{index} ({count})" for index, count in enumerate(counts, start=1) if count)
+    return f"zeroed-out filters: {sum(counts)}, in convolutions {layers}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt import environment, runs
+from pgt import environment, runs, weight_norms
 from pgt.config import Config
+from pgt.errors import InputError
 from pgt.runs import Summary
 
 if TYPE_CHECKING:
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
 
     from pgt.sinks import About, Console, JsonLines, Sinks
     from pgt.training.loop import Trainer
+    from pgt.training.recorder import Recorder
 
 
 def clear(folder: Path) -> None:
     """Take away what a run would go on from."""
     for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for name in ("tensorboard", weight_norms.FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
     """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
     from pgt.training import checkpoint
 
+    if trainer.recorder is not None:
+        trainer.recorder.sync()
     weights = trainer.model.state_dict()
     if best:
         checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
@@ -104,3 +109,38 @@ def sinks(
         yield together, console, metrics
     finally:
         together.close()
+
+
+@contextmanager
+def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int) -> Iterator[Recorder | None]:
+    """Within it the trainer records norms, where `every` is not 0.
+
+    Args:
+        every: steps between two records.
+        first, last: the steps that are left; records of `first` and later ones, by a process that did not get to its
+            checkpoint, are taken away.
+
+    Raises:
+        InputError: the folder holds norms that are damaged, or of another network.
+    """
+    from pgt.sinks import NormsFile
+
+    path = folder / weight_norms.FOLDER
+    before = weight_norms.read_layout(path)
+    if not every:
+        if before is not None:
+            NormsFile(path, before, first).close()
+        yield None
+        return
+    from pgt.training.recorder import Recorder, layout
+
+    now = layout(trainer.model)
+    if before not in (None, now):
+        raise InputError(
+            f"{path} holds the norms of another network: delete it, or add trainer.force=true to start over"
+        )
+    path.mkdir(exist_ok=True)
+    runs.write_json(path / weight_norms.LAYERS, now.describe(every))
+    with closing(NormsFile(path, now, first)) as file:
+        trainer.recorder = Recorder(trainer.model, every, last, file)
+        yield trainer.recorder

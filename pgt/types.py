@@ -15,7 +15,7 @@ IGNORE_INDEX = -100
 """The label of a padded sample: it counts in no loss and no metric."""
 
 Record = Mapping[str, Any]
-"""One line of `metrics.jsonl`: plain numbers and strings."""
+"""One line of `metrics.jsonl`: plain numbers, lists of them, and strings."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def test_schema_groups_and_code_name_the_same_things():
         (["recipe=3"], "unknown recipe '3': choose one of authors, demo, paper"),
         (["method=agc", "method.transforms.0.exclude='(fc'"], "method.transforms.0.exclude is no regular expression"),
         (["seed=100000000000000000000"], "seed must lie in [0, 4294967295], got 100000000000000000000"),
+        (["record.norms_every=-1"], "record.norms_every must be at least 0, got -1"),
         (["paths.runs="], "paths.runs must not be empty"),
         (["=3"], "cannot read the override '=3': write key=value"),
     ],
@@ -129,7 +130,7 @@ def test_identity_has_what_changes_the_numbers_and_nothing_else():
 
     base = name("method=pgt")
     assert name("method=baseline", "method.alpha=0.25") == base
-    for same in ("paths.runs=elsewhere", "trainer.log_every=7", "trainer.force=true"):
+    for same in ("paths.runs=elsewhere", "trainer.log_every=7", "trainer.force=true", "record.norms_every=50"):
         assert name("method=pgt", same) == base
     changed = [name(o) for o in ("seed=1", "method.alpha=0.5", "method=gc", "data=synthetic", "recipe=authors",
                                  "schedule=step", "model=resnet50", "trainer.precision=bf16")]  # fmt: skip

@@ -10,8 +10,10 @@ from pgt.environment import has_dali
 from pgt.run import _assemble
 from pgt.tools.bench_loader import generate
 from pgt.training.distributed import ALONE
+from pgt.training.recorder import Recorder
 from tests.conftest import TINY, compose, train
 from tests.data.helpers import FOLDER, loaders
+from tests.training.layouts import Kept
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -39,6 +41,28 @@ def test_a_step_does_not_make_the_host_wait(method, precision):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not torch.equal(before, trainer.model.fc.weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_recording_does_not_make_the_host_wait(precision):
+    overrides = (*TINY, "model=resnet20", "method=agc_pgt", f"trainer.precision={precision}")
+    dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
+    loader, _, trainer = _assemble(compose(*overrides), dataset, ALONE)
+    kept, groups = Kept(), [next(loader.epoch(0))]
+    trainer.recorder = Recorder(trainer.model, 2, 4, kept)
+    for step in range(2):
+        trainer.train_step(groups, step)
+    weight = trainer.model.blocks[0].conv1.weight.detach().clone()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(2, 5):
+            trainer.train_step(groups, step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.recorder.sync()
+    assert list(kept) == [0, 2, 4]
+    start = 6 + 64 + 16  # scalars, features, the first convolution's filters
+    torch.testing.assert_close(torch.from_numpy(kept[2][start : start + 16]), weight.flatten(1).norm(dim=1).cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

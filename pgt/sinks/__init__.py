@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pgt.sinks.console import Console
 from pgt.sinks.jsonl import JsonLines
 from pgt.sinks.mirrors import About, check, start_mirrors
+from pgt.sinks.norms import NormsFile
 from pgt.types import Record, Sink
 
 
@@ -25,4 +26,4 @@ class Sinks:
             sink.close()
 
 
-__all__ = ["About", "Console", "JsonLines", "Sinks", "check", "start_mirrors"]
+__all__ = ["About", "Console", "JsonLines", "NormsFile", "Sinks", "check", "start_mirrors"]

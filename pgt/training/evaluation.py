@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def evaluate(
     model: nn.Module, loader: Loader, alpha: float, precision: Precision, ranks: Ranks = ALONE
 ) -> dict[str, float]:
-    """Top-1 and top-5 in percent, the mean 2-norm of the logits z, and at z and at α·z the mean cross-entropy and
-    the expected calibration error (15 bins, in percent).
+    """Top-1 and top-5 in percent, and at z and at α·z the mean cross-entropy and the expected calibration error (15
+    bins, in percent). Of each image's logits z the 2-norm, the mean, the largest, and the variance over the classes;
+    each a mean over the images.
 
     Args:
         model: is left in evaluation mode.
@@ -35,7 +36,7 @@ def evaluate(
         InputError: not one image could be read.
     """
     model.eval()
-    sums = torch.zeros(6, dtype=torch.float64, device=next(model.parameters()).device)
+    sums = torch.zeros(9, dtype=torch.float64, device=next(model.parameters()).device)
     calibration = [_calibration_error(loader.num_classes).to(sums.device) for _ in range(2)]
     for batch in loader.epoch(0):
         with precision.autocast():
@@ -52,13 +53,16 @@ def evaluate(
     if count == 0:
         raise InputError("not one image of the test set can be read")
     ece, ece_alpha = (100 * error.compute().item() for error in calibration)
-    top1, top5, loss, loss_alpha, norm = (sums[1:] / count).tolist()
+    top1, top5, loss, loss_alpha, norm, mean, largest, variance = (sums[1:] / count).tolist()
     return {
         "test_top1": 100 * top1,
         "test_top5": 100 * top5,
         "test_loss": loss,
         "test_loss_alpha": loss_alpha,
         "test_logit_norm": norm,
+        "test_logit_mean": mean,
+        "test_logit_max": largest,
+        "test_logit_variance": variance,
         "test_ece": ece,
         "test_ece_alpha": ece_alpha,
     }
@@ -72,7 +76,7 @@ def _calibration_error(num_classes: int) -> Metric:
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sums over [N, C] logits of 1, top-1, top-5, loss at z and at α·z, and logit norm, as float64 [6]."""
+    """Sums over [N, C] logits of 1, top-1, top-5, loss at z and at α·z, and `logit_statistics`, as float64 [9]."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     parts = [
         torch.ones_like(labels).sum(),
@@ -80,6 +84,12 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Ten
         best.sum(),
         F.cross_entropy(logits, labels, reduction="sum"),
         F.cross_entropy(alpha * logits, labels, reduction="sum"),
-        torch.linalg.vector_norm(logits, dim=1).sum(),
+        *logit_statistics(logits).sum(0),
     ]
     return torch.stack([part.double() for part in parts])
+
+
+def logit_statistics(logits: torch.Tensor) -> torch.Tensor:
+    """Of each sample, [N, C] -> [N, 4] as float64: 2-norm, mean, maximum and variance of its logits."""
+    z = logits.double()
+    return torch.stack([torch.linalg.vector_norm(z, dim=1), z.mean(1), z.amax(1), z.var(1, correction=0)], dim=1)

@@ -20,6 +20,7 @@ from pgt.training import norms
 from pgt.training.distributed import ALONE, Ranks
 from pgt.training.optimizer import set_rate
 from pgt.training.precision import Precision
+from pgt.training.recorder import Recorder
 from pgt.training.schedule import Schedule
 from pgt.types import IGNORE_INDEX, Batch, GradientTransform, Loader, Loss, Record, Sink
 
@@ -46,6 +47,7 @@ class Trainer:
         accumulating: whether a step has more than one group on a rank.
         compiled: run network and loss through torch.compile.
         diagnostics: more entries for each record, `warning` among them where there is one; may wait for the device.
+        recorder: of weight norms, where they are recorded, on the rank that writes.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Trainer:
     accumulating: bool = True
     compiled: bool = False
     diagnostics: Callable[[], dict[str, Any]] = dict
+    recorder: Recorder | None = None
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,8 +95,14 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         if len(groups) > 1:  # after the backward passes, as DDP does: the loss that a hook sees is a group's own
             torch._foreach_div_([p.grad for _, p in self.parameters if p.grad is not None], len(groups))
+        recorder = self.recorder if self.recorder is not None and self.recorder.due(step) else None
+        if recorder is not None:
+            recorder.gradients(self.parameters)
         for transform in self.transforms:
             transform(self.parameters, step)
+        if recorder is not None:
+            recorder.gradients(self.parameters)
+            recorder.take(step, logits.detach(), batch.labels)
         self.scaler.step(self.optimizer)
         self.tally.update(self.scaler)
         self.optimizer.zero_grad(set_to_none=True)
@@ -137,6 +146,8 @@ class Trainer:
     def _report(self, step: int, started: float) -> dict[str, Any]:
         """The epoch so far. Here, and only here, the host waits for the device."""
         count, correct, loss, skipped, bad, first_bad = self.tally.read()
+        if self.recorder is not None:
+            self.recorder.drain()
         seconds = time.perf_counter() - started
         scale, more = self.scaler.get_scale(), self.diagnostics()
         if bad > (SCALER_PATIENCE if self.scaler.is_enabled() else 0):

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py compute."""
+"""What the processes of test_distributed.py and test_recorder.py compute."""
 
 import torch
 
@@ -6,6 +6,7 @@ from pgt.data import open_set
 from pgt.run import _assemble
 from pgt.training.distributed import joined, meet
 from pgt.training.evaluation import evaluate
+from pgt.training.recorder import Recorder
 
 STEPS = 20
 
@@ -34,3 +35,34 @@ def trained(configs, ranks):
 def in_place(configs, place):
     with joined(place, meet(place), 2) as ranks:
         return trained(configs, ranks)
+
+
+class Kept(dict):
+    """Takes a recorder's records as the file does."""
+
+    def write(self, step, values):
+        self[step] = values.copy()
+
+    def sync(self):
+        pass
+
+
+def recorded(config, ranks):
+    """The first rank's records of an epoch's steps."""
+    options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
+    torch.manual_seed(config.seed)
+    train, _, trainer = _assemble(config, open_set(**options), ranks)
+    kept = Kept()
+    if ranks.first:
+        trainer.recorder = Recorder(trainer.model, 2, train.steps_per_epoch - 1, kept)
+    batches = train.epoch(0)
+    for step in range(train.steps_per_epoch):
+        trainer.train_step([next(batches) for _ in range(train.groups_per_step)], step)
+    if ranks.first:
+        trainer.recorder.sync()
+    return dict(kept)
+
+
+def recorded_in_place(config, place):
+    with joined(place, meet(place), 2) as ranks:
+        return recorded(config, ranks)

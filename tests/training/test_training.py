@@ -210,6 +210,9 @@ def test_evaluation_counts_each_sample_once():
         "test_loss": F.cross_entropy(z, labels).item(),
         "test_loss_alpha": F.cross_entropy(0.25 * z, labels).item(),
         "test_logit_norm": z.norm(dim=1).mean().item(),
+        "test_logit_mean": z.mean().item(),
+        "test_logit_max": z.max(dim=1).values.mean().item(),
+        "test_logit_variance": z.numpy().var(axis=1).mean(),
         "test_ece": calibration_error(z, labels),
         "test_ece_alpha": calibration_error(0.25 * z, labels),
     }

@@ -1,0 +1,106 @@
+"""The weight norms that a run has recorded (`record.norms_every`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgt.errors import InputError
+from pgt.weight_norms import (
+    FOLDER,
+    LOGITS,
+    RECORDS,
+    ZEROED_OUT,
+    Floats,
+    Layer,
+    Layout,
+    count_zeroed,
+    read_layout,
+    read_records,
+)
+
+__all__ = ["ZEROED_OUT", "Layer", "Norms", "read_norms", "zeroed_out"]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What was recorded at T steps, of the weights before each step's update. Values are read when asked for."""
+
+    layout: Layout
+    records: NDArray[Any]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Every convolution, in the order of the network's modules."""
+        return list(self.layout.layers)
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer steps from 0, ascending [T]."""
+        return np.array(self.records["step"], np.int64)
+
+    def filters(self, index: int) -> Floats:
+        """2-norm of each filter of layer `index` (from 1) [T, filters].
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if not 1 <= index <= len(self.layout.layers):
+            raise InputError(f"there is no layer {index}: choose one of 1 to {len(self.layout.layers)}")
+        return np.array(self.layout.split(self.records["filters"])[index - 1], np.float32)
+
+    @property
+    def features(self) -> Floats:
+        """Root mean square, over the samples of a group, of each input of the classifier [T, F]."""
+        return self._values("features")
+
+    @property
+    def logits(self) -> dict[str, Floats]:
+        """Of a group's logits, each a mean over its samples: `norm` (2-norm), `mean`, `max` (the largest), `variance`
+        (over the classes) [T]."""
+        return {name: self._values(f"logit_{name}") for name in LOGITS}
+
+    @property
+    def gradient_norm(self) -> Floats:
+        """2-norm of all gradients together, as the method's transforms found them [T]."""
+        return self._values("gradient_norm")
+
+    @property
+    def gradient_norm_after(self) -> Floats:
+        """The same as they left them [T]."""
+        return self._values("gradient_norm_after")
+
+    def _values(self, name: str) -> Floats:
+        return np.array(self.records[name], np.float32)
+
+
+def read_norms(folder: Path) -> Norms | None:
+    """The norms in a run's folder; None where none were recorded. What a crash cut short is left out.
+
+    Raises:
+        InputError: `layers.json` is damaged, or the steps of `norms.bin` are in disorder.
+    """
+    layout = read_layout(folder / FOLDER)
+    if layout is None:
+        return None
+    norms = Norms(layout, read_records(folder / FOLDER, layout))
+    if (np.diff(norms.steps) <= 0).any():
+        path = folder / FOLDER / RECORDS
+        raise InputError(f"the steps in {path} do not ascend: it is damaged; put it back, or delete {path.parent}")
+    return norms
+
+
+def zeroed_out(norms: Norms, record: int = -1) -> dict[int, int]:
+    """How many filters of each layer, by its index, are zeroed out: their 2-norm is below `ZEROED_OUT`.
+
+    Args:
+        record: place of a record among the T; the last one by default.
+
+    Raises:
+        IndexError: there is no such record.
+    """
+    return count_zeroed(norms.layout, norms.records["filters"][record])

@@ -1,0 +1,124 @@
+"""Norms of weights, features, logits and gradients at some of the steps, while the device goes on."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pgt.training.evaluation import logit_statistics
+from pgt.types import IGNORE_INDEX, NamedParameters
+from pgt.weight_norms import Floats, Layer, Layout, count_zeroed
+
+
+def layout(model: nn.Module) -> Layout:
+    """What a record of a network holds."""
+    layers = [
+        Layer(index, name, module.out_channels) for index, (name, module) in enumerate(_convolutions(model), start=1)
+    ]
+    return Layout(tuple(layers), _classifier(model).in_features)
+
+
+def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def _classifier(model: nn.Module) -> nn.Linear:
+    classifier = model.get_submodule("fc")
+    assert isinstance(classifier, nn.Linear)
+    return classifier
+
+
+class File(Protocol):
+    """Takes the records in order."""
+
+    def write(self, step: int, values: Floats) -> None: ...
+
+    def sync(self) -> None: ...
+
+
+class Recorder:
+    """Makes one flat float32 tensor of everything on the device, and has it written once it has come to the host.
+
+    Nothing here waits for the device within a step. To be made before the network's first pass: torch.compile
+    takes up the hook that it adds to the classifier.
+
+    Args:
+        model: the network itself, not what wraps it.
+        every, last: steps divisible by `every` are recorded, and the step `last`.
+        file: takes a step and its values, flat (see `pgt.weight_norms.Layout`).
+    """
+
+    def __init__(self, model: nn.Module, every: int, last: int, file: File) -> None:
+        self.layout = layout(model)
+        self._weights = [module.weight for _, module in _convolutions(model)]
+        self._every, self._last, self._file = every, last, file
+        self._features: Tensor | None = None
+        self._gradient_norms: list[Tensor] = []
+        self._pending: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        _classifier(model).register_forward_pre_hook(self._keep)
+
+    def due(self, step: int) -> bool:
+        """Whether this step is recorded."""
+        return step % self._every == 0 or step == self._last
+
+    def gradients(self, parameters: NamedParameters) -> None:
+        """Note the norm of all gradients: to be called before and after the transforms of a step that is due."""
+        self._gradient_norms.append(
+            torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None])
+        )
+
+    @torch.no_grad()
+    def take(self, step: int, logits: Tensor, labels: Tensor) -> None:
+        """Record a step, before its update.
+
+        Args:
+            logits, labels: [N, C] and [N] of the step's last group; a sample without a label does not count.
+        """
+        assert self._features is not None
+        gradient_norms, self._gradient_norms = self._gradient_norms, []
+        share = (labels != IGNORE_INDEX).double()
+        share /= share.sum()
+        parts = [*gradient_norms, share @ logit_statistics(logits), (share @ self._features.double().square()).sqrt()]
+        self._send(step, torch.cat([part.reshape(-1).float() for part in (*parts, self._filters())]))
+        self.drain(wait=False)
+
+    def drain(self, wait: bool = True) -> None:
+        """Write what has come to the host; on request wait until all has."""
+        while self._pending:
+            step, values, event = self._pending[0]
+            if event is not None and wait:
+                event.synchronize()
+            if event is not None and not event.query():
+                return
+            self._file.write(step, values.numpy())
+            self._pending.popleft()
+
+    def sync(self) -> None:
+        """Put all there is on the disk."""
+        self.drain()
+        self._file.sync()
+
+    @torch.no_grad()
+    def zeroed_out(self) -> dict[int, int]:
+        """How many filters of each layer, by its index, are zeroed out now. Waits for the device."""
+        return count_zeroed(self.layout, self._filters().float().cpu().numpy())
+
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._features = inputs[0].detach()
+
+    def _filters(self) -> Tensor:
+        """2-norm of each filter of all convolutions."""
+        return torch.cat([torch.linalg.vector_norm(weight, dim=(1, 2, 3)) for weight in self._weights])
+
+    def _send(self, step: int, values: Tensor) -> None:
+        """Begin the copy to the host."""
+        event = None
+        if values.device.type == "cuda":
+            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            values, event = host, torch.cuda.Event()
+            event.record()
+        self._pending.append((step, values, event))
