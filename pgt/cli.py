@@ -37,10 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         options = _parser().parse_args(arguments)
-        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook, "data": _data, "plan": _plan}[
-            options.command
-        ]
-        return command(options)
+        return COMMANDS[options.command](options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
@@ -72,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("experiment", nargs="?", help="whose runs to show in the place of the paper's: demo/bn, demo")
     figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
     figure.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
+
+    report = commands.add_parser("report", help="one HTML page of tables, figures and every run")
+    report.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
+    report.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    report.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
 
     data = commands.add_parser("data", help="look after data sets")
     verify = data.add_subparsers(dest="what", required=True, metavar="what").add_parser(
@@ -175,6 +177,14 @@ def _figure(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    from pgt.reproduction import report
+
+    report.write(options.runs, options.output, drawn=not options.no_figures)
+    print(f"written to {options.output}")
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> int:
     from pgt.compose import compose_all
     from pgt.config import identity
@@ -239,6 +249,7 @@ def _hook(options: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": _table,
     "figure": _figure,
+    "report": _report,
     "plan": _plan,
     "data": _data,
     "bench": _bench,

@@ -123,17 +123,22 @@ def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]
     return found
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out.
 
+    Args:
+        event: only the records of this `event`; there are many others, which are not even parsed.
+
     Raises:
-        InputError: another line that is no record.
+        InputError: a line that is no record.
     """
     path = folder / "metrics.jsonl"
     records = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             break
+        if event and f'"event": "{event}"' not in line:
+            continue
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
@@ -147,7 +152,7 @@ def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     Raises:
         InputError: `metrics.jsonl` is damaged, or lacks some.
     """
-    epochs = [record for record in read_metrics(folder) if record["event"] == "epoch"]
+    epochs = read_metrics(folder, "epoch")
     if [record["epoch"] for record in epochs[: summary.epochs]] != list(range(summary.epochs)):
         raise InputError(f"{folder / 'metrics.jsonl'} lacks epochs that summary.json counts: the file is damaged")
     return epochs[: summary.epochs]

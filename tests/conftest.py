@@ -1,6 +1,7 @@
 """What the tests share. Every test runs in a folder of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,23 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser, installed where that may be done."""
+    return program("chromium", "chromium")
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program; its Debian package is installed where it lacks and may be, else the test skips."""
+    if shutil.which(name) is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", package]):
+            subprocess.run(["apt-get", "--quiet", *command], capture_output=True, timeout=280)
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not there: install the Debian package {package}")
+    return found
 
 
 def compose(*overrides: str) -> Config:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pgt.reproduction import cost, published
@@ -72,7 +73,7 @@ def build(root: Path, table: int) -> Table:
     if strays:
         notes.append("\n".join(["Not in the table:", *map(_stray, strays)]))
     if commands := _commands(lines):
-        head = f"To fill it (a seed each, GPU-hours on a {cost.DEFAULT_GPU} by published speeds):"
+        head = f"To fill it (GPU-hours on a {cost.DEFAULT_GPU} by published speeds):"
         notes.append("\n".join([head, *commands]))
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
@@ -180,18 +181,21 @@ def _hours(row: Row) -> str:
 
 def _commands(lines: Sequence[Line]) -> list[str]:
     """What would run the rows that are not run, and decide those that are undecided."""
-    found: dict[str, None] = {}
+    wanted: dict[tuple[str, tuple[int, ...]], dict[str, Line]] = defaultdict(dict)
     for line in lines:
-        seeds = ",".join(str(seed) for seed in _new_seeds(line))
-        if not seeds:
-            continue
-        many = "-m " if "," in seeds else ""
-        recipe = f" recipe={line.arm.recipe}" if line.arm.recipe != "paper" else ""
         name = line.row.experiment
         if line.arm.implementation != EXACT:
             name = f"truncation/{name.replace('/', '_')}"
-        found[f"- `pgt train {many}experiment={name}{recipe} seed={seeds}` ({_hours(line.row)} a seed)"] = None
-    return list(found)
+        if seeds := _new_seeds(line):
+            wanted[name, tuple(seeds)][line.arm.recipe] = line
+    return [_command(name, seeds, recipes) for (name, seeds), recipes in wanted.items()]
+
+
+def _command(name: str, seeds: Sequence[int], recipes: Mapping[str, Line]) -> str:
+    many = "-m " if len(seeds) * len(recipes) > 1 else ""
+    recipe = f" recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
+    cost = _hours(next(iter(recipes.values())).row)
+    return f"- `pgt train {many}experiment={name}{recipe} seed={','.join(map(str, seeds))}` ({cost} a run)"
 
 
 FEW = 30

@@ -225,8 +225,8 @@ def test_a_table_from_planted_runs():
     assert "71.50 ± 0.10" in text
     assert "+0.40 [0.40, 0.40]" in text
     assert "[1] ResNet-50, step, 76.494" in text
-    assert "`pgt train experiment=table1/seresnet50_cosine_pgt seed=0` (43 GPU-h a seed)" in text
-    assert "experiment=table1/seresnet18_cosine_pgt seed" not in text
+    assert "`pgt train -m experiment=table1/seresnet50_cosine_pgt recipe=paper,authors seed=0` (43 GPU-h a run)" in text
+    assert "`pgt train experiment=table1/seresnet18_cosine_pgt recipe=authors seed=0`" in text  # paper's is decided
 
 
 def test_arms_and_settings_are_told_apart():

@@ -97,7 +97,7 @@ def test_settings_that_differ_get_rows_and_lines_of_their_own():
     assert [len(group.runs) for group in groups] == [2, 2, 2]
     assert [row.test.mean for row in tables.compare(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
     assert "pgt recipe.epochs=7" in formats.render([tables.build(Path("runs"), "demo/bn")], "markdown")
-    figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.svg"))
+    figures.save(4, Path("runs"), "demo/bn", Path("curves.svg"))
     assert Path("curves.svg").stat().st_size > 1000
 
 
@@ -107,10 +107,10 @@ def test_damaged_metrics_are_not_drawn():
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:1] + lines[2:]))
     with pytest.raises(InputError, match="lacks epochs that summary"):
-        figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.png"))
-    path.write_text(lines[0] + "\0\0\n" + lines[2])
+        figures.draw(4, Path("runs"), "demo/bn")
+    path.write_text(lines[0] + lines[1][:-9] + "\n" + lines[2])
     with pytest.raises(InputError, match="line 2: no record"):
-        figures.accuracy_curves(Path("runs"), "demo/bn", Path("curves.png"))
+        figures.draw(4, Path("runs"), "demo/bn")
 
 
 def test_table_command_writes_markdown(capsys):
@@ -128,7 +128,7 @@ def test_curves_command_draws_a_picture():
         colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
         assert picture.width > 500
     for index in range(3):  # baseline, gc and pgt; agc has no finished run
-        assert tuple(bytes.fromhex(figures.COLOURS[index][1:])) in colours
+        assert tuple(bytes.fromhex(figures.style.COLOURS[index][1:])) in colours
     assert "<svg" in Path("out/curves.svg").read_text()
 
 

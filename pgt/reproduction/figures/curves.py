@@ -115,11 +115,7 @@ def _saved(axis: Any, curves: Sequence[Curve]) -> None:
         if there:
             axis.plot([there], [means[epochs.index(there)]], "o", color=style(index)["color"], markersize=5)
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
-    axis.set(
-        xlabel="Epoch",
-        ylabel="Test top-1 (%)",
-        title=f"Epochs to {goal:.2f} %, the end of the first",
-        ylim=(lowest, None),
-    )
+    axis.set(xlabel="Epoch", ylabel="Test top-1 (%)", ylim=(lowest, None))
+    axis.set_title(f"Epochs to {goal:.2f} %, the first one's end", fontsize="medium")
     axis.grid(True, alpha=0.3)
     axis.legend(frameon=False, fontsize="small")

@@ -46,7 +46,7 @@ def draw(root: Path, number: int, experiment: str | None) -> Any:
     Args:
         root: the runs folder.
         number: of the paper's figure.
-        experiment: whose runs to show instead: of each setting the first seed that has norms.
+        experiment: whose runs to show instead: of each setting the lowest seed that has norms.
 
     Raises:
         InputError: no run there has recorded norms.
@@ -57,7 +57,7 @@ def draw(root: Path, number: int, experiment: str | None) -> Any:
         return _all_layers(*columns[0])
     figure, axes = pyplot().subplots(
         len(shown.layers), len(columns), figsize=(4.6 * len(columns), 3.1 * len(shown.layers)), squeeze=False,
-        layout="constrained",
+        sharey="row", layout="constrained",
     )  # fmt: skip
     for column, (title, norms) in enumerate(columns):
         for row, layer in enumerate(shown.layers):
@@ -72,7 +72,7 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
     found = []
     for name in experiments:
         for group in read_groups(root, name) if find(root, name) else ():
-            for folder, summary in group.runs:
+            for folder, summary in sorted(group.runs, key=lambda run: run[1].seed):
                 norms = read_norms(folder)
                 if norms is not None and len(norms.steps):
                     found.append((f"{group.experiment}, {group.label}, seed {summary.seed}", norms))
@@ -125,5 +125,6 @@ def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
     colours = matplotlib.colormaps["turbo"](order / max(1, len(order) - 1))
     points = [np.column_stack([steps, column]) for column in values.T]
     axis.add_collection(LineCollection(points, colors=colours, linewidths=0.6, rasterized=True))
-    axis.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, 1.05 * max(float(values.max()), 1e-9)))
+    top = max(axis.get_ylim()[1] if axis.get_shared_y_axes().get_siblings(axis)[1:] else 0, 1.05 * float(values.max()))
+    axis.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, top or 1))
     axis.grid(True, alpha=0.3)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pgt.errors import InputError
-from pgt.reproduction.figures.style import pyplot, style
+from pgt.reproduction.figures.style import logarithmic, pyplot, style
 from pgt.reproduction.groups import Group, read_groups
 from pgt.reproduction.statistics import sample
 
@@ -40,10 +40,8 @@ def read_series(root: Path, experiment: str) -> Series:
             found[" ".join(part for part in (group.experiment, group.setting) if part)].append(group)
     series = {name: sorted(groups, key=lambda group: group.alpha) for name, groups in found.items() if len(groups) > 1}
     if not series:
-        command = f"pgt train -m experiment={experiment}"
-        raise InputError(
-            f"fewer than two α under {root / experiment}: `{command}` with method.alpha=1,0.5,... if need be"
-        )
+        command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
+        raise InputError(f"there are not two α of one setting under {root / experiment}: `{command}`, say")
     return series
 
 
@@ -72,9 +70,14 @@ def logits(root: Path, experiment: str) -> Any:
         _bars(middle, groups, "test_loss", "at z", 2 * index)
         _bars(middle, groups, "test_loss_alpha", "at α·z, calibrated", 2 * index + 1)
         _scatter(right, groups, index)
-    left.set(xlabel="α", ylabel="Mean 2-norm of the logits, test set", yscale="log")
-    middle.set(xlabel="α", ylabel="Test loss", yscale="log")
+    if experiment in EXPERIMENTS.values():  # on other data it is another line
+        slope, intercept = PAPER_LINE
+        right.axline((0, intercept), slope=slope, linestyle="--", color="grey", label=f"paper: {slope} x + {intercept}")
+    left.set(xlabel="α", ylabel="Mean 2-norm of the logits, test set")
+    middle.set(xlabel="α", ylabel="Test loss")
     right.set(xlabel="Logit norm", ylabel="Test loss at z")
+    logarithmic(left, horizontal=False)
+    logarithmic(middle, horizontal=False)
     for axis in (left, middle, right):
         axis.grid(True, alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
@@ -90,7 +93,7 @@ def _bars(axis: Any, groups: Sequence[Group], metric: str, label: str, index: in
 
 
 def _scatter(axis: Any, groups: Sequence[Group], index: int) -> None:
-    """A point a run, with the line of least squares and the paper's."""
+    """A point a run, with the line of least squares."""
     import numpy as np
 
     norms = np.array([value for group in groups for value in _values(group, "test_logit_norm")])
@@ -99,9 +102,6 @@ def _scatter(axis: Any, groups: Sequence[Group], index: int) -> None:
     ends = np.array([norms.min(), norms.max()])
     slope, intercept = np.polyfit(norms, losses, 1)
     axis.plot(ends, slope * ends + intercept, label=f"loss = {slope:.5f} x + {intercept:.5f}", **style(index))
-    slope, intercept = PAPER_LINE
-    if index == 0:
-        axis.plot(ends, slope * ends + intercept, "--", color="grey", label=f"paper: {slope} x + {intercept}")
 
 
 def _values(group: Group, metric: str) -> list[float]:

@@ -26,9 +26,7 @@ def files(output: Path) -> list[Path]:
     if not output.suffix:
         return [output.with_suffix(".svg"), output.with_suffix(".png")]
     if output.suffix not in ENDINGS:
-        raise InputError(
-            f"cannot draw {output}: end the name in one of {', '.join(ENDINGS)}, or in none for two of them"
-        )
+        raise InputError(f"cannot draw {output}: end the name in one of {', '.join(ENDINGS)}")
     return [output]
 
 
@@ -63,12 +61,14 @@ def style(index: int) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
 
 
-def logarithmic(axis: Any) -> None:
-    """Both axes in powers, with plain numbers at 1, 2 and 5."""
+def logarithmic(axis: Any, horizontal: bool = True) -> None:
+    """The vertical axis, and the horizontal one if asked for, in powers, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set(xscale="log", yscale="log")
-    for direction in (axis.xaxis, axis.yaxis):
+    axis.set_yscale("log")
+    if horizontal:
+        axis.set_xscale("log")
+    for direction in (axis.xaxis, axis.yaxis) if horizontal else (axis.yaxis,):
         direction.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         direction.set_major_formatter(StrMethodFormatter("{x:g}"))
         direction.set_minor_formatter(NullFormatter())
