@@ -1,4 +1,4 @@
-"""A training step of ours beside a bare PyTorch loop and timm's step: same network, same data, in turns."""
+"""A training step of ours, with and without its norms recorded, beside a bare PyTorch loop and timm's step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from pgt.methods import PowerGradCrossEntropy
 from pgt.training import optimizer
 from pgt.training.loop import Trainer
 from pgt.training.precision import Precision
+from pgt.training.recorder import Recorder
 from pgt.types import Batch
+from pgt.weight_norms import Floats
 
 CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
-REFERENCE = "bare loop"
+REFERENCE, PLAIN, RECORDING = "bare loop", "pgt, baseline", "pgt, norms each step"
+EVERY = 50
+"""Steps between two records of norms that their cost is stated for."""
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12}
 """Dense 16-bit matrix operations a second, by the makers' data sheets."""
 
@@ -52,9 +56,9 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """ResNet-18 on small images on the CPU; on a GPU the paper's networks at its batch."""
+    """ResNet-18 and -50 on small images on the CPU; on a GPU the paper's networks at its batch."""
     if not torch.cuda.is_available():
-        return [Case("resnet18", 32, 64, "fp32")]
+        return [Case("resnet18", 32, 64, "fp32"), Case("resnet50", 16, 64, "fp32")]
     networks = ("resnet18", "resnet50", "resnet101")
     return [
         Case(network, 256, 224, precision, compiled)
@@ -81,7 +85,8 @@ def measure(case: Case, rounds: int, length: int) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders: dict[str, Callable[[Case, Batch], Steps]] = {
         REFERENCE: bare,
-        "pgt, baseline": lambda case, batch: ours(case, batch, nn.CrossEntropyLoss()),
+        PLAIN: lambda case, batch: ours(case, batch, nn.CrossEntropyLoss()),
+        RECORDING: lambda case, batch: ours(case, batch, nn.CrossEntropyLoss(), recording=True),
         "pgt, PGT α = 0.25": lambda case, batch: ours(case, batch, PowerGradCrossEntropy(0.25)),
         "timm": timm_step,
     }
@@ -107,7 +112,15 @@ def measure(case: Case, rounds: int, length: int) -> str:
     headers = ["loop", "ms a step", "images/s", f"× {REFERENCE}", "GiB", "of the matrix rate"][: len(rows[0])]
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({cpus()} CPUs, {platform.machine()})"
     title = f"{case}; {rounds} rounds of {length} steps in turns, ratios within a round, on {where}"
-    return f"{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    return f"{title}\n\n{table}\n\n{_cost(times[RECORDING], times[PLAIN])}"
+
+
+def _cost(recording: list[float], plain: list[float]) -> str:
+    """What the norms cost, by the seconds of a step with and without them in each round."""
+    extra = statistics.median(a - b for a, b in zip(recording, plain, strict=True))
+    share = extra / EVERY / statistics.median(plain)
+    return f"Norms: {1e3 * extra:.2f} ms a record; with one each {EVERY} steps {100 * share:.3f}% of a step."
 
 
 def _batch(case: Case, device: torch.device) -> Batch:
@@ -145,8 +158,22 @@ def bare(case: Case, batch: Batch) -> Steps:
     return loop
 
 
-def ours(case: Case, batch: Batch, loss: nn.Module) -> Steps:
-    """What `pgt train` does, its records apart."""
+class Nowhere:
+    """Takes records and drops them."""
+
+    def write(self, step: int, values: Floats) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
+def ours(case: Case, batch: Batch, loss: nn.Module, recording: bool = False) -> Steps:
+    """What `pgt train` does, its files apart.
+
+    Args:
+        recording: the norms of each step.
+    """
     device = batch.images.device
     network, precision = _network(case, device), Precision(case.precision, device.type)
     trainer = Trainer(
@@ -159,6 +186,7 @@ def ours(case: Case, batch: Batch, loss: nn.Module) -> Steps:
         scaler=precision.scaler(65536, 2000),
         accumulating=False,
         compiled=case.compiled,
+        recorder=Recorder(network, 1, 0, Nowhere()) if recording else None,
     )
 
     def loop(count: int) -> None:
