@@ -202,13 +202,13 @@ def _plan(options: argparse.Namespace) -> int:
     if options.probe:
         from pgt.tools import probe
 
-        measured = {model: probe.speed(model, precision) for model, precision in plan.networks(items)}
-        speed = measured.get
-    elif options.images_per_second:
-        stated = cost.Speed(options.images_per_second, "stated")
-        speed = lambda model: stated  # noqa: E731
-    else:
-        speed = lambda model: bench.get(model) or cost.published_speed(model, options.gpu)  # noqa: E731
+        bench |= probe.speeds((item.identity for item in items), options.gpus)
+
+    def speed(model: str) -> cost.Speed | None:
+        if options.images_per_second:
+            return cost.Speed(options.images_per_second, "stated")
+        return bench.get(model) or cost.published_speed(model, options.gpu)
+
     print(plan.render(items, plan.Machine(options.gpus, speed, loader)))
     return 0
 

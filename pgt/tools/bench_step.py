@@ -90,7 +90,7 @@ def measure(case: Case, rounds: int, length: int) -> str:
         "pgt, PGT α = 0.25": lambda case, batch: ours(case, batch, PowerGradCrossEntropy(0.25)),
         "timm": timm_step,
     }
-    batch = _batch(case, device)
+    batch = synthetic_batch(case, device)
     memory, loops = {}, {}
     for name, build in contenders.items():
         before = _allocated(device)
@@ -100,7 +100,7 @@ def measure(case: Case, rounds: int, length: int) -> str:
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            times[name].append(_timed(loop, length, device))
+            times[name].append(timed(loop, length, device))
     rows = []
     for name, measured in times.items():
         middle = statistics.median(measured)
@@ -123,7 +123,8 @@ def _cost(recording: list[float], plain: list[float]) -> str:
     return f"Norms: {1e3 * extra:.2f} ms a record; with one each {EVERY} steps {100 * share:.3f}% of a step."
 
 
-def _batch(case: Case, device: torch.device) -> Batch:
+def synthetic_batch(case: Case, device: torch.device) -> Batch:
+    """One batch of random images and labels, where and as a step takes it."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
     labels = torch.randint(CLASSES, (case.batch,), generator=generator)
@@ -225,8 +226,8 @@ def timm_step(case: Case, batch: Batch) -> Steps:
     return loop
 
 
-def _timed(loop: Steps, length: int, device: torch.device) -> float:
-    """Seconds of one step."""
+def timed(loop: Steps, length: int, device: torch.device) -> float:
+    """Seconds of one step, over `length` of them."""
     _wait(device)
     started = time.perf_counter()
     loop(length)
@@ -256,7 +257,7 @@ def _share(case: Case, seconds: float) -> str:
     if peak is None:
         return "unknown"
     device = torch.device("cuda")
-    network, batch = _network(case, device), _batch(Case(case.network, 1, case.size, "fp32"), device)
+    network, batch = _network(case, device), synthetic_batch(Case(case.network, 1, case.size, "fp32"), device)
     with FlopCounterMode(display=False) as counter:
         network(torch.cat([batch.images] * 2)).sum().backward()
     return f"{100 * counter.get_total_flops() / 2 * case.batch / seconds / peak:.0f}%"
