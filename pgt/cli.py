@@ -34,7 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         options = _parser().parse_args(arguments)
-        command = {"table": _table, "figure": _figure, "bench": _bench, "hook": _hook, "data": _data}[options.command]
+        command = {
+            "table": _table,
+            "figure": _figure,
+            "export": _export,
+            "validate": _validate,
+            "bench": _bench,
+            "hook": _hook,
+            "data": _data,
+        }[options.command]
         return command(options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
@@ -66,6 +74,31 @@ def _parser() -> argparse.ArgumentParser:
     figure.add_argument("experiment", nargs="?", help="for 4: an experiment, or a folder of them: demo/bn, demo")
     figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
     figure.add_argument("--output", type=Path, required=True, help="the picture: .png, .svg or .pdf")
+
+    export = commands.add_parser("export", help="a finished run's network as a folder for timm and the Hub")
+    export.add_argument("run", type=Path, help="a run folder: runs/<experiment>/<run id>")
+    export.add_argument("--weights", choices=["best", "last"], default="best", help="of which epoch (default: best)")
+    export.add_argument("--output", type=Path, help="the folder (default: RUN/export)")
+    export.add_argument(
+        "--calibrate", action="store_true", help="multiply the classifier by α: softmax(z) is calibrated"
+    )
+
+    validate = commands.add_parser("validate", help="evaluate weights on a test set, beside what the paper says")
+    validate.add_argument(
+        "checkpoint", type=Path, help="a run folder, an export, or a .pt, .pth, .pth.tar, .safetensors"
+    )
+    validate.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder (default: the run's)")
+    validate.add_argument(
+        "--data-name", metavar="NAME", help="imagenet, cifar10, ... (default: the run's, or imagefolder)"
+    )
+    validate.add_argument("--model", metavar="NAME", help="of the network (default: which the weights fit)")
+    validate.add_argument("--alpha", type=float, help="of α·z (default: the checkpoint's, or 1)")
+    validate.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
+    validate.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
+    validate.add_argument("--workers", type=at_least(0), help="that decode (default: 8, never more than one a CPU)")
+    validate.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
+    precisions = ["fp32", "tf32", "bf16", "fp16", "fp64"]
+    validate.add_argument("--precision", choices=precisions, help="of the forward pass (default: the run's, or fp32)")
 
     data = commands.add_parser("data", help="look after data sets")
     verify = data.add_subparsers(dest="what", required=True, metavar="what").add_parser(
@@ -141,6 +174,30 @@ def _figure(options: argparse.Namespace) -> int:
     else:
         figures.accuracy_curves(options.runs, options.experiment, options.output)
     print(f"written to {options.output}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pgt.tools import export
+
+    export.command(options.run, options.weights, options.output, options.calibrate)
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from pgt.tools import validate
+
+    chosen = validate.Options(
+        root=options.data,
+        data=options.data_name,
+        model=options.model,
+        alpha=options.alpha,
+        batch=options.batch,
+        workers=options.workers,
+        image_size=options.image_size,
+        precision=options.precision,
+    )
+    validate.command(options.checkpoint, options.weights, chosen)
     return 0
 
 
