@@ -106,7 +106,7 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         classes=config["num_classes"],
         size=config["pretrained_cfg"]["input_size"][1],
         data_set=_data_set(source, config),
-        method="plain cross-entropy" if alpha == 1 else f"the PowerGrad Transform at α = {alpha:g}",
+        method=_method(alpha, run["method"]["implementation"]),
         nowhere_else="" if on_imagenet else "\nIt has never been measured on ImageNet-1K.",
         seed=run["seed"],
         chosen=_chosen(source, which),
@@ -167,6 +167,15 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
         "synthetic": "random tensors",
     }
     return DATA_SETS[name][0] if name in DATA_SETS else others[name]
+
+
+def _method(alpha: float | None, implementation: str) -> str:
+    if alpha == 1:
+        return "plain cross-entropy"
+    as_published = (
+        " as published (`authors_hook`, in the precision of the logits)" if implementation == "authors_hook" else ""
+    )
+    return f"the PowerGrad Transform{as_published} at α = {alpha:g}"
 
 
 def _chosen(source: Source, which: str) -> str:

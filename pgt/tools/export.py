@@ -153,4 +153,4 @@ def _write(folder: Path, state: dict[str, Tensor], config: Mapping[str, Any], te
             raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -74,10 +74,10 @@ def command(checkpoint: Path, which: str | None, options: Options) -> None:
         raise InputError(f"--alpha must lie between 0 and 1, got {options.alpha:g}")
     source = weights.read(checkpoint, which)
     name, model = networks.fit(source.path, source.state, options.model or source.model)
-    chosen = data_options(source, options, name)
     print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
     for line in _said_of_training(source):
         print(line)
+    chosen = data_options(source, options, name)
     alpha = _first(options.alpha, source.alpha, 1.0)
     precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
     where = " ".join(str(part) for part in (chosen["name"], chosen.get("root", "")) if part)

@@ -107,6 +107,14 @@ def test_an_authors_checkpoint_is_evaluated_and_says_how_it_was_trained(folders,
     assert "α = 0.25" in text
 
 
+def test_what_a_checkpoint_says_of_its_training_is_printed_before_data_are_asked_for(capsys):
+    checkpoint = authors_checkpoint(Path("model_best.pth.tar"), build("resnet18_nobn", 10))
+    assert main(["validate", str(checkpoint)]) == 2
+    captured = capsys.readouterr()
+    assert "lr=0.1" in captured.out
+    assert captured.err == "pgt: where is the data set imagefolder? Name its folder by --data ROOT\n"
+
+
 def test_an_authors_checkpoint_knows_its_row_of_the_paper():
     source = weights.read(authors_checkpoint(Path("a.pth.tar"), build("resnet18_nobn", 10)))
     text = validate.comparison("resnet18_nobn", source.known, 67.9)
