@@ -75,6 +75,31 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     report.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
 
+    export = commands.add_parser("export", help="a finished run's network as a folder for timm and the Hub")
+    export.add_argument("run", type=Path, help="a run folder: runs/<experiment>/<run id>")
+    export.add_argument("--weights", choices=["best", "last"], default="best", help="of which epoch (default: best)")
+    export.add_argument("--output", type=Path, help="the folder (default: RUN/export)")
+    export.add_argument(
+        "--calibrate", action="store_true", help="multiply the classifier by α: softmax(z) is calibrated"
+    )
+
+    validate = commands.add_parser("validate", help="evaluate weights on a test set, beside what the paper says")
+    validate.add_argument(
+        "checkpoint", type=Path, help="a run folder, an export, or a .pt, .pth, .pth.tar, .safetensors"
+    )
+    validate.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder (default: the run's)")
+    validate.add_argument(
+        "--data-name", metavar="NAME", help="imagenet, cifar10, ... (default: the run's, or imagefolder)"
+    )
+    validate.add_argument("--model", metavar="NAME", help="of the network (default: which the weights fit)")
+    validate.add_argument("--alpha", type=float, help="of α·z (default: the checkpoint's, or 1)")
+    validate.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
+    validate.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
+    validate.add_argument("--workers", type=at_least(0), help="that decode (default: 8, never more than one a CPU)")
+    validate.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
+    precisions = ["fp32", "tf32", "bf16", "fp16", "fp64"]
+    validate.add_argument("--precision", choices=precisions, help="of the forward pass (default: the run's, or fp32)")
+
     data = commands.add_parser("data", help="look after data sets")
     verify = data.add_subparsers(dest="what", required=True, metavar="what").add_parser(
         "verify", help="decode every image of a folder, count them, and write down what `pgt train` compares with"
@@ -213,6 +238,30 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from pgt.tools import export
+
+    export.command(options.run, options.weights, options.output, options.calibrate)
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from pgt.tools import validate
+
+    chosen = validate.Options(
+        root=options.data,
+        data=options.data_name,
+        model=options.model,
+        alpha=options.alpha,
+        batch=options.batch,
+        workers=options.workers,
+        image_size=options.image_size,
+        precision=options.precision,
+    )
+    validate.command(options.checkpoint, options.weights, chosen)
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
     if options.what == "loader":
         if options.root is not None and not options.root.is_dir():
@@ -250,6 +299,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "table": _table,
     "figure": _figure,
     "report": _report,
+    "export": _export,
+    "validate": _validate,
     "plan": _plan,
     "data": _data,
     "bench": _bench,

@@ -243,7 +243,7 @@ def _epochs(
     """
     for epoch in range(summary.epochs, config.recipe.epochs):
         record = _epoch(config, trainer, loaders, epoch, sink)
-        best = record.get("test_top1", -1.0) > (summary.test_top1_best or -1.0)
+        best = record.get("test_top1", -1.0) > (-1.0 if summary.test_top1_best is None else summary.test_top1_best)
         summary = _updated(summary, record)
         save(summary, best)
     return summary

@@ -294,3 +294,15 @@ def test_it_learns_from_image_folders(tmp_path):
                     "data.workers=2", "recipe.epochs=3", "recipe.global_batch=16", "recipe.local_batch=16")  # fmt: skip
     assert isinstance(summary, Summary)
     assert summary.test_top1_best == 100
+
+
+def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch):
+    from pgt import run as module
+
+    measured = ("train_top1", "train_loss", "images_per_second", "test_top1", "test_top5", "test_loss",
+                "test_loss_alpha", "test_logit_norm", "test_ece", "test_ece_alpha")  # fmt: skip
+    monkeypatch.setattr(module, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
+    config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
+    fresh = module._new_summary(config, "")
+    module._epochs(config, None, (None, None), fresh, None, lambda summary, is_best: best.append(is_best))
+    assert best == [True, False, False]

@@ -28,6 +28,7 @@ class Delivery:
         drop_last: leave out the last, partial training batch.
         rank, world_size: the part of the data that is delivered.
         cpus: that may decode for it.
+        evaluation_batch: samples of a test batch, at most.
     """
 
     device: torch.device
@@ -39,6 +40,7 @@ class Delivery:
     rank: int = 0
     world_size: int = 1
     cpus: int = field(default_factory=cpus)
+    evaluation_batch: int = EVALUATION_BATCH
 
     def images(self, x: Tensor) -> Tensor:
         """`x` on the device, in the training precision and memory format."""
@@ -63,7 +65,7 @@ class Delivery:
 
     def test_sampler(self, num_samples: int) -> Sampler:
         """In order, each sample exactly once."""
-        group = min(EVALUATION_BATCH, -(-num_samples // self.world_size))
+        group = min(self.evaluation_batch, -(-num_samples // self.world_size))
         return Sampler(
             num_samples,
             group * self.world_size,

@@ -11,18 +11,14 @@ from pgt.types import Loader
 
 SPLIT_SEED = 0
 TEST_SHARE = 0.5
+BRIGHTEST = 16
 SHIFT = 1
 """Pixels by which a training image moves at most, up, down, left or right."""
 
 
 def load(delivery: Delivery) -> tuple[Loader, Loader]:
     """Training and test loader. The split, stratified by class, is the same for every run seed."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(images, labels, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels)
-    train_images, test_images, train_labels, test_labels = (torch.from_numpy(part) for part in parts)
+    train_images, test_images, train_labels, test_labels = _split()
     mean, deviation = train_images.mean(), train_images.std()
 
     def tensor(flat: Tensor) -> Tensor:
@@ -39,3 +35,19 @@ def load(delivery: Delivery) -> tuple[Loader, Loader]:
     )
     test = MemoryLoader(tensor(test_images), test_labels.long(), 10, delivery.test_sampler(len(test_labels)), delivery)
     return train, test
+
+
+def normalisation() -> tuple[float, float]:
+    """Mean and deviation of the training set's pixels, where 0 is the darkest value and 1 the brightest."""
+    train_images = _split()[0] / BRIGHTEST
+    return train_images.mean().item(), train_images.std().item()
+
+
+def _split() -> list[Tensor]:
+    """Training and test images [N, 64] of values from 0 to `BRIGHTEST`, training and test labels."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images, labels, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels)
+    return [torch.from_numpy(part) for part in parts]

@@ -1,0 +1,234 @@
+"""Weights from wherever they come, and what is known of their training; executes nothing that a file holds."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgt import runs
+from pgt.errors import InputError
+from pgt.runs import Summary
+
+BEST, LAST = "best", "last"
+PLAIN = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")},
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+]
+"""What a checkpoint may hold beside what `torch.load` admits by itself: training arguments and NumPy's numbers."""
+WRAPPERS = ("state_dict", "model")
+"""Keys under which a training checkpoint keeps the weights."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights and what is known of them; what is not known is None or missing.
+
+    Attributes:
+        path: of the file.
+        state: name -> tensor, on the CPU.
+        model: one of `pgt.models.MODELS`.
+        alpha: softmax(α·z) are the network's calibrated probabilities.
+        known: of its training, by the names of `pgt.reproduction.published.Row`.
+        config: of the run, as in its config.yaml; of an export, as much of it.
+        summary: of the run.
+        recorded: the run's own evaluation of these weights, a record of its metrics.jsonl.
+        arguments: of the program that trained it, as the checkpoint has them.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    model: str | None = None
+    alpha: float | None = None
+    known: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Summary | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path, which: str | None = None) -> Source:
+    """Weights of a run folder or its checkpoint, an exported folder, a `.safetensors`, or a checkpoint of PyTorch.
+
+    Args:
+        which: `best` or `last`, for a run folder (default: `best`).
+
+    Raises:
+        InputError: nothing is there, or it is damaged, holds no weights, or more than tensors and plain values.
+    """
+    if (path / "config.yaml").is_file():
+        return read_run(path, which or BEST)
+    if which is not None:
+        raise InputError(f"{path} is no run folder: leave --weights out")
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise InputError(f"{path} is neither a run folder (no config.yaml) nor an export (no model.safetensors)")
+        return _read_safetensors(path / "model.safetensors")
+    if not path.is_file():
+        raise InputError(f"no file or folder {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    run = path.absolute().parent.parent
+    if path.name in ("best.pt", "last.pt") and (run / "config.yaml").is_file():
+        return read_run(run, path.stem)
+    return _read_checkpoint(path)
+
+
+def read_run(folder: Path, which: str) -> Source:
+    """The best or the last weights of a run.
+
+    Raises:
+        InputError: as `read`.
+    """
+    path = folder / "checkpoints" / f"{which}.pt"
+    if not path.is_file():
+        raise InputError(f"no {path}: {folder} is no run folder, or has not finished an epoch")
+    config, summary = _read_config(folder), runs.read_summary(folder)
+    state = _weights(path, _load(path))
+    try:
+        known = {
+            "schedule": config["schedule"]["name"],
+            "batch": config["recipe"]["global_batch"],
+            "label_smoothing": config["method"]["label_smoothing"],
+            "method": runs.method_label(config).replace(config["method"]["implementation"], "pgt"),
+            "alpha": config["method"]["alpha"],
+        }
+        name = config["model"]["name"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.yaml'} is no config of a run: it lacks {error}") from None
+    recorded = _recorded(folder, summary, which) if summary is not None else {}
+    return Source(path, state, name, known["alpha"], known, config, summary, recorded)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        assert isinstance(config, dict)
+    except Exception as error:  # YAML's and OmegaConf's have no ancestor in common
+        raise InputError(f"cannot read {folder / 'config.yaml'} ({type(error).__name__}): it is damaged") from None
+    return config
+
+
+def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
+    """The epoch record of the weights; the first one, where several epochs are the best."""
+    if not summary.epochs:
+        return {}
+    evaluated = [record for record in runs.read_epochs(folder, summary) if "test_top1" in record]
+    if which == BEST and evaluated:
+        return max(evaluated, key=lambda record: record["test_top1"])
+    return next((record for record in evaluated if record["epoch"] == summary.epochs - 1), {})
+
+
+def _read_safetensors(path: Path) -> Source:
+    """A `.safetensors` and, where there is one, the config.json beside it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return Source(path, _stripped(state))
+    try:
+        config = json.loads(beside.read_text())
+        ours, image = config.get("pgt", {}), config.get("pretrained_cfg", {})
+        alpha = 1.0 if ours.get("calibrated") else ours.get("alpha")
+        data = {"name": ours["data"], "image_size": image["input_size"][1]} if "data" in ours else {}
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise _damaged(beside, error) from None
+    known = {key: ours[key] for key in ("schedule", "batch", "label_smoothing", "method", "alpha") if key in ours}
+    return Source(path, _stripped(state), ours.get("model"), alpha, known, {"data": data} if data else {})
+
+
+def _read_checkpoint(path: Path) -> Source:
+    """A state dict, or a checkpoint of a training program with one in it."""
+    content = _load(path)
+    state = _weights(path, content)
+    arguments = content.get("args", {})
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    known = _authors_setting(arguments) if isinstance(arguments, dict) else {}
+    return Source(path, state, alpha=known.get("alpha"), known=known, arguments=arguments)
+
+
+def _authors_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arguments of the authors' train.py say, in our names; its α of 0 switches PGT off."""
+    if "modify_softmax" not in arguments:
+        return {}
+    alpha = float(arguments["modify_softmax"] or 1)
+    clipping = {"norm": ["gc"], "agc": ["agc"]}.get(arguments.get("clip_mode", ""), ["clipping"])
+    parts = (clipping if arguments.get("clip_grad") else []) + (["pgt"] if alpha != 1 else [])
+    known: dict[str, Any] = {"alpha": alpha, "method": "+".join(parts) or "baseline"}
+    if "sched" in arguments:
+        known["schedule"] = arguments["sched"]
+    if "smoothing" in arguments:
+        known["label_smoothing"] = arguments["smoothing"]
+    if "batch_size" in arguments and "world_size" in arguments:
+        known["batch"] = arguments["batch_size"] * arguments["world_size"]
+    return known
+
+
+def _load(path: Path) -> Any:
+    """What a file of `torch.save` holds: tensors and plain types."""
+    try:
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a pickle by another hand than torch's
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load answers a damaged file with whatever it stumbles over
+        if isinstance(error, pickle.UnpicklingError) and (refused := re.search(r"GLOBAL ([\w.]*\w)", str(error))):
+            raise InputError(
+                f"{path} is not loaded: it holds {refused[1]}; only tensors and plain values are safe to load"
+            ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot load {path} ({type(error).__name__}): it is no checkpoint, or it is damaged")
+
+
+def _weights(path: Path, content: Any) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, its keys without the prefixes that wrappers give them."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no weights but a {type(content).__name__}")
+    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(str(key) for key in list(content)[:5])
+        raise InputError(f"{path} holds no weights: a state dict, or one under {' or '.join(WRAPPERS)}; it has {keys}")
+    return _stripped(state)
+
+
+def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {str(key).removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+
+
+def read_authors_log(checkpoint: Path) -> list[tuple[int, float]]:
+    """(epoch, test top-1) by the `summary.csv` that timm's train.py leaves beside a checkpoint; empty without one."""
+    path = checkpoint.with_name("summary.csv")
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    try:
+        told = [line for line in lines if line["epoch"] != "epoch"]  # a resumed training repeats the header
+        return [(int(line["epoch"]), float(line["eval_top1"])) for line in told]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is no log of timm's train.py, which has epoch and eval_top1: move it away") from None

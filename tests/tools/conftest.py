@@ -1,0 +1,23 @@
+"""Trained networks that the tests of export and validation share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, train
+
+GENTLE = ("recipe.epochs=2", "recipe.lr_peak=0.01", "recipe.lr_start=0.01")
+
+
+@pytest.fixture(scope="package")
+def trained(tmp_path_factory):
+    """(overrides) -> folder of a run, trained once."""
+    root, runs = tmp_path_factory.mktemp("trained"), {}
+
+    def folder(*overrides: str) -> Path:
+        if overrides not in runs:
+            summary = train(*TINY, *GENTLE, f"paths.runs={root}", *overrides)
+            runs[overrides] = root / "custom" / summary.run_id
+        return runs[overrides]
+
+    return folder
