@@ -35,6 +35,7 @@ MAY_IMPORT = {
         "runs",
         "types",
         "errors",
+        "weight_norms",
         "workers",
     },
     "layout": {"config", "errors"},

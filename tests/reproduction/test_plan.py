@@ -1,0 +1,143 @@
+"""What a plan counts, and where its speeds come from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgt.cli import main
+from pgt.compose import compose_all
+from pgt.config import identity
+from pgt.errors import InputError
+from pgt.reproduction import cost
+from pgt.reproduction.plan import Machine, plan
+from tests.conftest import ROOT, TINY, train
+from tests.reproduction.test_reproduction import plant
+
+
+@pytest.fixture(autouse=True)
+def _imagenet(monkeypatch):
+    monkeypatch.setenv("IMAGENET", "nowhere")
+
+
+def items(*overrides, root="runs"):
+    configs = compose_all(overrides, multirun=True)
+    return plan([(config.experiment, identity(config)) for config in configs], Path(root))
+
+
+def test_the_three_tables_are_29_runs(capsys):
+    assert main(["plan", "experiment=table1/all,table2/all,table3/all"]) == 0
+    printed = capsys.readouterr().out
+    assert "29 distinct runs" in printed
+    assert len([line for line in printed.splitlines() if line.startswith("| table")]) == 29
+
+
+def test_runs_that_are_shared_count_once():
+    assert len(items("experiment=table3/all", "seed=0,1")) == 16
+    assert len(items("experiment=table1/resnet50_cosine_pgt,table3/all")) == 8
+    jobs = [("a", identity(compose_all(["experiment=demo/bn"])[0]))] * 2
+    assert [item.experiment for item in plan(jobs, Path("runs"))] == ["a"]
+
+
+def test_done_partial_and_missing_by_the_runs_folder():
+    plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=range(15))
+    plant("demo/bn", "pgt", 0, None, None, status="unfinished", curve=(10, 20, 30))
+    plant("demo/bn", "gc", 0, None, None, status="diverged")
+    found = {item.identity["method"]["alpha"]: item for item in items("experiment=demo/bn", "method=baseline,pgt")}
+    assert (found[1].status, found[1].work.images) == ("done", 0)
+    assert found[0.25].status == "partial"
+    assert found[0.25].work.steps == 12 * (898 // 64)  # 12 of 15 epochs left, the last, partial batch left out
+    assert [item.status for item in items("experiment=demo/bn", "method=gc,agc")] == ["done", "missing"]
+
+
+def test_a_plan_of_a_machine_without_dali_finds_the_runs_of_one_with_it():
+    values = identity(compose_all(["experiment=table1/resnet18_cosine_pgt", "data.backend=dali"])[0])
+    summary = plant("table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0)
+    path = Path("runs/table1/resnet18_cosine_pgt") / summary.run_id / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": values}))
+    [item] = items("experiment=table1/resnet18_cosine_pgt", "data.backend=torchvision")
+    assert item.status == "done"
+
+
+def test_hours_worked_by_hand():
+    [item] = items("experiment=table1/resnet50_cosine_pgt")
+    assert item.work.steps == 100 * 1251  # of 1024 images, the last, partial one left out
+    assert item.work.images == 100 * 1251 * 1024
+    assert item.work.evaluated == 100 * 50_000
+    machine = Machine(4, lambda model: cost.Speed(1000, "stated"))
+    assert machine.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 4000)
+    assert machine.bound(item) == "step"
+    slow = Machine(4, lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
+    assert slow.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 2000)
+    assert slow.bound(item) == "loader"
+    assert Machine(4, lambda model: None).seconds(item) is None
+
+
+def test_published_speeds_and_their_estimates():
+    assert cost.published_speed("resnet50", "V100-16GB").images_per_second == 1040  # of the run on eight
+    assert cost.published_speed("resnet18_nobn", "RTX3090").images_per_second == 3482
+    estimate = cost.published_speed("resnet101", "A100-80GB")
+    assert estimate.images_per_second == pytest.approx(2078 * 748 / 1218)
+    assert estimate.source.startswith("estimate: resnet50 on A100-80GB")
+    assert cost.published_speed("resnet20", "RTX3090") is None
+    with pytest.raises(InputError, match="no speed of a H1000 is published: choose one of A100-80GB"):
+        cost.published_speed("resnet50", "H1000")
+
+
+def test_speeds_from_bench_tables(capsys):
+    step = cost.bench_speeds(ROOT / "results/bench/step-cpu.md")
+    loader = cost.bench_speeds(ROOT / "results/bench/loader-cpu.md")
+    text = (ROOT / "results/bench/step-cpu.md").read_text()
+    assert f"| {step['resnet18'].images_per_second:.0f}  " in text
+    assert loader["loader"].images_per_second == 831
+    files = [f"--bench={ROOT}/results/bench/{name}-cpu.md" for name in ("step", "loader")]
+    assert main(["plan", "experiment=table1/resnet18_cosine_pgt", *files]) == 0
+    assert "step-cpu.md" in capsys.readouterr().out
+    Path("empty.md").write_text("nothing")
+    assert main(["plan", "experiment=demo/bn", "--bench", "empty.md"]) == 2
+    assert "has no table of" in capsys.readouterr().err
+
+
+def test_a_probe_measures_here(capsys):
+    assert main(["plan", "experiment=demo/bn", "--probe", "--gpus=1"]) == 0
+    assert "50 steps measured on" in capsys.readouterr().out
+
+
+def test_a_plan_of_what_was_trained_says_done():
+    train(*TINY, "model=resnet20")
+    [item] = items(*TINY, "model=resnet20")
+    assert item.status == "done"
+
+
+def test_a_plan_needs_neither_data_nor_torch():
+    code = "import sys; from pgt.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    arguments = ["plan", "experiment=table2/batch256_pgt,grid/alpha_resnet20_cifar10", "method.alpha=0.3"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={})
+    assert done.stdout.endswith("0 False\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=table1/al"], "unknown experiment 'table1/al'"),
+        (["experiment=demo/bn", "--gpus", "0"], "must be at least 1"),
+        (["experiment=demo/bn", "--images-per-second", "-3"], "must be above 0"),
+        (["experiment=demo/bn", "--bench", "nowhere.md"], "nowhere.md: No such file"),
+    ],
+)
+def test_bad_input_exits_2(arguments, message, capsys):
+    try:
+        code = main(["plan", *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_committed_tables_are_current(number, capsys):
+    """`make tables` has been run since results/runs or the code changed."""
+    assert main(["table", str(number), "--runs", str(ROOT / "results/runs"), "--format", "markdown"]) == 0
+    assert (ROOT / f"results/tables/table{number}.md").read_text() == capsys.readouterr().out
