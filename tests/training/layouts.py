@@ -2,8 +2,8 @@
 
 import torch
 
+from pgt.assemble import assemble
 from pgt.data import open_set
-from pgt.run import _assemble
 from pgt.training.distributed import joined, meet
 from pgt.training.evaluation import evaluate
 
@@ -16,7 +16,7 @@ def trained(configs, ranks):
     for name, config in configs.items():
         options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
         torch.manual_seed(config.seed)
-        train, test, trainer = _assemble(config, open_set(**options), ranks)
+        train, test, trainer = assemble(config, open_set(**options), ranks)
         trainer.model.train()
         step = 0
         for epoch in range(-(-STEPS // train.steps_per_epoch)):
