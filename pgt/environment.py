@@ -53,9 +53,14 @@ def has_dali() -> bool:
         return False
 
 
+def affinity() -> frozenset[int]:
+    """Numbers of the CPUs that this process may use."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many CPUs this process may use."""
+    return len(affinity())
 
 
 def commit() -> str:

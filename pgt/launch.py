@@ -56,8 +56,7 @@ def train(arguments: Sequence[str]) -> int:
     overrides = spell_out(overrides, multirun)
     configs = compose_all(overrides, multirun)
     for config in configs:
-        data.check(**asdict(config.data))
-        sinks.check(config.logger.chosen())
+        _check(config)
     total = len(configs)
     failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
@@ -83,9 +82,8 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
-    """One of the processes that torchrun or srun has started: they train one run together."""
-    from pgt.run import run_as_rank
-    from pgt.training.distributed import lost
+    """Train the one run of the command line as one of the processes that torchrun or srun has started."""
+    from pgt.rank import run_as_rank
 
     def compose() -> Config:
         if multirun:
@@ -99,23 +97,16 @@ def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
             raise InputError(
                 f"trainer.devices={wanted}, but {place.local_size} processes were started on this machine: leave it out"
             )
-        data.check(**asdict(config.data))
-        sinks.check(config.logger.chosen())
+        _check(config)
         return config
 
-    try:
-        run_as_rank(place, compose)
-    except (InputError, TrainingError) as error:
-        if place.rank and not (isinstance(error, InputError) and error.said):
-            print(f"pgt: rank {place.rank}: {error}", file=sys.stderr)
-        if place.rank:
-            return error.exit_code
-        raise
-    except RuntimeError as error:
-        if not lost(error):
-            raise
-        raise TrainingError(f"rank {place.rank} has lost the others: {error}") from None
-    return 0
+    return run_as_rank(place, compose)
+
+
+def _check(config: Config) -> None:
+    """Raises InputError for what is plainly not there."""
+    data.check(**asdict(config.data))
+    sinks.check(config.logger.chosen())
 
 
 def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:

@@ -1,10 +1,7 @@
-"""Config in, run folder out: the one file that knows all parts."""
+"""Config in, run folder out."""
 
 from __future__ import annotations
 
-import math
-import os
-import pickle
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from pgt import config as schema
 from pgt import data, environment, layout, run_folder, runs, workers
+from pgt.assemble import assemble, set_up_torch
 from pgt.config import Config
 from pgt.data import DataSet
+from pgt.epochs import run_epochs
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
 from pgt.sinks import About, Console, Sinks
 from pgt.workers import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pgt.training.distributed import Ranks
     from pgt.training.loop import Trainer
-    from pgt.types import Loader, Sink
-
-
-CONFIG = "config"
-"""Where the first of the ranks that torchrun starts leaves what it composed."""
+    from pgt.types import Loader
 
 
 @dataclass(frozen=True)
@@ -126,39 +119,6 @@ def train_in_place(job: Job, place: Place) -> Summary:
         return train(job, ranks)
 
 
-def run_as_rank(place: Place, compose: Callable[[], Config]) -> Summary:
-    """`run` as one of the processes that torchrun or srun has started.
-
-    Args:
-        compose: makes the config; the first rank alone calls it, the others receive what it made.
-
-    Raises:
-        InputError, TrainingError: as `run`.
-    """
-    from pgt.training.distributed import joined, meet
-
-    store = meet(place)
-    if place.rank == 0:
-        try:
-            config = compose()
-            layout.check(config.recipe, place.world_size)
-        except InputError as error:
-            store.set(CONFIG, pickle.dumps(error))
-            raise
-        store.set(CONFIG, pickle.dumps(config))
-    received = pickle.loads(store.get(CONFIG))
-    if isinstance(received, InputError):
-        received.said = True  # by the first rank
-        raise received
-    with joined(place, store, received.trainer.timeout_minutes) as ranks:
-        job = ranks.share(prepare(received, "") if ranks.first else None)
-        if isinstance(job, Summary):
-            return job
-        if not ranks.first:
-            workers.redirect(job.folder, ranks.rank)
-        return train(job, ranks)
-
-
 def train(job: Job, ranks: Ranks) -> Summary:
     """Train a job to its end. Each of the ranks calls it; the first one alone writes and speaks.
 
@@ -168,15 +128,15 @@ def train(job: Job, ranks: Ranks) -> Summary:
     import torch
 
     config = job.config
-    _set_up_torch(config)
+    set_up_torch(config)
     torch.manual_seed(config.seed)
-    train_loader, test_loader, trainer = _assemble(config, job.dataset, ranks)
+    train_loader, test_loader, trainer = assemble(config, job.dataset, ranks)
     loaders = train_loader, test_loader
     if not ranks.first:
         if (earlier := ranks.share(None)) is not None:
             return earlier
         state = run_folder.resume(job.folder, trainer, ranks.share(None))
-        return _epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), lambda *_: None)
+        return run_epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), lambda *_: None)
     job.folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(job.folder):
         now = None if config.trainer.force else runs.read_summary(job.folder)
@@ -199,7 +159,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
             _announce(console, title, job, trainer, train_loader, state)
             try:
                 save = partial(run_folder.save, job.folder, trainer, metrics)
-                summary = _epochs(config, trainer, loaders, summary, sink, save)
+                summary = run_epochs(config, trainer, loaders, summary, sink, save)
             except TrainingError as error:
                 kept = runs.read_summary(job.folder) or summary
                 runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=runs.now()))
@@ -228,37 +188,6 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
         console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
 
 
-def _epochs(
-    config: Config,
-    trainer: Trainer,
-    loaders: tuple[Loader, Loader],
-    summary: Summary,
-    sink: Sink,
-    save: Callable[[Summary, bool], None],
-) -> Summary:
-    """Train and evaluate what epochs are left, on every rank alike.
-
-    Args:
-        save: called with the summary after each epoch, and whether it was the best so far.
-    """
-    for epoch in range(summary.epochs, config.recipe.epochs):
-        record = _epoch(config, trainer, loaders, epoch, sink)
-        best = record.get("test_top1", -1.0) > (-1.0 if summary.test_top1_best is None else summary.test_top1_best)
-        summary = _updated(summary, record)
-        save(summary, best)
-    return summary
-
-
-def _set_up_torch(config: Config) -> None:
-    """What holds for the whole process."""
-    import torch
-
-    if config.trainer.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    torch.backends.cudnn.benchmark = not config.trainer.deterministic
-
-
 def _new_summary(config: Config, manifest: str) -> Summary:
     identity = schema.identity(config)
     return Summary(
@@ -281,127 +210,12 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
     Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def _assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Loader, Trainer]:
-    """Loaders and trainer of a config, on the rank's device."""
-    import torch
-
-    from pgt import models
-    from pgt.data.delivery import Delivery
-    from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform, uniform_epsilon
-    from pgt.training import optimizer, schedule
-    from pgt.training.loop import Trainer
-    from pgt.training.precision import Precision
-
-    recipe, method, device = config.recipe, config.method, ranks.device
-    precision = Precision(config.trainer.precision, device.type)
-    delivery = Delivery(
-        device,
-        precision.dtype,
-        recipe.global_batch,
-        recipe.local_batch,
-        config.seed,
-        config.data.drop_last,
-        ranks.rank,
-        ranks.world_size,
-        max(1, environment.cpus() // ranks.local_size),
-    )
-    train, test = dataset.loaders(delivery)
-    model = precision.apply(models.build(config.model.name, train.num_classes))
-    model = model.to(device, memory_format=torch.channels_last)
-    rates = schedule.Rates(
-        recipe.lr_start,
-        recipe.lr_peak,
-        recipe.lr_end,
-        recipe.warmup_epochs,
-        recipe.epochs,
-        recipe.cooldown_epochs,
-    )
-    if recipe.lr_scaling == "linear":
-        rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
-    try:
-        uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)
-    except ValueError as error:
-        raise InputError(f"method.{error}") from None
-    loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
-    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
-    trainer = Trainer(
-        model=model,
-        loss=loss,
-        optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
-        schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
-        transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
-        precision=precision,
-        scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
-        ranks=ranks,
-        bn_statistics=recipe.bn_statistics,
-        accumulating=train.groups_per_step > 1,
-        compiled=config.trainer.compile,
-        diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
-    )
-    return train, test, trainer
-
-
 def _data_options(config: Config) -> dict[str, Any]:
     """What `pgt.data.open_set` takes of a config."""
     options = {key: value for key, value in asdict(config.data).items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:
         options["interpolation"] = config.model.interpolation
     return options
-
-
-def _epoch(config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink) -> dict[str, Any]:
-    """Train one epoch, and evaluate where it is due; returns its record."""
-    from pgt.training.evaluation import evaluate
-
-    train_loader, test_loader = loaders
-    trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every)
-    record = {"event": "epoch", "epoch": epoch, **trained}
-    trainer.share_buffers()
-    if (epoch + 1) % config.trainer.evaluate_every == 0 or epoch + 1 == config.recipe.epochs:
-        record |= evaluate(trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks)
-    record |= _left_out(loaders, trainer.ranks)
-    if trainer.recorder is not None:
-        zeroed = list(trainer.recorder.zeroed_out().values())
-        record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
-    sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
-    if not math.isfinite(record.get("test_loss", 0.0)):
-        raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
-    return record
-
-
-def _left_out(loaders: tuple[Loader, Loader], ranks: Ranks) -> dict[str, Any]:
-    """What a record says of files that could not be read, on any rank."""
-    skipped = sorted({path for part in ranks.gather([*loaders[0].skipped, *loaders[1].skipped]) for path in part})
-    if not skipped:
-        return {}
-    names = ", ".join(map(str, skipped[:3])) + (", ..." if len(skipped) > 3 else "")
-    return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {names}"}
-
-
-def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
-    """The summary after the epoch of `record`."""
-    speed, epoch = summary.images_per_second or record["images_per_second"], record["epoch"]
-    trained = replace(
-        summary,
-        epochs=epoch + 1,
-        train_top1=record["train_top1"],
-        train_loss=record["train_loss"],
-        skipped_files=record.get("skipped_files", 0),
-        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
-    )
-    if "test_top1" not in record:  # not every epoch is evaluated
-        return trained
-    return replace(
-        trained,
-        test_top1_best=max(summary.test_top1_best or 0.0, record["test_top1"]),
-        test_top1_final=record["test_top1"],
-        test_top5_final=record["test_top5"],
-        test_loss=record["test_loss"],
-        test_loss_alpha=record["test_loss_alpha"],
-        test_logit_norm=record["test_logit_norm"],
-        test_ece=record["test_ece"],
-        test_ece_alpha=record["test_ece_alpha"],
-    )
 
 
 def describe(config: Config) -> str:

@@ -59,7 +59,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     from pgt.training import checkpoint
 
     path = folder / "checkpoints" / "last.pt"
-    path.parent.mkdir(exist_ok=True)
     return checkpoint.load(path, "cpu") if path.is_file() else None
 
 
@@ -83,6 +82,7 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     import torch
     from omegaconf import OmegaConf
 
+    (folder / "checkpoints").mkdir(exist_ok=True)
     with runs.atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

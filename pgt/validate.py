@@ -44,6 +44,11 @@ def validate(composed: DictConfig) -> Config:
         layout.check(config.recipe, config.trainer.devices)
     if config.method.implementation == "surrogate" and config.method.alpha == 0:
         raise InputError("the surrogate has no gradient at method.alpha=0: use method.implementation=exact")
+    if config.method.implementation == "authors_hook" and config.recipe.local_batch is None:
+        raise InputError(
+            "what the authors' hook computes depends on the size of a group: set recipe.local_batch "
+            f"(={config.recipe.global_batch} makes it the whole batch)"
+        )
     return config
 
 

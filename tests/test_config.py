@@ -92,6 +92,10 @@ def test_schema_groups_and_code_name_the_same_things():
             "recipe.global_batch (100) must be a multiple of recipe.local_batch (256)",
         ),
         (["method.implementation=surrogate", "method.alpha=0"], "the surrogate has no gradient at method.alpha=0"),
+        (
+            ["method=authors_hook", "recipe.local_batch=null"],
+            "what the authors' hook computes depends on the size of a group: set recipe.local_batch (=1024 makes it",
+        ),
         (["recipe.epochs=3"], "recipe.epochs (3) must exceed recipe.warmup_epochs"),
         (["recipe=3"], "unknown recipe '3': choose one of authors, demo, paper"),
         (["method=agc", "method.transforms.0.exclude='(fc'"], "method.transforms.0.exclude is no regular expression"),

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from pgt import power_grad_cross_entropy
+from pgt.assemble import assemble
 from pgt.data import open_set
 from pgt.environment import has_dali
-from pgt.run import _assemble
 from pgt.tools.bench_loader import generate
 from pgt.training.distributed import ALONE
 from pgt.training.recorder import Recorder
@@ -30,7 +30,7 @@ def test_every_precision_trains(precision):
 def test_a_step_does_not_make_the_host_wait(method, precision):
     overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}")
     dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
-    loader, _, trainer = _assemble(compose(*overrides), dataset, ALONE)
+    loader, _, trainer = assemble(compose(*overrides), dataset, ALONE)
     groups = [next(loader.epoch(0))]
     for step in range(3):
         trainer.train_step(groups, step)
@@ -47,7 +47,7 @@ def test_a_step_does_not_make_the_host_wait(method, precision):
 def test_recording_does_not_make_the_host_wait(precision):
     overrides = (*TINY, "model=resnet20", "method=agc_pgt", f"trainer.precision={precision}")
     dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
-    loader, _, trainer = _assemble(compose(*overrides), dataset, ALONE)
+    loader, _, trainer = assemble(compose(*overrides), dataset, ALONE)
     kept, groups = Kept(), [next(loader.epoch(0))]
     trainer.recorder = Recorder(trainer.model, 2, 4, kept)
     for step in range(2):

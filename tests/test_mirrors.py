@@ -1,6 +1,7 @@
 """wandb and TensorBoard: what arrives there is read back; and what happens when they fail."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from pgt import sinks
 from pgt.errors import InputError
 from pgt.runs import read_metrics
-from pgt.sinks.mirrors import Mirror, WandbRun, start_mirrors
+from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
 from tests.conftest import TINY, compose, pgt, train
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
@@ -148,3 +149,58 @@ def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch):
     done = pgt("train", *RUN, "logger=wandbb")
     assert (done.returncode, done.stdout) == (2, "")
     assert "logger" in done.stderr
+
+
+@pytest.fixture
+def no_key(monkeypatch):
+    """A home without keys."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", os.getcwd())
+
+
+ENTRY = "machine {host}\n  login {login}\n  password {key}\n"
+
+
+def test_wandb_online_without_a_key_is_refused_before_anything_is_written(no_key):
+    done = pgt("train", *RUN, "logger=wandb")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pgt: wandb has no API key: run `wandb login`, export WANDB_API_KEY=..., or add ")
+    assert done.stderr.endswith("logger.wandb.mode=offline\n")
+    assert not Path("runs").exists()
+    Path(".netrc").write_text(ENTRY.format(host="example.org", login="someone", key="secret"))
+    with pytest.raises(InputError, match="wandb has no API key"):
+        sinks.check({"wandb": {"mode": "online"}})
+    sinks.check({"wandb": {"mode": "offline"}})
+
+
+def test_a_key_is_found_where_wandb_leaves_it(no_key, monkeypatch):
+    online = {"wandb": {"mode": "online"}}
+    entry = ENTRY.format(host="api.wandb.ai", login="user", key="a" * 40)
+    Path(".netrc").write_text(entry)
+    sinks.check(online)
+    Path(".netrc").rename("elsewhere")
+    monkeypatch.setenv("NETRC", "elsewhere")
+    sinks.check(online)
+    Path("elsewhere").write_text("machine\n")
+    with pytest.raises(InputError, match="wandb has no API key"):
+        sinks.check(online)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    sinks.check(online)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(("minutes", "seconds"), [(0.5, 15), (10, 60)])
+def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, seconds):
+    import wandb
+
+    asked = []
+
+    def init(**options):
+        asked.append(options["settings"].init_timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(wandb, "init", init)
+    about = About("id", "group", "name", Path("."), {"trainer": {"timeout_minutes": minutes}}, {})
+    start_mirrors({"wandb": {"project": "p", "entity": None, "mode": "offline"}}, about, lambda text: None)
+    assert asked == [seconds]

@@ -11,13 +11,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from pgt import run_folder
+from pgt.assemble import assemble
 from pgt.cli import main
 from pgt.config import identity
 from pgt.data import open_set
 from pgt.errors import InputError, TrainingError
 from pgt.methods import TRANSFORMS
 from pgt.resources import conf_dir
-from pgt.run import _assemble, run
+from pgt.run import run
 from pgt.runs import Summary, find, lock, read_metrics, read_summary, run_id
 from pgt.training.distributed import ALONE
 from tests.conftest import ROOT, TINY, compose, pgt, train
@@ -209,7 +211,7 @@ def test_an_interrupted_forced_run_does_not_bring_the_old_one_back(capsys):
     old = train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgt.run._epoch", interrupt)
+        patch.setattr("pgt.epochs._epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert (read_summary(folder()).status, read_summary(folder()).epochs) == ("unfinished", 0)
@@ -247,9 +249,29 @@ def test_the_order_of_the_config_is_the_order_of_the_chain():
     gc, agc = "{name: gc, max_norm: 1.0}", "{name: agc, clip_factor: 0.01, eps: 1e-3}"
     for order in ([gc, agc], [agc, gc]):
         config = compose(*DIGITS, f"method.transforms=[{','.join(order)}]")
-        _, _, trainer = _assemble(config, open_set(name="digits"), ALONE)
+        _, _, trainer = assemble(config, open_set(name="digits"), ALONE)
         names = [transform.func for transform in trainer.transforms]
         assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
+
+
+def test_deterministic_runs_are_alike_bit_for_bit_and_a_later_run_is_free_again():
+    overrides = (*TINY, "model=resnet20", "trainer.deterministic=true")
+    weights = []
+    for root in ("a", "b"):
+        train(*overrides, f"paths.runs={root}")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+        [(path, _)] = find(Path(root))
+        weights.append(torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    train(*TINY, "model=resnet20", "paths.runs=c")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+
+
+def test_reading_a_checkpoint_writes_nothing():
+    assert run_folder.load(Path("runs")) is None
+    assert not Path("runs").exists()
 
 
 def test_smoothing_that_the_classes_do_not_allow_is_refused():
@@ -297,12 +319,12 @@ def test_it_learns_from_image_folders(tmp_path):
 
 
 def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch):
-    from pgt import run as module
+    from pgt import epochs, run
 
     measured = ("train_top1", "train_loss", "images_per_second", "test_top1", "test_top5", "test_loss",
                 "test_loss_alpha", "test_logit_norm", "test_ece", "test_ece_alpha")  # fmt: skip
-    monkeypatch.setattr(module, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
+    monkeypatch.setattr(epochs, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
-    fresh = module._new_summary(config, "")
-    module._epochs(config, None, (None, None), fresh, None, lambda summary, is_best: best.append(is_best))
+    fresh = run._new_summary(config, "")
+    epochs.run_epochs(config, None, (None, None), fresh, None, lambda summary, is_best: best.append(is_best))
     assert best == [True, False, False]

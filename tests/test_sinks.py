@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console as Terminal
 
 from pgt.errors import InputError
-from pgt.sinks import Console, JsonLines, console
+from pgt.sinks import Console, JsonLines, Sinks, console
 
 RECORD = {"event": "epoch", "epoch": 1, "train_loss": 0.5, "train_top1": 80.0, "test_top1": 70.0, "lr": 0.1,
           "loss_scale": 1.0, "images_per_second": 1234.5}  # fmt: skip
@@ -43,3 +43,21 @@ def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
     assert ("step 5/10" in out.getvalue()) == (not terminal)
     log = Path("log.txt").read_text().splitlines()
     assert log == ["a run: warning: careful", state, state, "done"]
+
+
+class Closing:
+    def __init__(self, name, closed, error=None):
+        self.name, self.closed, self.error = name, closed, error
+
+    def close(self):
+        self.closed.append(self.name)
+        if self.error:
+            raise self.error
+
+
+def test_all_sinks_are_closed_in_order_where_one_fails():
+    closed = []
+    sinks = Sinks([Closing("a", closed), Closing("b", closed, OSError("disk full")), Closing("c", closed)])
+    with pytest.raises(OSError, match="disk full"):
+        sinks.close()
+    assert closed == ["a", "b", "c"]

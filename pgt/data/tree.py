@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from pgt.errors import InputError
+from pgt.text import some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
 IMAGENET = (1000, 1_281_167, 50_000)
 """Classes, training and validation images of ImageNet-1K (ILSVRC 2012)."""
+SHOWN = 5
+"""Names in a message."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def read_tree(root: Path) -> Tree:
     check_root(root)
     tree = Tree(root, scan(root / "train"), scan(root / "val"))
     if differing := sorted(set(tree.train.classes) ^ set(tree.test.classes)):
-        raise InputError(f"train and val under {root} have different classes: {_some(differing)}")
+        raise InputError(f"train and val under {root} have different classes: {some(differing, SHOWN)}")
     return tree
 
 
@@ -119,7 +122,7 @@ def scan(split: Path) -> Files:
         raise InputError(f"no images under {split}: expected {split}/<class>/*.jpg, .png, ...")
     if empty:
         raise InputError(
-            f"no images in {len(empty)} class folders of {split}: {_some(empty)}; "
+            f"no images in {len(empty)} class folders of {split}: {some(empty, SHOWN)}; "
             "fill them, or remove them from train and val"
         )
     return Files(split, tuple(classes), np.array(names), np.array(labels, dtype=np.int32))
@@ -127,10 +130,6 @@ def scan(split: Path) -> Files:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def check_imagenet(tree: Tree) -> None:
@@ -173,7 +172,7 @@ def check_manifest(tree: Tree, digest: str, path: Path | None, allow_unreadable:
         )
     if unreadable and not allow_unreadable:
         raise InputError(
-            f"{tree.root} has {len(unreadable)} unreadable files: {_some(unreadable)}; mend or remove them and run "
-            f"`pgt data verify {tree.root}` again, or leave them out by data.on_bad_file=skip"
+            f"{tree.root} has {len(unreadable)} unreadable files: {some(unreadable, SHOWN)}; mend or remove them and "
+            f"run `pgt data verify {tree.root}` again, or leave them out by data.on_bad_file=skip"
         )
     return unreadable

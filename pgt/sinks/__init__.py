@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from pgt.sinks.console import Console
 from pgt.sinks.jsonl import JsonLines
@@ -22,8 +23,10 @@ class Sinks:
             sink.write(step, record)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        """Close all, in order, even where one of them fails."""
+        with ExitStack() as stack:
+            for sink in reversed(self.sinks):
+                stack.callback(sink.close)
 
 
 __all__ = ["About", "Console", "JsonLines", "NormsFile", "Sinks", "check", "start_mirrors"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import netrc
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +17,7 @@ from pgt.errors import InputError
 from pgt.types import Record, Sink
 
 INIT_SECONDS = 60
+"""That wandb may take to begin; never more than half of what the other ranks wait for this one."""
 FINISH_SECONDS = 60
 
 
@@ -37,10 +40,33 @@ class About:
 
 
 def check(loggers: Mapping[str, Any]) -> None:
-    """Raises InputError unless what the named loggers need is installed."""
+    """Raises InputError unless what the named loggers need is there.
+
+    Args:
+        loggers: name -> its options.
+    """
     for name in loggers:
         if find_spec(name) is None:
             raise InputError(f"logger={name} needs the package {name}: pip install {name}, or take logger=none")
+    if loggers.get("wandb", {}).get("mode") == "online" and not has_wandb_key():
+        raise InputError(
+            "wandb has no API key: run `wandb login`, export WANDB_API_KEY=..., or add logger.wandb.mode=offline"
+        )
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb would find a key; where it does not, it asks on a terminal, and waits."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    named = os.environ.get("NETRC")
+    for path in [named] if named else ["~/.netrc", "~/_netrc"]:
+        try:
+            entries = netrc.netrc(Path(path).expanduser()).hosts.values()
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if any(login == "user" and key for login, _, key in entries):  # as `wandb login` writes it for any server
+            return True
+    return False
 
 
 class Mirror:
@@ -103,7 +129,7 @@ class WandbRun:
             settings=wandb.Settings(
                 console="off",
                 silent=True,
-                init_timeout=INIT_SECONDS,
+                init_timeout=min(INIT_SECONDS, 60 * about.config["trainer"]["timeout_minutes"] / 2),
                 finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,
             ),

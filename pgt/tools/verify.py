@@ -18,6 +18,7 @@ from pgt import runs
 from pgt.data.reader import UNREADABLE, decode, why
 from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
+from pgt.text import some
 from pgt.workers import uninterrupted
 
 CHUNK = 64
@@ -108,10 +109,9 @@ def report(verified: Verified) -> str:
     """What was found, as text."""
     tree = verified.tree
     classes = tree.train.classes
-    shown = ", ".join(classes) if len(classes) < 5 else f"{', '.join(classes[:3])}, ..., {classes[-1]}"
     lines = [
         f"{tree.root}: {describe(tree.counts())}",
-        f"classes in order: {shown}; the smallest has {verified.smallest:,} training images",
+        f"classes in order: {some(classes, 3, last=True)}; the smallest has {verified.smallest:,} training images",
         f"file list: {verified.digest}",
     ]
     if all(re.fullmatch(r"n\d{8}", name) for name in classes):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pgt.environment import cpus
+from pgt.environment import affinity, cpus
+from pgt.errors import InputError
 from pgt.workers import Place
 
 T = TypeVar("T")
@@ -25,13 +27,14 @@ class Ranks:
 
     Attributes:
         rank, world_size: among all.
-        local_rank, local_size: among those on this machine.
+        local_rank: among those on this machine.
+        cpus: that this rank may use without taking them from another one.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    cpus: int = field(default_factory=cpus)
 
     @property
     def first(self) -> bool:
@@ -88,6 +91,48 @@ class Ranks:
 ALONE = Ranks()
 
 
+@dataclass(frozen=True)
+class Equipment:
+    """What a process may use.
+
+    Attributes:
+        machine: its name.
+        cpus: their numbers there.
+        gpu: which one it trains on; None: there is none for it.
+    """
+
+    machine: str
+    cpus: frozenset[int]
+    gpu: str | None
+
+
+def equipment(ranks: Ranks) -> Equipment:
+    """This process's own."""
+    index, gpu = ranks.device.index, None
+    if index is not None and index < torch.cuda.device_count():
+        gpu = str(torch.cuda.get_device_properties(index).uuid)
+    return Equipment(platform.node(), affinity(), gpu)
+
+
+def check_gpus(processes: Sequence[Equipment]) -> None:
+    """Raises InputError unless each process has a GPU of its own, wherever a machine has any."""
+    for machine in sorted({process.machine for process in processes}):
+        gpus = [process.gpu for process in processes if process.machine == machine]
+        found = len({*gpus} - {None})
+        if 0 < found < len(gpus):
+            raise InputError(
+                f"{len(gpus)} processes on {machine}, which shows them {found} GPUs: start one a GPU "
+                "(--nproc-per-node of torchrun, --ntasks-per-node of srun)"
+            )
+
+
+def cpu_share(processes: Sequence[Equipment], rank: int) -> int:
+    """How many CPUs a process may use: all that it is bound to, divided by those that may use some of them, too."""
+    own = processes[rank]
+    sharing = sum(process.machine == own.machine and not own.cpus.isdisjoint(process.cpus) for process in processes)
+    return max(1, len(own.cpus) // sharing)
+
+
 def meet(place: Place, minutes: float = 10) -> dist.Store:
     """What the processes find each other by; the first one is waited for."""
     return next(dist.rendezvous(place.meeting, place.rank, place.world_size, timeout=timedelta(minutes=minutes)))[0]
@@ -100,21 +145,29 @@ def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[
     Args:
         store: that all of them have met at.
         timeout_minutes: that a rank waits for another.
+
+    Raises:
+        InputError: more processes than GPUs on a machine that has any.
     """
-    ranks = Ranks(place.rank, place.world_size, place.local_rank, place.local_size)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cpus() // place.local_size))
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.device)
-        backend = "cpu:gloo,cuda:nccl"
+    ranks = Ranks(place.rank, place.world_size, place.local_rank)
     dist.init_process_group(
-        backend,
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=store,
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    processes = ranks.gather(equipment(ranks))
+    try:
+        check_gpus(processes)
+    except InputError as error:
+        error.said = not ranks.first
+        raise
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.device)
+    ranks = replace(ranks, cpus=cpu_share(processes, ranks.rank))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(ranks.cpus)
     yield ranks
     dist.destroy_process_group()  # after an error it may wait for ranks that wait for this one
 

@@ -69,24 +69,24 @@ class Trainer:
         self.parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.tally = Tally(self.parameters[0][1].device, self.ranks)
         self._network, self._loss = self.model, self.loss
+        if self.compiled:  # before DDP, whose own forward is not for compiling; its hooks are on the same parameters
+            self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None
         if self.ranks.world_size > 1:
             self._network = self._shared = DistributedDataParallel(
-                self.model,
+                self._network,
                 device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
                 **{SYNC_BUFFERS: False},  # groups keep their own statistics: `share_buffers`
                 gradient_as_bucket_view=True,
                 static_graph=not self.accumulating,  # with no_sync it fails (torch 2.15)
             )
-        if self.compiled:
-            self._network, self._loss = torch.compile(self._network), torch.compile(self.loss)
 
     def train_step(self, groups: Sequence[Batch], step: int) -> None:
         """One optimizer step on the mean gradient of equally large groups, without a host synchronisation."""
         set_rate(self.optimizer, self.schedule(step))
         for index, batch in enumerate(groups):
-            with self._synchronised(index == len(groups) - 1):
-                with self.precision.autocast(), self._statistics(index, len(groups)):
+            with self._synchronised(index == len(groups) - 1), self._statistics(index, len(groups)):
+                with self.precision.autocast():
                     logits = self._network(batch.images)
                     loss = self._loss(logits, batch.labels)
                 self.scaler.scale(loss).backward()
@@ -177,14 +177,15 @@ def _steps(loader: Loader, epoch: int) -> Iterator[list[Batch]]:
 
 class Tally:
     """Sums over the batches of an epoch whose loss is finite, steps that the gradient scaler skipped, and the
-    present streak of steps where a loss is not finite.
+    present streak of steps where a loss is not finite on any rank.
 
-    All of it is kept on the device, each rank's own until it is read. The streak outlasts the epoch.
+    Until it is read, all of it is kept on the device, each rank's own. The streak outlasts the epoch.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._streak = torch.zeros(2, dtype=torch.float64, device=device)
+        self._streak: list[int] = []  # the bad steps at the end of those that were read
+        self._unread: dict[int, Tensor] = {}  # step -> 1.0 where it is bad on this rank
         self._step_is_good = torch.ones((), dtype=torch.bool, device=device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._skipped = torch.zeros((), dtype=torch.float64, device=device)
@@ -205,10 +206,8 @@ class Tally:
         self._step_is_good = self._step_is_good & good
 
     def end_step(self, step: int) -> None:
-        """Continue the streak, or end it."""
-        length, since = self._streak
-        bad = ~self._step_is_good
-        self._streak = torch.stack([(length + 1) * bad, torch.where(length > 0, since, step)])
+        """All groups of a step have been added."""
+        self._unread[step] = (~self._step_is_good).double()
         self._step_is_good = torch.ones_like(self._step_is_good)
 
     def update(self, scaler: torch.amp.GradScaler) -> None:
@@ -222,8 +221,9 @@ class Tally:
     def read(self) -> list[float]:
         """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
         non-finite loss, and the first of them."""
-        length, since = self._streak
-        since = torch.where(length > 0, since, math.inf)  # the first bad step of any rank that has one
-        longest, negative = self._ranks.largest(torch.stack([length, -since]))
         sums = self._ranks.add_up(self._sums.clone())
-        return [*sums.tolist(), *torch.stack([self._skipped, longest, -negative]).tolist()]
+        skipped, *bad = self._ranks.largest(torch.stack([self._skipped, *self._unread.values()])).tolist()
+        for step, is_bad in zip(self._unread, bad, strict=True):
+            self._streak = [*self._streak, step] if is_bad else []
+        self._unread = {}
+        return [*sums.tolist(), skipped, len(self._streak), self._streak[0] if self._streak else math.inf]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -19,28 +20,34 @@ def running_statistics(model: nn.Module, rule: str, group: int, groups: int, fir
     the same in every layout of groups over devices and steps:
 
     - `first` (the authors' code keeps rank 0's): they follow the first rank's group 0.
-    - `mean`: they take in the mean of all groups of a step. A rank weighs its groups alike, here by momentum; the
-      mean over ranks is taken before it is needed (`buffers`), which is the same since the average is linear.
+    - `mean`: they take in the mean of all groups of a step. A rank weighs its groups alike, here after each of them;
+      the mean over ranks is taken before it is needed (`buffers`), which is the same since the average is linear.
+
+    The weights are no momentum of the modules: compiled networks would be compiled again for each group of a step.
+    The backward pass belongs within, too: autograd does not let go before of the buffers that the forward pass saw.
 
     Args:
         group, groups: which group of the rank's part of a step this is, out of how many.
         first_rank: whether this is rank 0.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    weighed = [norm for norm in norms if norm.momentum is not None] if rule == MEAN and groups > 1 else []
+    running = [buffer for norm in weighed for buffer in (norm.running_mean, norm.running_var)]
+    before = [buffer.clone() for buffer in running]
     updated = rule == MEAN or (group == 0 and first_rank)
-    for norm, (momentum, _) in zip(norms, kept, strict=True):
+    for norm in norms:
         norm.track_running_stats = updated
         norm.num_batches_tracked = norm.num_batches_tracked if group == 0 else None  # it counts steps
-        if rule == MEAN and groups > 1 and momentum is not None:
-            # Weights that leave each of the k groups with momentum / k, and what was before with 1 − momentum.
-            norm.momentum = momentum / groups / (1 - (groups - 1 - group) * momentum / groups)
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.track_running_stats = True
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, count in zip(norms, counts, strict=True):
+            norm.track_running_stats, norm.num_batches_tracked = True, count
+    if running:
+        # These leave each of the k groups with momentum / k in the end, and what was before with 1 − momentum.
+        weights = [1 / (groups - (groups - 1 - group) * norm.momentum) for norm in weighed for _ in range(2)]
+        torch._foreach_copy_(running, torch._foreach_lerp(before, running, weights))
 
 
 def buffers(model: nn.Module) -> list[Tensor]:

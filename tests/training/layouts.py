@@ -2,8 +2,8 @@
 
 import torch
 
+from pgt.assemble import assemble
 from pgt.data import open_set
-from pgt.run import _assemble
 from pgt.training.distributed import joined, meet
 from pgt.training.evaluation import evaluate
 from pgt.training.recorder import Recorder
@@ -17,7 +17,7 @@ def trained(configs, ranks):
     for name, config in configs.items():
         options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
         torch.manual_seed(config.seed)
-        train, test, trainer = _assemble(config, open_set(**options), ranks)
+        train, test, trainer = assemble(config, open_set(**options), ranks)
         trainer.model.train()
         step = 0
         for epoch in range(-(-STEPS // train.steps_per_epoch)):
@@ -51,7 +51,7 @@ def recorded(config, ranks):
     """The first rank's records of an epoch's steps."""
     options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
     torch.manual_seed(config.seed)
-    train, _, trainer = _assemble(config, open_set(**options), ranks)
+    train, _, trainer = assemble(config, open_set(**options), ranks)
     kept = Kept()
     if ranks.first:
         trainer.recorder = Recorder(trainer.model, 2, train.steps_per_epoch - 1, kept)

@@ -1,11 +1,18 @@
 """The same mathematics on any number of processes."""
 
+import math
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 
 from pgt import layout, workers
 from pgt.errors import InputError
-from pgt.training.distributed import ALONE, lost
+from pgt.training.distributed import ALONE, Equipment, check_gpus, cpu_share, lost
+from pgt.training.loop import Tally
 from tests.conftest import compose
 from tests.training.layouts import in_place, trained
 
@@ -75,3 +82,85 @@ def test_devices_that_cannot_share_a_batch_are_refused_with_the_nearest_that_can
         compose(*SMALL, "trainer.devices=5", "recipe.local_batch=null")
     paper = compose("method=pgt").recipe
     assert [layout.largest(paper, n) for n in (0, 1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4, 4]
+
+
+class Threads:
+    """Ranks that are threads of this process."""
+
+    def __init__(self, count):
+        self._barrier, self._brought = threading.Barrier(count, timeout=10), {}
+
+    def _exchange(self, tensor):
+        self._brought[threading.get_ident()] = tensor
+        self._barrier.wait()
+        all_of_them = torch.stack(list(self._brought.values()))
+        self._barrier.wait()
+        return all_of_them
+
+    def largest(self, tensor):
+        return self._exchange(tensor).amax(0)
+
+    def add_up(self, tensor):
+        return self._exchange(tensor).sum(0)
+
+
+def streaks(tally, losses, every):
+    """(length, first step) of the streak, read every so many steps; one group a step."""
+    found = []
+    for step, loss in enumerate(losses):
+        tally.add(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), torch.tensor(loss))
+        tally.end_step(step)
+        if (step + 1) % every == 0:
+            found.append(tuple(tally.read()[-2:]))
+    return found
+
+
+def streaks_of_ranks(losses, every):
+    """What each of the ranks reads."""
+    ranks = Threads(len(losses))
+    with ThreadPoolExecutor(len(losses)) as pool:
+        tallies = [Tally(torch.device("cpu"), ranks) for _ in losses]
+        return list(pool.map(streaks, tallies, losses, [every] * len(losses)))
+
+
+def test_bad_steps_that_alternate_between_ranks_are_one_streak():
+    first = [1.0, math.nan, 1.0, math.inf, 1.0, math.nan, 1.0, math.nan, 1.0]
+    other = [1.0, 1.0, 1.0, 1.0, math.nan, 1.0, math.inf, 1.0, 1.0]
+    expected = [(0, math.inf), (3, 3), (0, math.inf)]
+    assert streaks_of_ranks([first, other], 3) == [expected, expected]
+    assert streaks_of_ranks([first[:8], other[:8]], 4) == [[(1, 3), (5, 3)]] * 2
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_ranks_count_a_streak_as_one_device_does(every):
+    rng = random.Random(every)
+    losses = [[math.nan if rng.random() < 0.4 else 1.0 for _ in range(60)] for _ in range(2)]
+    both = [a + b for a, b in zip(*losses, strict=True)]
+    alone = streaks(Tally(torch.device("cpu"), ALONE), both, every)
+    assert max(length for length, _ in alone) > 2
+    assert streaks_of_ranks(losses, every) == [alone, alone]
+
+
+def equipped(*parts):
+    return [Equipment(machine, frozenset(cpus), gpu) for machine, cpus, gpu in parts]
+
+
+def test_cpus_that_processes_share_are_divided_and_no_others():
+    free = equipped(*[("a", range(16), None)] * 4)
+    bound = equipped(*[("a", range(4 * rank, 4 * rank + 4), None) for rank in range(4)])
+    assert [cpu_share(free, rank) for rank in range(4)] == [4, 4, 4, 4]
+    assert [cpu_share(bound, rank) for rank in range(4)] == [4, 4, 4, 4]
+    sockets = equipped(*[("a", range(8 * (rank // 2), 8 * (rank // 2) + 8), None) for rank in range(4)])
+    assert [cpu_share(sockets, rank) for rank in range(4)] == [4, 4, 4, 4]
+    machines = equipped(("a", range(8), None), ("b", range(8), None), ("b", range(8), None))
+    assert [cpu_share(machines, rank) for rank in range(3)] == [8, 4, 4]
+    assert cpu_share(equipped(*[("a", range(2), None)] * 3), 0) == 1
+
+
+def test_more_processes_than_gpus_on_a_machine_are_refused():
+    cpu = ("login", range(4), None)
+    check_gpus(equipped(cpu, cpu))
+    check_gpus(equipped(("a", range(4), "gpu-1"), ("a", range(4), "gpu-2"), ("b", range(4), "gpu-3")))
+    for second in (None, "gpu-1"):  # beyond the last one; or the only one that both see
+        with pytest.raises(InputError, match=r"^2 processes on a, which shows them 1 GPUs: start one a GPU"):
+            check_gpus(equipped(("a", range(4), "gpu-1"), ("a", range(4), second), ("b", range(4), "gpu-2")))
