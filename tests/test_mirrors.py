@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
 from tests.conftest import TINY, compose, pgt, train
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
+
+
+def finished_records(path):
+    """All records of a run: wandb's own process writes on for a moment after `finish` has returned."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        records = list(wandb_records(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        time.sleep(0.2)
+    raise AssertionError(f"{path} has no exit record")
 
 
 def wandb_records(path):
@@ -56,7 +68,7 @@ def test_wandb_holds_every_metric_the_config_and_the_environment():
     [folder] = Path("runs").glob("custom/*")
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
     history, config, run = {}, {}, None
-    for record in wandb_records(path):
+    for record in finished_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             row = items(record.history.item)
