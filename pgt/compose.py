@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pgt.validate import validate
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
@@ -163,17 +165,27 @@ def _hydra() -> Iterator[None]:
 
 
 def _compose(overrides: Sequence[str]) -> Config:
-    import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
 
     _check_keys(overrides)
-    try:
-        composed = hydra.compose("train", list(overrides), return_hydra_config=True)
-    except HydraException as error:
-        raise InputError(_one_line(error)) from None
+    composed = deepcopy(_composed(tuple(text for text in overrides if text.partition("=")[0] != "seed")))
+    for text in overrides:
+        if text.partition("=")[0] == "seed":
+            composed.seed = _parse(text).value()
     HydraConfig.instance().set_config(composed)
     return validate(composed)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """What Hydra makes of overrides without a seed: a sweep over seeds composes once, which takes most of its time."""
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        return hydra.compose("train", list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        raise InputError(_one_line(error)) from None
 
 
 def check_shown(overrides: Sequence[str]) -> None:
