@@ -251,14 +251,17 @@ def _is_group(key: str) -> bool:
 def _group_error(groups: Sequence[str]) -> str | None:
     """What is wrong with the first group choice that names no file."""
     for text in groups:
-        value = text.partition("=")[2]
         folder = conf_dir() / _key(text)
-        if value in ("", "null") or not folder.is_dir() or (folder / f"{value}.yaml").is_file():
+        if not folder.is_dir():
             continue
-        options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-        nearest = difflib.get_close_matches(value, options, n=1)
-        hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(options)}"
-        return f"unknown {_key(text)} '{value}': {hint}"
+        for value in text.partition("=")[2].strip("[]").split(","):  # some groups take several: [wandb,tensorboard]
+            name = value.strip()
+            if name in ("", "null") or (folder / f"{name}.yaml").is_file():
+                continue
+            options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+            nearest = difflib.get_close_matches(name, options, n=1)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(options)}"
+            return f"unknown {_key(text)} '{name}': {hint}"
     return None
 
 

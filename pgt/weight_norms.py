@@ -133,3 +133,17 @@ def read_records(folder: Path, layout: Layout) -> NDArray[Any]:
     path, kind = folder / RECORDS, layout.record
     count = path.stat().st_size // kind.itemsize if path.is_file() else 0
     return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
+
+
+def last_norms(folder: Path) -> dict[str, Floats]:
+    """Name of each convolution, its index in front -> the norms of its filters in the last record; empty without one.
+
+    Raises:
+        InputError: `layers.json` is damaged.
+    """
+    layout = read_layout(folder)
+    records = read_records(folder, layout) if layout else ()
+    if layout is None or not len(records):
+        return {}
+    parts = layout.split(np.array(records[-1]["filters"]))
+    return {f"{layer.index:02} {layer.name}": part for layer, part in zip(layout.layers, parts, strict=True)}

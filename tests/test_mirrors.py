@@ -10,6 +10,7 @@ import pytest
 
 from pgt import sinks
 from pgt.errors import InputError
+from pgt.reproduction.norms import read_norms
 from pgt.runs import read_metrics
 from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
 from tests.conftest import TINY, compose, pgt, train
@@ -69,12 +70,13 @@ def test_wandb_holds_every_metric_the_config_and_the_environment():
     summary = train(*RUN, *logger, "record.norms_every=1")
     [folder] = Path("runs").glob("custom/*")
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    history, config, run = {}, {}, None
+    history, norms, config, run = {}, {}, {}, None
     for record in finished_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "history":
             row = items(record.history.item)
-            history |= {(row["step"], key): value for key, value in row.items() if "/" in key}
+            history |= {(row["step"], key): value for key, value in row.items() if key.startswith(("step/", "epoch/"))}
+            norms |= {key: value for key, value in row.items() if key.startswith("norms/")}
         if kind == "run":
             run = record.run
             config |= items(record.run.config.update)
@@ -84,6 +86,7 @@ def test_wandb_holds_every_metric_the_config_and_the_environment():
     assert history == expected(folder)
     assert len(history) > 20
     assert history[3, "epoch/zeroed_filters_by_layer"] == [0] * 19
+    assert len({key.split(".")[0] for key in norms}) == 19, norms.keys()
     assert config["method"]["alpha"] == 0.25
     assert config["environment"]["packages"]["torch"]
     [table] = folder.glob("wandb/offline-run-*/files/media/table/epochs*.json")
@@ -95,12 +98,17 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
 
     train(*RUN, "record.norms_every=1", "logger=tensorboard")
     [folder] = Path("runs").glob("custom/*")
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
     events.Reload()
     found = {(e.step, tag): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
     numbers = {key: value for key, value in expected(folder).items() if not isinstance(value, list)}
     assert found.keys() == numbers.keys()
     assert (3, "epoch/zeroed_filters") in found
+    histograms = {tag: events.Histograms(tag) for tag in events.Tags()["histograms"]}
+    assert [len(series) for series in histograms.values()] == [2] * 19  # an epoch each
+    last = read_norms(folder).filters(1)[-1]
+    [first] = [series[-1].histogram_value for tag, series in histograms.items() if tag.startswith("norms/01 ")]
+    assert (first.num, first.min, first.max) == (16, pytest.approx(last.min()), pytest.approx(last.max()))
     for key, value in numbers.items():
         assert found[key] == pytest.approx(value, rel=1e-6)
     [config] = events.Tensors("config/text_summary")

@@ -15,6 +15,7 @@ from typing import Any
 
 from pgt.errors import InputError
 from pgt.types import Record, Sink
+from pgt.weight_norms import FOLDER, Floats, last_norms
 
 INIT_SECONDS = 60
 """That wandb may take to begin; never more than half of what the other ranks wait for this one."""
@@ -114,7 +115,7 @@ class WandbRun:
     def __init__(self, about: About, project: str, entity: str | None, mode: str) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self._folder = wandb, about.folder
         self._run = wandb.init(
             project=project,
             entity=entity,
@@ -139,7 +140,8 @@ class WandbRun:
         self._epochs: list[Record] = []
 
     def write(self, step: int, record: Record) -> None:
-        self._run.log({"step": step, **_named(record)})
+        norms = {tag: self._wandb.Histogram(values) for tag, values in _norms(self._folder, record).items()}
+        self._run.log({"step": step, **_named(record), **norms})
         if record["event"] == "epoch":
             self._epochs.append(record)
 
@@ -158,6 +160,7 @@ class TensorBoard:
     def __init__(self, about: About) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        self._folder = about.folder
         self._writer = EventFileWriter(str(about.folder / "tensorboard"))
         self._text("config", about.config)
         self._text("environment", about.environment)
@@ -169,6 +172,9 @@ class TensorBoard:
             Summary.Value(tag=key, simple_value=value)
             for key, value in _named(record).items()
             if isinstance(value, (int, float))
+        ]
+        values += [
+            Summary.Value(tag=tag, histo=_histogram(norms)) for tag, norms in _norms(self._folder, record).items()
         ]
         self._add(step, Summary(value=values))
 
@@ -201,6 +207,30 @@ def _named(record: Record) -> dict[str, Any]:
     return {
         f"{event}/{key}": value for key, value in kept.items() if not isinstance(value, float) or math.isfinite(value)
     }
+
+
+def _norms(folder: Path, record: Record) -> dict[str, Floats]:
+    """The filters' norms by layer at the end of an epoch, where they are recorded."""
+    if "zeroed_filters" not in record:
+        return {}
+    return {f"norms/{name}": norms for name, norms in last_norms(folder / FOLDER).items()}
+
+
+def _histogram(values: Floats) -> Any:
+    """Numbers as TensorBoard's histogram."""
+    import numpy as np
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto
+
+    counts, edges = np.histogram(values, bins=30)
+    return HistogramProto(
+        min=values.min(),
+        max=values.max(),
+        num=values.size,
+        sum=values.sum(),
+        sum_squares=np.square(values).sum(),
+        bucket_limit=edges[1:],
+        bucket=counts,
+    )
 
 
 def start_mirrors(loggers: Mapping[str, Mapping[str, Any]], about: About, say: Callable[[str], None]) -> list[Sink]:
