@@ -177,8 +177,9 @@ def _table(options: argparse.Namespace) -> int:
     form = formats.format_of(options.output) if options.output else options.format
     if options.what in ("1", "2", "3", "all"):
         numbers = (1, 2, 3) if options.what == "all" else (int(options.what),)
-        build = sheets.raw if form == "csv" else sheets.build
-        built = [build(options.runs, number) for number in numbers]
+        built = [sheets.build(options.runs, number) for number in numbers]
+        if form == "csv":
+            built = [sheets.raw(options.runs, numbers)]
     else:
         built = [tables.build(options.runs, options.what)]
     text = formats.render(built, form)

@@ -47,8 +47,9 @@ def train(arguments: Sequence[str]) -> int:
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
     if showing:
-        check_shown([override for override in overrides if "=" in override])
-        _hydra(arguments, lambda config: None)
+        overrides = spell_out([override for override in overrides if "=" in override], multirun)
+        check_shown(overrides)
+        _hydra([*(a for a in arguments if a.startswith("-") or "=" not in a), *overrides], lambda config: None)
         return 0
     place = workers.found()
     if place is not None:

@@ -130,9 +130,11 @@ def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
         event: only the records of this `event`; there are many others, which are not even parsed.
 
     Raises:
-        InputError: a line that is no record.
+        InputError: there is no such file, or a line of it is no record.
     """
     path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"there is no {path}: copy it beside its summary.json")
     records = []
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if not line.endswith("\n"):

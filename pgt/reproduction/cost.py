@@ -24,6 +24,9 @@ SIZES: Mapping[str, tuple[int, int]] = {
 }
 """Training and test images of the data sets that have a fixed number."""
 
+SIZE = 224
+"""Pixels of ImageNet's images, a side."""
+
 FORWARD_SHARE = 1 / 3
 """Of a training step's time that an image of the test set takes: the backward pass costs about two forward ones."""
 
@@ -90,7 +93,8 @@ def _published() -> dict[tuple[str, str], tuple[float, str]]:
 
 
 def bench_speeds(path: Path) -> dict[str, Speed]:
-    """What a table of `pgt bench step` says: network -> its fastest PGT step; `loader`, of `pgt bench loader`.
+    """What printed tables say: of `pgt bench step` each network's fastest PGT step on images of `SIZE` pixels, and of
+    `pgt bench loader` the fastest of ours, by the name `loader`.
 
     Raises:
         InputError: no such table in the file.
@@ -100,19 +104,19 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text: give a table that `pgt bench` printed") from None
     found: dict[str, Speed] = {}
-    network, column = "loader", 0
+    network, source, column = "loader", path.name, 0
     for line in text.splitlines():
-        if title := re.match(r"(\w+), \d+ x \d+ x \d+, ", line):
-            network = title[1]
+        if title := re.match(r"(\w+), \d+ x (\d+) x \d+, [^;]*", line):
+            network, source = (title[1] if int(title[2]) == SIZE else ""), f"{path.name}: {title[0]}"
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         column = next((i for i, cell in enumerate(cells) if cell.startswith("images/s")), column)
-        if not cells[0].startswith(("pgt, PGT", "pgt, DALI")) or column >= len(cells):
+        if not network or not cells[0].startswith(("pgt, PGT", "pgt, DALI")) or column >= len(cells):
             continue
         speed = float(cells[column].replace(",", ""))
         if network not in found or speed > found[network].images_per_second:
-            found[network] = Speed(speed, path.name)
+            found[network] = Speed(speed, source)
     if not found:
-        raise InputError(f"{path} has no table of `pgt bench step` or `pgt bench loader`")
+        raise InputError(f"{path} has no table of `pgt bench step` on images of {SIZE} pixels or of `pgt bench loader`")
     return found
 
 
@@ -134,6 +138,10 @@ class Work:
     def gpu_seconds(self, speed: float) -> float:
         """Time of one GPU at `speed` training images per second."""
         return ((self.images or 0) + FORWARD_SHARE * self.evaluated) / speed
+
+    def loader_seconds(self, speed: float) -> float:
+        """Time of the CPUs at `speed` images per second, whatever they are for."""
+        return ((self.images or 0) + self.evaluated) / speed
 
 
 def work(identity: Mapping[str, Any], epochs_done: int = 0) -> Work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ LATEX = {
     "×": r"$\times$",
     "′": "$'$",
     "σ": r"$\sigma$",
+    "–": "--",
+    "·": r"$\cdot$",
 }
 """What LaTeX has no letter for unless it is told to."""
 
@@ -67,12 +70,30 @@ def _render(table: Table, form: str) -> str:
     styles = {"terminal": "simple", "markdown": "github", "latex": "latex_booktabs"}
     body = tabulate(table.rows, table.headers, tablefmt=styles[form], disable_numparse=True)
     if form == "latex":
-        for letter, command in LATEX.items():
-            body = body.replace(letter, command)
-        comments = [f"% {line}" for text in (table.title, *table.notes) for line in text.splitlines()]
-        return "\n".join([*comments, body])
+        return "\n\n".join(part for part in (_tex(table.title), _letters(body), *map(_tex_note, table.notes)) if part)
     title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
     return "\n\n".join([*title, body, *table.notes])
+
+
+def _letters(text: str) -> str:
+    for letter, command in LATEX.items():
+        text = text.replace(letter, command)
+    return text
+
+
+def _tex(text: str) -> str:
+    """Text with Markdown's code and emphasis as LaTeX."""
+    text = re.sub(r"([&%#$_{}])", r"\\\1", text)
+    text = re.sub(r"`([^`]+)`", r"\\texttt{\1}", text)
+    return _letters(re.sub(r"\*([^*]+)\*", r"\\emph{\1}", text))
+
+
+def _tex_note(note: str) -> str:
+    lines = note.splitlines()
+    text = " ".join(_tex(line) for line in lines if line[:2] != "- ")
+    items = [f"\\item[] {_tex(line[2:])}" for line in lines if line[:2] == "- "]
+    listed = "\n".join([r"\begin{itemize}", *items, r"\end{itemize}"]) if items else ""
+    return "\n".join(part for part in (text, listed) if part)
 
 
 def _csv(table: Table) -> str:

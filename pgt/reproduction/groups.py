@@ -73,13 +73,27 @@ def _method(members: Sequence[tuple[Path, Summary]]) -> tuple[str, float]:
 
 
 def flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of an identity, the seed left out."""
+    """Dotted keys of an identity, as an override would name them; the seed left out."""
     found: dict[str, Any] = {}
     for key, value in identity.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "seed":
+        elif f"{prefix}{key}" != "seed" and value != []:
             found[f"{prefix}{key}"] = value
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping whose dotted keys these are."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        inner = found
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from pgt.reproduction import published
 from pgt.reproduction.groups import flat, setting_of
 from pgt.reproduction.published import Row
 from pgt.reproduction.statistics import (
+    DIVERGED,
     NOT_RUN,
     Difference,
     Sample,
@@ -23,14 +24,20 @@ from pgt.reproduction.statistics import (
     sample,
 )
 from pgt.resources import conf_dir
-from pgt.runs import FINISHED, Summary, find, method_label
+from pgt.runs import FINISHED, UNFINISHED, Summary, find, method_label
 
 EXACT, HOOK = "exact", "authors_hook"
 
 DATA, IMAGE_SIZE = "imagenet", 224
 
-FREE = ("trainer.", "data.backend", "data.drop_last", "model.interpolation", "method.transforms")
-"""Beginnings of the keys in which runs of one row may differ; those that do are told apart."""
+PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
+"""Of every experiment of the tables. The hook depends on all of it."""
+
+DECODER = "data.backend"
+"""What decodes is a matter of the machine."""
+
+TRANSFORMS = "method.transforms."
+"""Where the thresholds of GC and AGC are, which are not published."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,19 @@ class Line:
     """What was measured of a row, in one arm and one setting.
 
     Attributes:
-        setting: values that tell it from other lines of row and arm; empty where there are none.
+        setting: overrides that lead from the row's experiment to these runs; empty where there are none.
+        seeds: of the finished runs.
+        ended: of the finished and the diverged ones.
         others: runs that are not in the numbers, by status.
         train: training top-1 of the last epoch; `best`, `final`: test top-1 of the best and of the last epoch.
-        difference: of `best` to the baseline's.
-        train_difference: of `train`.
-        seeds: of the finished runs.
+        difference: of `best` to the baseline's; `train_difference`: of `train`.
     """
 
     row: Row
     arm: Arm
     setting: str
     seeds: Sequence[int]
+    ended: Sequence[int]
     others: Mapping[str, int]
     train: Sample | None
     best: Sample | None
@@ -84,57 +92,103 @@ class Stray:
 
 
 def expected(row: Row, arm: Arm) -> dict[str, Any]:
-    """Dotted keys and values that a run must have to fill a row (`FREE` ones apart)."""
-    names = {
+    """Dotted keys and values that a run must have to fill a row; those of `free` may be others."""
+    hook = arm.implementation == HOOK and row.alpha != 1
+    values = {
+        **_settings(row.model, row.schedule, arm.recipe),
         "model.name": row.model,
         "data.name": DATA,
         "data.image_size": IMAGE_SIZE,
+        "data.drop_last": True,
         "method.alpha": row.alpha,
-        "method.implementation": arm.implementation if row.alpha != 1 else EXACT,
+        "method.implementation": HOOK if hook else EXACT,
         "method.label_smoothing": row.label_smoothing,
         "recipe.global_batch": row.batch,
+        "trainer.evaluate_every": 1,
+        **PRECISION,
+        **_transforms(row.method),
     }
-    values = {**_settings(row.schedule, arm.recipe), **names}
     if row.model.endswith("_nobn"):  # four GPUs share the batch; that matters to the hook alone
-        values["recipe.local_batch"] = row.batch // 4 if names["method.implementation"] == HOOK else None
+        values["recipe.local_batch"] = row.batch // 4 if hook else None
     return values
 
 
-@cache
-def _settings(schedule: str, recipe: str) -> dict[str, Any]:
-    """What the config groups say of a schedule and a recipe."""
+def is_free(key: str, arm: Arm) -> bool:
+    """Whether runs of one row may differ in a key; those that do are told apart."""
+    return key == DECODER or key.startswith(TRANSFORMS) or (key in PRECISION and arm.implementation == EXACT)
+
+
+def _load(path: str) -> dict[str, Any]:
+    """A file of a config group, its defaults list apart."""
     from omegaconf import OmegaConf
 
-    def load(path: str) -> dict[str, Any]:
-        values = OmegaConf.to_container(OmegaConf.load(conf_dir() / path))
-        assert isinstance(values, dict)
-        return {str(key): value for key, value in values.items() if key != "defaults"}
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / path))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "defaults"}
 
-    values = {"recipe": load("recipe/paper.yaml"), "schedule": load(f"schedule/{schedule}.yaml")}
-    method = {"smoothing": load("method/baseline.yaml")["smoothing"]}
+
+@cache
+def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
+    """What the config groups say of a network, a schedule and a recipe."""
+    values = {
+        "model": _load(f"model/{model}.yaml"),
+        "recipe": _load("recipe/paper.yaml"),
+        "schedule": _load(f"schedule/{schedule}.yaml"),
+        "method": {"smoothing": _load("method/baseline.yaml")["smoothing"]},
+    }
     if recipe != "paper":
-        more = load(f"recipe/{recipe}.yaml")
-        values["recipe"] |= more["recipe"]
-        method |= more["method"]
-    return flat({**values, "method": method})
+        more = _load(f"recipe/{recipe}.yaml")
+        values = {group: value | more.get(group, {}) for group, value in values.items()}
+    return flat(values)
+
+
+@cache
+def _transforms(method: str) -> dict[str, Any]:
+    """The transforms of a method: those of GC or AGC, which PGT does not change."""
+    first = method.split("+")[0]
+    return flat({"method": {"transforms": _load(f"method/{first}.yaml").get("transforms", [])}})
+
+
+Filling = Mapping[tuple[tuple[Any, ...], Arm, str], Sequence[Summary]]
+"""(setting of a row, arm, group of seeds) -> its runs."""
 
 
 def measure(root: Path, table: int) -> tuple[list[Line], list[Stray]]:
-    """The lines of Table 1, 2 or 3 with the runs under `root`: each row has one at least; and the runs left out."""
+    """The lines of Table 1, 2 or 3 with the runs under `root`: each row has one at least; and the runs of its
+    experiments that fill none."""
     rows = published.rows(table)
+    by_setting = {row.setting: row for row in rows}
+    by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
     filling: dict[tuple[tuple[Any, ...], Arm, str], list[Summary]] = defaultdict(list)
     strays: Counter[tuple[str, str]] = Counter()
-    for _, summary in find(root):
+    for summary in _once(find(root)):
         setting = _setting(summary.identity)
-        if not any(row.setting == setting for row in rows):
+        own = by_experiment.get(summary.experiment or "")
+        row = by_setting.get(setting, own)
+        if row is None:
             continue
-        arm, differing = _arm(summary.identity, next(row for row in rows if row.setting == setting))
-        if differing:
-            strays[summary.experiment or "custom", differing] += 1
-        else:
+        arm, differing = _arm(summary.identity, row)
+        if not differing:
             filling[setting, arm, summary.group_id].append(summary)
+        elif own is not None:
+            strays[summary.experiment or "", differing] += 1
     lines = [line for row in rows for line in _lines(row, filling)]
     return lines, [Stray(name, count, differing) for (name, differing), count in strays.items()]
+
+
+def truncation(experiment: str) -> str:
+    """The experiment that shows the same cell by the authors' hook."""
+    return f"truncation/{experiment.replace('/', '_')}"
+
+
+def _once(runs: Iterable[tuple[Path, Summary]]) -> list[Summary]:
+    """Each run once, however many folders it lies in: the one that has come farthest."""
+    found: dict[str, Summary] = {}
+    for _, summary in runs:
+        other = found.setdefault(summary.run_id, summary)
+        if (other.status == UNFINISHED, -other.epochs) > (summary.status == UNFINISHED, -summary.epochs):
+            found[summary.run_id] = summary
+    return list(found.values())
 
 
 def _setting(identity: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -152,49 +206,60 @@ def _setting(identity: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _arm(identity: Mapping[str, Any], row: Row) -> tuple[Arm, str]:
-    """The arm that a run belongs to, and how it differs from what that asks for; empty where it does not."""
+    """The arm that is nearest to a run, and how the run differs from what it asks for; empty where it does not."""
     values = flat(identity)
     found = []
-    for arm in ARMS:
+    for position, arm in enumerate(ARMS):
+        keys = [key for key, _ in _unlike(values, expected(row, arm)) if not is_free(key, arm)]
         wanted = expected(row, arm)
-        keys = [key for key in values if not key.startswith(FREE) and values[key] != wanted.get(key)]
-        texts = [f"{key}={values[key]}" + (f" (not {wanted[key]})" if key in wanted else "") for key in keys]
-        found.append((len(keys), ARMS.index(arm), arm, ", ".join(texts)))
-    _, _, arm, differing = min(found)
-    return arm, differing
+        texts = [f"{key}={values.get(key)} (not {wanted.get(key)})" for key in keys]
+        found.append(("method.implementation" in keys, len(keys), position, ", ".join(texts)))
+    _, _, position, differing = min(found)
+    return ARMS[position], differing
 
 
-def _lines(row: Row, filling: Mapping[tuple[tuple[Any, ...], Arm, str], Sequence[Summary]]) -> list[Line]:
+def _unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and own values where two settings differ; a key that one lacks counts as null there."""
+    keys = [*values, *(key for key in others if key not in values)]
+    return [(key, values.get(key)) for key in keys if values.get(key) != others.get(key)]
+
+
+def _lines(row: Row, filling: Filling) -> list[Line]:
     """Of each arm that has runs; of Eq. 9 by either recipe in any case."""
     lines = []
     for arm in ARMS:
         groups = [runs for (setting, of, _), runs in filling.items() if (setting, of) == (row.setting, arm)]
-        identities = [flat(runs[0].identity) for runs in groups]
-        for runs, identity in zip(groups, identities, strict=True):
-            lines.append(_line(row, arm, setting_of(identity, identities), runs, _baseline(row, arm, runs, filling)))
+        for runs in groups:
+            baseline = _baseline(row, arm, flat(runs[0].identity), filling)
+            lines.append(_line(row, arm, _label(row, arm, runs, groups), runs, baseline))
         if not groups and arm.implementation == EXACT:
             lines.append(_line(row, arm, "", [], []))
     return lines
 
 
-def _baseline(
-    row: Row,
-    arm: Arm,
-    runs: Sequence[Summary],
-    filling: Mapping[tuple[tuple[Any, ...], Arm, str], Sequence[Summary]],
-) -> Sequence[Summary]:
-    """The runs that a line's difference is to: of the baseline's row and the same recipe, and alike in what is free."""
+def _label(row: Row, arm: Arm, runs: Sequence[Summary], groups: Sequence[Sequence[Summary]]) -> str:
+    """What tells runs from the row's experiment; the decoder, where it tells them from other runs of the row."""
+    own = flat(runs[0].identity)
+    overrides = [f"{key}={value}" for key, value in _unlike(own, expected(row, arm)) if key != DECODER]
+    decoder = setting_of({DECODER: own[DECODER]}, [flat(members[0].identity) for members in groups])
+    return " ".join(part for part in (*overrides, decoder) if part)
+
+
+def _baseline(row: Row, arm: Arm, own: Mapping[str, Any], filling: Filling) -> Sequence[Summary]:
+    """The runs that a line's difference is to: of the baseline's row, by the same recipe, and alike but for the method
+    and the decoder. The hook's group size is none of a baseline's concern."""
     base = published.baseline(row)
     if base is None:
         return []
     wanted = (base.setting, Arm(arm.recipe, EXACT))
-    candidates = [members for (setting, of, _), members in filling.items() if (setting, of) == wanted]
-
-    def unlike(members: Sequence[Summary]) -> int:
-        own, other = flat(runs[0].identity), flat(members[0].identity)
-        return sum(own.get(key) != other.get(key) for key in own.keys() | other.keys())
-
-    return min(candidates, key=unlike, default=[])
+    candidates: list[tuple[int, int, Sequence[Summary]]] = []
+    for (setting, of, _), members in filling.items():
+        if (setting, of) != wanted or not any(summary.status == FINISHED for summary in members):
+            continue
+        unlike = {key for key, _ in _unlike(own, flat(members[0].identity)) if not key.startswith("method.")}
+        if unlike <= {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}:
+            candidates.append((len(unlike), len(candidates), members))
+    return min(candidates)[2] if candidates else []
 
 
 def _line(row: Row, arm: Arm, setting: str, runs: Sequence[Summary], baseline: Sequence[Summary]) -> Line:
@@ -208,23 +273,27 @@ def _line(row: Row, arm: Arm, setting: str, runs: Sequence[Summary], baseline: S
         return difference({s.seed: getattr(s, key) for s in done}, {s.seed: getattr(s, key) for s in base})
 
     best, gain = measured("test_top1_best"), against("test_top1_best")
+    others = Counter(summary.status for summary in runs if summary.status != FINISHED)
     return Line(
         row=row,
         arm=arm,
         setting=setting,
         seeds=sorted(summary.seed for summary in done),
-        others=Counter(summary.status for summary in runs if summary.status != FINISHED),
+        ended=sorted(summary.seed for summary in runs if summary.status != UNFINISHED),
+        others=others,
         train=measured("train_top1"),
         best=best,
         final=measured("test_top1_final"),
         difference=gain,
         train_difference=against("train_top1"),
-        verdict=_verdict(row, best, gain),
+        verdict=_verdict(row, best, gain, others[DIVERGED], len(done)),
     )
 
 
-def _verdict(row: Row, best: Sample | None, gain: Difference | None) -> Verdict:
-    """A baseline claims an accuracy, a method a difference."""
+def _verdict(row: Row, best: Sample | None, gain: Difference | None, diverged: int, done: int) -> Verdict:
+    """A baseline claims an accuracy, a method a difference; runs that diverge are no accident to be left out."""
+    if diverged:
+        return Verdict(DIVERGED, f"{diverged} of {diverged + done}")
     claim = published.difference(row)
     if best is None:
         return Verdict(NOT_RUN)

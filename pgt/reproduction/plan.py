@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.reproduction.cost import Speed, Work, work
-from pgt.runs import DIVERGED, FINISHED, Summary, find, run_id
+from pgt.runs import DIVERGED, FINISHED, UNFINISHED, Summary, find, run_id
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
@@ -35,7 +35,8 @@ class Item:
 
 def plan(jobs: Sequence[Job], root: Path) -> list[Item]:
     """The distinct runs among the jobs, each once, with what the runs folder has of them."""
-    known = {_name(summary.identity): summary for _, summary in find(root)}
+    farthest = sorted((summary for _, summary in find(root)), key=lambda s: (s.status != UNFINISHED, s.epochs))
+    known = {_name(summary.identity): summary for summary in farthest}
     distinct = {_name(identity): (experiment, identity) for experiment, identity in reversed(jobs)}
     return [_item(*job, known.get(name)) for name, job in reversed(distinct.items())]
 
@@ -69,17 +70,22 @@ class Machine:
 
     def seconds(self, item: Item) -> float | None:
         """Wall-clock time of what is left of a run: of the slower of network and loader."""
-        speed = self.speed(item.identity["model"]["name"])
-        if speed is None or item.work.images is None:
-            return None
-        together = speed.images_per_second * self.gpus
-        return item.work.gpu_seconds(min(together, self.loader.images_per_second) if self.loader else together)
+        network = self._network(item)
+        return None if network is None else max(network, self._loader(item))
 
     def bound(self, item: Item) -> str:
         """What a run waits for: `step`, or `loader`."""
+        network = self._network(item)
+        return "loader" if network is not None and self._loader(item) > network else "step"
+
+    def _network(self, item: Item) -> float | None:
         speed = self.speed(item.identity["model"]["name"])
-        slow = self.loader and speed and self.loader.images_per_second < speed.images_per_second * self.gpus
-        return "loader" if slow else "step"
+        if speed is None or item.work.images is None:
+            return None
+        return item.work.gpu_seconds(speed.images_per_second * self.gpus)
+
+    def _loader(self, item: Item) -> float:
+        return item.work.loader_seconds(self.loader.images_per_second) if self.loader else 0.0
 
 
 HEADERS = (

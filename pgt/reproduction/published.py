@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -89,7 +89,10 @@ def all_rows() -> tuple[Row, ...]:
     first: dict[tuple[Any, ...], Row] = {}
     for row in found:
         first.setdefault(row.setting, row)
-    return tuple(replace(row, experiment=_experiment(first[row.setting])) for row in found)
+    return tuple(
+        replace(row, experiment=_experiment(first[row.setting]), notes=_notes(row, _baseline(row, found)))
+        for row in found
+    )
 
 
 def baseline(row: Row) -> Row | None:
@@ -97,13 +100,17 @@ def baseline(row: Row) -> Row | None:
 
     Label smoothing counts as a method where there is no other, so that what PGT adds to it is told apart.
     """
+    return _baseline(row, rows(row.table))
+
+
+def _baseline(row: Row, table: Sequence[Row]) -> Row | None:
     if row.method != "baseline":
         wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, row.label_smoothing)
     elif row.label_smoothing:
         wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, 0.0)
     else:
         return None
-    return next(other for other in rows(row.table) if other.setting == wanted)
+    return next(other for other in table if (other.table, other.setting) == (row.table, wanted))
 
 
 def difference(row: Row) -> float | None:
@@ -145,8 +152,7 @@ def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
         experiment="",
         notes=(),
     )
-    small = bool(line.get("test_diff")) and abs(float(line["test_diff"])) < SMALL
-    return replace(row, readme_top1=_readme(row), notes=_notes(row, small))
+    return replace(row, readme_top1=_readme(row))
 
 
 def _experiment(row: Row) -> str:
@@ -176,7 +182,7 @@ def _readme(row: Row) -> float | None:
     return next((top1 for setting, top1 in _readme_lines() if setting == row.setting), None)
 
 
-def _notes(row: Row, small_difference: bool) -> tuple[int, ...]:
+def _notes(row: Row, base: Row | None) -> tuple[int, ...]:
     """Those of `NOTES` that touch a row, apart from the two that touch all (4 and 7)."""
     power = row.alpha != 1
     touched = {
@@ -185,7 +191,7 @@ def _notes(row: Row, small_difference: bool) -> tuple[int, ...]:
         3: row.table == 2 and row.batch == 256 and row.method == "pgt",
         5: row.label_smoothing > 0,
         6: row.method.split("+")[0] in ("gc", "agc"),
-        8: small_difference,
+        8: base is not None and abs(row.test_top1 - base.test_top1) < SMALL,
         9: row.table == 1 and power and (row.model, row.schedule) == ("resnet50", "cosine"),
         10: power and row.alpha <= TRUNCATED,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt.errors import InputError
-from pgt.reproduction import figures, norms, published, sheets, tables
+from pgt.reproduction import figures, norms, paper, published, sheets, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import flat
@@ -94,7 +94,7 @@ def render(root: Path, drawn: bool) -> str:
         made=now(),
         finished=sum(summary.status == "finished" for _, summary in runs),
         count=len(runs),
-        rows=_measured_rows(runs),
+        rows=_measured_rows(root),
         rule=_html(sheets.RULE),
         papers=papers,
         others=[(name, tables.build(root, name)) for name in experiments if not _is_paper(name)],
@@ -128,10 +128,10 @@ def _is_paper(experiment: str) -> bool:
     return experiment in {row.experiment for row in published.all_rows()}
 
 
-def _measured_rows(runs: Sequence[tuple[Path, Summary]]) -> int:
-    """Rows of the paper with a finished run of their experiment on ImageNet."""
-    done = {s.experiment for _, s in runs if s.status == "finished" and s.identity["data"]["name"] == "imagenet"}
-    return sum(row.experiment in done for row in published.all_rows())
+def _measured_rows(root: Path) -> int:
+    """Rows of the paper that have a finished run."""
+    lines = [line for number in (1, 2, 3) for line in paper.measure(root, number)[0]]
+    return len({(line.row.table, line.row.number) for line in lines if line.seeds})
 
 
 def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[Picture]:
@@ -162,8 +162,8 @@ def _sections(runs: Sequence[tuple[Path, Summary]]) -> list[Section]:
 
 def _baseline(summary: Summary, runs: Sequence[tuple[Path, Summary]]) -> Summary | None:
     """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with."""
-    bases = {published.baseline(row) for row in published.all_rows() if row.experiment == summary.experiment} - {None}
-    names = {summary.experiment, *(base.experiment for base in bases if base)}
+    rows = [r for r in published.all_rows() if summary.experiment in (r.experiment, paper.truncation(r.experiment))]
+    names = {summary.experiment, *(base.experiment for base in map(published.baseline, rows) if base)}
     candidates = [
         other
         for _, other in runs
@@ -188,7 +188,7 @@ def _section(folder: Path, summary: Summary, baseline: Summary | None) -> Sectio
     layers: Sequence[tuple[Any, ...]] = ()
     trouble = ""
     try:
-        curves = _curves(read_epochs(folder, summary)) if (folder / "metrics.jsonl").is_file() else ()
+        curves = _curves(read_epochs(folder, summary))
         layers = _layers(folder)
     except InputError as error:
         trouble = str(error)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pgt.reproduction import cost, published
 from pgt.reproduction.formats import Table
-from pgt.reproduction.paper import EXACT, Line, Stray, measure
+from pgt.reproduction.groups import nested
+from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
 
@@ -52,12 +53,15 @@ MEASURED = (
 
 RULE = (
     "Top-1 in percent, mean ± sample deviation over n seeds. The verdict goes by the best epoch, which is what the "
-    "authors' code kept. A method's row is *reproduced* when the interval of the difference to its baseline (paired by "
-    f"seed; Student's t, {CONFIDENCE:.0%}) lies on the published side of zero, *not reproduced* when it does not and "
-    "the published difference lies beyond it, else *undecided*, with the pairs that a paired t-test needs to show the "
-    f"published difference at a power of {POWER:.0%}. A baseline is *reproduced* when the interval of its mean lies "
-    f"within {MARGIN:g} points of the published accuracy, *not reproduced* when it lies wholly outside. Label "
-    "smoothing is compared with the plain baseline, PGT with label smoothing with label smoothing alone."
+    f"authors' code kept. A method's row is *reproduced* when the {CONFIDENCE:.0%} interval of the difference to its "
+    "baseline (Student's t over pairs of one seed; Welch's where seeds do not pair) lies on the published side of zero "
+    "(*smaller*, *larger*: it excludes the published size), *not reproduced* when it does not and the published "
+    "difference lies beyond it, else *undecided*, with the pairs that a paired t-test needs to show the published "
+    f"difference at a power of {POWER:.0%}. A baseline is *reproduced* when the interval of its mean lies within "
+    f"{MARGIN:g} points of the published accuracy, *not reproduced* when it lies wholly outside. A row of which runs "
+    "diverged says so in the place of a verdict. Label smoothing is compared with the plain baseline, PGT with label "
+    "smoothing with label smoothing alone. Adding seeds until the verdict is decided makes a false *reproduced* more "
+    "likely than the interval says (docs/reproduction.md)."
 )
 
 ALL_ROWS = (4, 7)
@@ -78,15 +82,16 @@ def build(root: Path, table: int) -> Table:
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
 
-def raw(root: Path, table: int) -> Table:
-    """The same as data, for CSV: a number a cell, nothing rounded."""
+def raw(root: Path, numbers: Sequence[int]) -> Table:
+    """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
     headers = ["table", "row", "experiment", "model", "schedule", "batch_size", "method", "alpha", "label_smoothing"]
     headers += ["recipe", "implementation", "setting", "seeds", "n"]
     headers += ["train_top1_paper", "test_top1_paper", "test_top1_readme", "test_diff_paper"]
     for name in ("train_top1", "test_top1_best", "test_top1_final"):
         headers += [name, f"{name}_deviation"]
-    headers += ["test_diff", "test_diff_low", "test_diff_high", "train_diff", "verdict", "seeds_needed", "notes"]
-    return Table("", headers, [_raw(line) for line in measure(root, table)[0]])
+    headers += ["test_diff", "test_diff_low", "test_diff_high", "test_diff_n", "test_diff_paired", "train_diff"]
+    headers += ["verdict", "verdict_detail", "seeds_needed", "notes"]
+    return Table("", headers, [_raw(line) for number in numbers for line in measure(root, number)[0]])
 
 
 def _raw(line: Line) -> list[str]:
@@ -98,8 +103,9 @@ def _raw(line: Line) -> list[str]:
     for value in (line.train, line.best, line.final):
         cells += [value.mean, value.deviation] if value else [None, None]
     gain = line.difference
-    cells += [gain.mean, gain.low, gain.high] if gain else [None, None, None]
-    cells += [line.train_difference.mean if line.train_difference else None, line.verdict.name, line.verdict.seeds]
+    cells += [gain.mean, gain.low, gain.high, gain.n, gain.paired] if gain else [None] * 5
+    cells.append(line.train_difference.mean if line.train_difference else None)
+    cells += [line.verdict.name, line.verdict.detail, line.verdict.seeds]
     cells.append(" ".join(map(str, row.notes)))
     return ["" if cell is None or cell != cell else str(cell) for cell in cells]
 
@@ -133,19 +139,20 @@ def _own(row: Row, table: int) -> list[str]:
 
 
 def _measured(line: Line, first: bool) -> list[str]:
+    """The columns `MEASURED`; the paper's own only in the first line of a row."""
     row, claim = line.row, published.difference(line.row)
     marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
     others = "".join(f", {count} {status}" for status, count in line.others.items())
     readme = f"{row.readme_top1:.3f}" if row.readme_top1 is not None else ""
-    paper = [f"{row.train_top1:.2f}", f"{row.test_top1:.3f}{marks}", readme, "" if claim is None else _signed(claim)]
-    train, test, readme, gain = paper if first else [""] * 4
+    paper = (f"{row.train_top1:.2f}", f"{row.test_top1:.3f}{marks}", readme, "" if claim is None else _signed(claim))
+    train, test, printed, gain = paper if first else ("",) * 4
     return [
         " ".join(part for part in (str(line.arm), line.setting) if part),
         f"{len(line.seeds)}{others}",
         train,
         _text(line.train),
         test,
-        readme,
+        printed,
         _text(line.best),
         _text(line.final),
         gain,
@@ -165,50 +172,63 @@ def _signed(value: float) -> str:
 def _hours(row: Row) -> str:
     """Time of one run of the row, in words."""
     speed = cost.published_speed(row.model, cost.DEFAULT_GPU)
-    epochs = 100
     if speed is None:
         return "cost not known"
-    work = cost.work(
-        {
-            "data": {"name": "imagenet", "drop_last": True},
-            "recipe": {"epochs": epochs, "global_batch": row.batch},
-            "trainer": {"evaluate_every": 1},
-            "model": {"name": row.model},
-        }
-    )
+    work = cost.work(nested(expected(row, ARMS[0])))
     return f"{work.gpu_seconds(speed.images_per_second) / 3600:.0f} GPU-h"
 
 
 def _commands(lines: Sequence[Line]) -> list[str]:
-    """What would run the rows that are not run, and decide those that are undecided."""
-    wanted: dict[tuple[str, tuple[int, ...]], dict[str, Line]] = defaultdict(dict)
+    """What would run the rows that are not run, and decide those that are undecided: on both sides of a difference."""
+    wanted: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    ended: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    rows: dict[tuple[str, str, str], Row] = {}
+
+    def name(row: Row, arm: Arm, setting: str) -> tuple[str, str, str]:
+        key = (_experiment(row, arm), arm.recipe, setting)
+        rows[key] = row
+        return key
+
     for line in lines:
-        name = line.row.experiment
-        if line.arm.implementation != EXACT:
-            name = f"truncation/{name.replace('/', '_')}"
-        if seeds := _new_seeds(line):
-            wanted[name, tuple(seeds)][line.arm.recipe] = line
-    return [_command(name, seeds, recipes) for (name, seeds), recipes in wanted.items()]
-
-
-def _command(name: str, seeds: Sequence[int], recipes: Mapping[str, Line]) -> str:
-    many = "-m " if len(seeds) * len(recipes) > 1 else ""
-    recipe = f" recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
-    cost = _hours(next(iter(recipes.values())).row)
-    return f"- `pgt train {many}experiment={name}{recipe} seed={','.join(map(str, seeds))}` ({cost} a run)"
+        own, base = name(line.row, line.arm, line.setting), published.baseline(line.row)
+        ended[own] |= set(line.ended)
+        if line.verdict.name == NOT_RUN:
+            wanted[own].add(0)
+        elif line.verdict.name == UNDECIDED and line.verdict.seeds and line.verdict.seeds <= FEW:
+            wanted[own] |= set(range(line.verdict.seeds))
+            if base is not None:
+                free = " ".join(part for part in line.setting.split() if not part.startswith("method."))
+                wanted[name(base, Arm(line.arm.recipe, EXACT), free)] |= set(range(line.verdict.seeds))
+    by_recipe: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for (experiment, recipe, setting), seeds in wanted.items():
+        if missing := tuple(sorted(seeds - ended[experiment, recipe, setting])):
+            by_recipe[experiment, setting, missing].append(recipe)
+    return [
+        _command(experiment, setting, seeds, recipes, rows[experiment, recipes[0], setting])
+        for (experiment, setting, seeds), recipes in by_recipe.items()
+    ]
 
 
 FEW = 30
 """Seeds that a command names; a difference that needs more will not be shown so."""
 
 
-def _new_seeds(line: Line) -> list[int]:
-    if line.verdict.name == NOT_RUN:
-        return [0]
-    if line.verdict.name != UNDECIDED or line.setting or not line.verdict.seeds or line.verdict.seeds > FEW:
-        return []
-    free = (seed for seed in range(line.verdict.seeds + len(line.seeds)) if seed not in line.seeds)
-    return [next(free) for _ in range(line.verdict.seeds - len(line.seeds))]
+def _experiment(row: Row, arm: Arm) -> str:
+    """What trains a row in an arm, as `experiment=` takes it, with the overrides that it still needs."""
+    if arm.implementation == EXACT:
+        return row.experiment
+    if row.alpha <= published.TRUNCATED:
+        return truncation(row.experiment)
+    batch = f" recipe.local_batch={row.batch // 4}" if row.model.endswith("_nobn") else ""
+    return f"{row.experiment} method.implementation={arm.implementation}{batch}"
+
+
+def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Sequence[str], row: Row) -> str:
+    many = "-m " if len(seeds) * len(recipes) > 1 else ""
+    recipe = f"recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
+    seed = f"seed={','.join(map(str, seeds))}"
+    parts = " ".join(part for part in (f"experiment={experiment}", recipe, setting, seed) if part)
+    return f"- `pgt train {many}{parts}` ({_hours(row)} a run)"
 
 
 def _stray(stray: Stray) -> str:

@@ -76,9 +76,10 @@ class Difference:
     def __str__(self) -> str:
         sign = "−" if round(self.mean, 2) < 0 else "+"
         mean = f"{sign}{abs(self.mean):.2f}"
+        how = f"{self.n} pair{'s' if self.n > 1 else ''}" if self.paired else f"n={self.n}, Welch"
         if math.isnan(self.low):
-            return f"{mean} (n={self.n})"
-        return f"{mean} [{_minus(self.low)}, {_minus(self.high)}]"
+            return f"{mean} ({how})"
+        return f"{mean} [{_minus(self.low)}, {_minus(self.high)}] ({how})"
 
 
 def _minus(value: float) -> str:
@@ -147,7 +148,13 @@ def _quantile(freedom: float) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN, DIVERGED = (
+    "reproduced",
+    "not reproduced",
+    "undecided",
+    "not run",
+    "diverged",
+)
 
 
 @dataclass(frozen=True)
@@ -155,37 +162,46 @@ class Verdict:
     """Whether measurements bear a published number out.
 
     Attributes:
-        name: `reproduced`, `not reproduced`, `undecided` or `not run`.
-        seeds: where undecided, how many are needed in all; 0 where the baseline has not been run.
+        name: `reproduced`, `not reproduced`, `undecided`, `not run` or `diverged`.
+        detail: in brackets behind it; empty for none.
+        seeds: where undecided, how many are needed in all, on the baseline's side, too.
     """
 
     name: str
+    detail: str = ""
     seeds: int | None = None
 
     def __str__(self) -> str:
-        if self.seeds is None:
-            return self.name
-        if self.seeds == 0:
-            return f"{self.name} (baseline not run)"
-        return f"{self.name} (n = {self.seeds} needed)"
+        return f"{self.name} ({self.detail})" if self.detail else self.name
+
+
+def undecided(seeds: int) -> Verdict:
+    """More seeds are needed: so many in all."""
+    return Verdict(UNDECIDED, f"n > {MANY} needed" if seeds >= MANY else f"n = {seeds} needed", seeds)
 
 
 def judge_difference(published: float, measured: Difference | None) -> Verdict:
     """Does the method do what the paper says it does to its baseline?
 
-    Reproduced: the interval lies on the published difference's side of zero. Not reproduced: it does not, and the
-    published difference lies beyond it. Else undecided, with the seeds that `seeds_needed` gives.
+    Reproduced: the interval lies on the published difference's side of zero; where it excludes the published size, that
+    is said. Not reproduced: it does not, and the published difference lies beyond it. Else undecided, with the seeds
+    that `seeds_needed` gives.
+
+    Args:
+        published: points, not zero.
+        measured: None where the baseline has not been run.
     """
     if measured is None:
-        return Verdict(UNDECIDED, 0)
+        return Verdict(UNDECIDED, "baseline not run", 2)
     if math.isnan(measured.low):
-        return Verdict(UNDECIDED, 2)
+        return undecided(2)
+    claim = abs(published)
     low, high = (measured.low, measured.high) if published >= 0 else (-measured.high, -measured.low)
     if low > 0:
-        return Verdict(REPRODUCED)
-    if high < abs(published):
+        return Verdict(REPRODUCED, "smaller" if high < claim else "larger" if low > claim else "")
+    if high < claim:
         return Verdict(NOT_REPRODUCED)
-    return Verdict(UNDECIDED, max(seeds_needed(published, measured.deviation), measured.n + 1))
+    return undecided(max(seeds_needed(published, measured.deviation), measured.n + 1))
 
 
 def judge_accuracy(published: float, measured: Sample) -> Verdict:
@@ -195,7 +211,7 @@ def judge_accuracy(published: float, measured: Sample) -> Verdict:
     wholly farther away. Else undecided, with the seeds whose interval would decide were mean and deviation to stay.
     """
     if measured.n < 2:
-        return Verdict(UNDECIDED, 2)
+        return undecided(2)
     low, high = interval(measured)
     if published - MARGIN <= low and high <= published + MARGIN:
         return Verdict(REPRODUCED)
@@ -205,4 +221,4 @@ def judge_accuracy(published: float, measured: Sample) -> Verdict:
     n = measured.n + 1
     while n < MANY and _quantile(n - 1) * measured.deviation / math.sqrt(n) > room:
         n += 1
-    return Verdict(UNDECIDED, n)
+    return undecided(n)

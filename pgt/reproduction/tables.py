@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import Group, read_groups
+from pgt.reproduction.groups import Group, flat, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import FINISHED, atomic_write
 
@@ -43,7 +44,7 @@ class Row:
 def compare(root: Path, experiment: str) -> list[Row]:
     """A row for each setting under an experiment, or a folder of experiments; the baseline first.
 
-    Differences are given where the experiment has one baseline.
+    Differences are to the baseline of the same experiment that is alike but for the method.
 
     Raises:
         InputError: no run there.
@@ -53,9 +54,17 @@ def compare(root: Path, experiment: str) -> list[Row]:
 
 
 def _baseline(group: Group, groups: Sequence[Group]) -> Group | None:
-    """The experiment's only baseline, where it has finished runs and is not the group itself."""
-    found = [other for other in groups if other.experiment == group.experiment and other.method == "baseline"]
-    return found[0] if len(found) == 1 and found[0].finished and found[0] is not group else None
+    """The experiment's baseline that is alike but for the method, where it has finished runs and is not the group."""
+
+    def setting(other: Group) -> dict[str, Any]:
+        values = flat(other.runs[0][1].identity)
+        return {key: value for key, value in values.items() if not key.startswith("method.")}
+
+    for other in groups:
+        alike = (other.experiment, other.method) == (group.experiment, "baseline") and setting(other) == setting(group)
+        if alike and other.finished and other is not group:
+            return other
+    return None
 
 
 def _row(group: Group, baseline: Group | None) -> Row:

@@ -84,6 +84,9 @@ CALIBRATED = """\
 The classifier's weight and bias are multiplied by α = {alpha:g}: **softmax of this network's logits** is softmax(α·z)
 of the trained network's logits z, the probabilities that training fitted. The order of the classes is as it was."""
 PLAIN = "softmax(z) of the logits z: this network was trained at α = 1."
+TRUNCATED = """\
+Neither softmax(z) nor softmax(α·z): this network was trained by the authors' hook at α = {alpha:g}, which computes
+another gradient than Eq. 9 wherever small probabilities round to zero. Calibrate it on data that it has not seen."""
 UNIFORM = "None: softmax(α·z) is uniform at α = 0. This network orders the classes."
 
 
@@ -113,7 +116,7 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         precision=run["trainer"]["precision"],
         skipped=f"; {summary.skipped_files} unreadable images were left out" if summary.skipped_files else "",
         table=_table(source.recorded, calibrated),
-        probabilities=_probabilities(calibrated, alpha).format(alpha=alpha),
+        probabilities=_probabilities(calibrated, summary.identity["method"]),
         experiment=f"Experiment `{run['experiment']}`. " if run["experiment"] else "",
         commit=summary.commit,
         run_id=summary.run_id,
@@ -198,10 +201,16 @@ def _table(record: Mapping[str, Any], calibrated: bool) -> str:
     return tabulate(cells, ("test set", "n = 1"), tablefmt="github", disable_numparse=True)
 
 
-def _probabilities(calibrated: bool, alpha: float | None) -> str:
-    if alpha in (0, 1):
-        return PLAIN if alpha else UNIFORM
-    return CALIBRATED if calibrated else AS_TRAINED
+def _probabilities(calibrated: bool, method: Mapping[str, Any]) -> str:
+    """Which probabilities are the network's own."""
+    alpha = method["alpha"]
+    if alpha == 1:
+        return PLAIN
+    if method["implementation"] == "authors_hook":
+        return TRUNCATED.format(alpha=alpha)
+    if alpha == 0:
+        return UNIFORM
+    return (CALIBRATED if calibrated else AS_TRAINED).format(alpha=alpha)
 
 
 def _changed(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def data_options(source: Source, options: Options, model: str) -> dict[str, Any]
     """
     told = dict(source.config.get("data", {}))
     name = options.data or told.get("name", "imagefolder")
-    chosen = {**_defaults(name), **(told if told.get("name") == name else {}), "name": name}
+    chosen = {**_defaults(name), "name": name}
+    if told.get("name") == name:
+        chosen |= {key: value for key, value in told.items() if key in chosen}
     chosen.pop("drop_last", None)
     given = {"root": options.root, "workers": options.workers, "image_size": options.image_size}
     for key, value in given.items():

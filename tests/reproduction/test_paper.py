@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,29 +89,32 @@ def test_every_experiment_is_some_rows_or_derives_from_one():
     assert hook == {name.replace("/", "_") for name in small}
 
 
+def test_headers_name_every_cell_with_its_value():
+    for row in published.all_rows():
+        lines = (ROOT / "conf/experiment" / f"{row.experiment}.yaml").read_text().splitlines()
+        assert f"Table {row.table}, row {row.number}" in lines[1]
+        assert f"train {row.train_top1:g}, test {row.test_top1:g}" in lines[1]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "authors"])
 def test_every_row_is_what_its_experiment_trains(recipe):
-    """Nothing that a run's numbers depend on is left out of the comparison, `FREE` keys apart."""
+    """Nothing that a run's numbers depend on is left out of the comparison, the decoder apart."""
     names = ",".join(dict.fromkeys(row.experiment for row in published.all_rows()))
     found = {c.experiment: c for c in compose_all([f"experiment={names}", f"recipe={recipe}"], multirun=True)}
     for row in published.all_rows():
         values = flat(identity(found[row.experiment]))
-        bound = {key: value for key, value in values.items() if not key.startswith(paper.FREE)}
-        assert bound == paper.expected(row, paper.Arm(recipe, "exact")), row.experiment
-        assert values["trainer.precision"] == "fp16"
+        del values[paper.DECODER]
+        assert values == paper.expected(row, paper.Arm(recipe, "exact")), row.experiment
         assert paper._setting(identity(found[row.experiment])) == row.setting
-    lines = (ROOT / "conf/experiment" / f"{row.experiment}.yaml").read_text().splitlines()
-    assert f"test {row.test_top1:g}" in lines[1]
 
 
 def test_the_truncation_arm_fills_the_same_rows_by_the_hook():
     for row in published.all_rows():
         if row.alpha > published.TRUNCATED:
             continue
-        values = flat(identity(compose(f"experiment=truncation/{row.experiment.replace('/', '_')}", "recipe=authors")))
-        wanted = paper.expected(row, paper.Arm("authors", "authors_hook"))
-        assert {key: value for key, value in values.items() if not key.startswith(paper.FREE)} == wanted
-        assert values["trainer.precision"] == "fp16"
+        values = flat(identity(compose(f"experiment={paper.truncation(row.experiment)}", "recipe=authors")))
+        del values[paper.DECODER]
+        assert values == paper.expected(row, paper.Arm("authors", "authors_hook"))
 
 
 def test_all_expands_to_the_rows_of_a_table():
@@ -178,18 +183,19 @@ def test_seeds_needed_are_the_smallest_that_simulation_bears_out(effect, deviati
     ("claim", "low", "high", "verdict"),
     [
         (0.5, 0.1, 0.9, "reproduced"),
+        (2.0, 0.1, 0.9, "reproduced (smaller)"),
         (0.5, -0.3, 0.2, "not reproduced"),
         (0.5, -0.3, 0.8, "undecided"),
         (-0.3, -0.5, -0.1, "reproduced"),
         (-0.3, -0.1, 0.4, "not reproduced"),
         (-0.3, 0.1, 0.4, "not reproduced"),
-        (0.5, 0.6, 0.9, "reproduced"),
+        (0.5, 0.6, 0.9, "reproduced (larger)"),
     ],
 )
 def test_the_verdict_on_a_difference(claim, low, high, verdict):
     measured = Difference((low + high) / 2, low, high, 0.3, 3, paired=True)
     found = judge_difference(claim, measured)
-    assert found.name == verdict
+    assert str(found).startswith(verdict)
     assert (found.seeds is not None) == (verdict == "undecided")
 
 
@@ -210,6 +216,7 @@ def test_a_table_from_planted_runs():
     plant("table1/resnet18_step_pgt", [69.62, 69.7, 69.81])
     plant("table1/resnet18_cosine_pgt", [70.0])
     plant("table1/resnet101_cosine_baseline", [70.0], status="diverged")
+    plant("table1/resnet101_cosine_pgt", [70.0], status="unfinished")
     base, pgt = lines_of(1, 9)[0], lines_of(1, 10)[0]
     assert base.best == Sample(pytest.approx(71.1), pytest.approx(0.1), 3)
     assert base.final.mean == pytest.approx(70.6)
@@ -218,15 +225,67 @@ def test_a_table_from_planted_runs():
     assert pgt.verdict.name == "reproduced"
     assert lines_of(1, 12)[0].verdict.name == "not reproduced"
     assert str(lines_of(1, 14)[0].verdict) == "undecided (baseline not run)"
-    assert lines_of(1, 7)[0].others == {"diverged": 1}
+    assert str(lines_of(1, 7)[0].verdict) == "diverged (1 of 1)"
+    assert (lines_of(1, 8)[0].others, lines_of(1, 8)[0].verdict.name) == ({"unfinished": 1}, "not run")
     assert lines_of(1, 1)[0].verdict.name == "not run"
     text = formats.render([sheets.build(Path("runs"), 1)], "markdown")
     assert "| SE-ResNet-18 | cosine     | baseline" in text
     assert "71.50 ± 0.10" in text
-    assert "+0.40 [0.40, 0.40]" in text
+    assert "+0.40 [0.40, 0.40] (3 pairs)" in text
     assert "[1] ResNet-50, step, 76.494" in text
     assert "`pgt train -m experiment=table1/seresnet50_cosine_pgt recipe=paper,authors seed=0` (43 GPU-h a run)" in text
     assert "`pgt train experiment=table1/seresnet18_cosine_pgt recipe=authors seed=0`" in text  # paper's is decided
+    assert "table1/resnet101_cosine_baseline recipe=authors seed=0" in text  # paper's has diverged: again it would, too
+
+
+def test_seeds_are_asked_for_on_both_sides_of_a_difference():
+    plant("table1/seresnet18_cosine_baseline", [71.0, 71.1, 71.2])
+    plant("table1/seresnet18_cosine_pgt", [71.2, 71.2, 71.9])
+    [line] = [line for line in lines_of(1, 10) if line.best]
+    assert line.verdict.name == "undecided"
+    seeds = ",".join(map(str, range(3, line.verdict.seeds)))
+    text = formats.render([sheets.build(Path("runs"), 1)], "markdown")
+    for method in ("baseline", "pgt"):
+        assert f"`pgt train -m experiment=table1/seresnet18_cosine_{method} seed={seeds}`" in text
+
+
+def test_a_run_counts_once_however_often_it_lies_there():
+    plant("table1/resnet18_cosine_baseline", [70.1])
+    shutil.copytree("runs/table1", "runs/backup")
+    plant("table1/resnet18_cosine_pgt", [70.1], "method.alpha=1")
+    [line] = [line for line in lines_of(1, 13) if line.best]
+    assert (line.seeds, line.best.n) == ([0], 1)
+
+
+def test_the_hook_counts_in_the_precision_that_it_is_about_alone():
+    plant("truncation/table1_resnet18_cosine_pgt", [1.0], "trainer.precision=fp32")
+    lines, [stray] = paper.measure(Path("runs"), 1)
+    assert all(line.best is None for line in lines)
+    assert stray.differing == "trainer.precision=fp32 (not fp16)"
+
+
+def test_runs_of_a_rows_experiment_that_are_another_setting_are_named():
+    plant("table1/resnet18_cosine_pgt", [70.0, 70.1], "method.alpha=0.3")
+    plant("table1/resnet18_cosine_pgt", [70.0], "trainer.evaluate_every=100")
+    _, strays = paper.measure(Path("runs"), 1)
+    assert {(stray.count, stray.differing) for stray in strays} == {
+        (2, "method.alpha=0.3 (not 0.25)"),
+        (1, "trainer.evaluate_every=100 (not 1)"),
+    }
+
+
+def test_every_command_of_the_tables_composes():
+    plant("table2/batch1024_baseline", [64.0, 64.1])
+    plant("table2/batch1024_pgt", [64.0], "method.implementation=authors_hook", "recipe.local_batch=256")
+    plant("table1/resnet18_cosine_baseline", [70.0, 70.4], "trainer.precision=bf16")
+    commands = {
+        c for n in (1, 2, 3) for c in re.findall(r"`pgt train ([^`]*)`", sheets.build(Path("runs"), n).notes[-1])
+    }
+    assert any("authors_hook" in command for command in commands)
+    assert any("trainer.precision=bf16" in command for command in commands)
+    for command in commands:
+        overrides = command.removeprefix("-m ").split()
+        assert compose_all(overrides, multirun=command.startswith("-m "))
 
 
 def test_arms_and_settings_are_told_apart():
@@ -238,12 +297,14 @@ def test_arms_and_settings_are_told_apart():
     plant("table1/resnet50_cosine_baseline", [76.0, 76.1], "recipe=authors")
     lines = {(str(line.arm), line.setting): line for line in lines_of(3, 5)}
     assert set(lines) == {
-        ("paper", "trainer.precision=fp16"),
+        ("paper", ""),
         ("paper", "trainer.precision=bf16"),
         ("authors", ""),
         ("authors, authors' hook", ""),
     }
-    assert lines["paper", "trainer.precision=fp16"].difference.mean == pytest.approx(0.1)
+    assert lines["paper", ""].difference.mean == pytest.approx(0.1)
+    assert lines["paper", "trainer.precision=bf16"].difference is None  # there is no baseline in bf16
+    assert str(lines["paper", "trainer.precision=bf16"].verdict) == "undecided (baseline not run)"
     assert lines["authors", ""].difference.mean == pytest.approx(0.45)
     assert lines["authors, authors' hook", ""].difference.mean == pytest.approx(-1.0)  # to seed 0 of the same recipe
 
@@ -256,15 +317,16 @@ def test_a_shared_run_fills_its_rows_in_both_tables():
 def test_a_run_that_leaves_the_recipe_fills_no_row_and_is_named():
     plant("table2/batch256_gc", [67.0], "recipe.epochs=50")
     plant("table2/batch256_gc", [67.1, 67.2], "method.transforms.0.max_norm=0.5")
-    assert {line.setting for line in lines_of(2, 6)} == {""}
-    assert lines_of(2, 6)[0].best.n == 2
+    assert [(line.setting, line.best.n) for line in lines_of(2, 6) if line.best] == [
+        ("method.transforms.0.max_norm=0.5", 2)
+    ]
     text = formats.render([sheets.build(Path("runs"), 2)], "terminal")
     assert "- 1 run of table2/batch256_gc: recipe.epochs=50 (not 100)" in text
 
 
 def test_csv_has_every_number_unrounded():
     plant("table1/resnet18_cosine_baseline", [70.123456])
-    table = formats.render([sheets.raw(Path("runs"), 1)], "csv")
+    table = formats.render([sheets.raw(Path("runs"), [1])], "csv")
     line = list(csv.DictReader(io.StringIO(table)))[24]
     assert (line["experiment"], line["recipe"]) == ("table1/resnet18_cosine_baseline", "paper")
     assert (line["test_top1_best"], line["test_top1_paper"], line["seeds"]) == ("70.123456", "70.208", "0")
@@ -281,8 +343,9 @@ def test_table_command_writes_each_format(ending, capsys):
 
 def test_latex_knows_every_letter():
     text = formats.render([sheets.build(Path("runs"), number) for number in (1, 2, 3)], "latex")
-    body = "".join(line for line in text.splitlines() if not line.startswith("%"))
-    assert body.isascii()
+    assert text.isascii()
+    assert r"\item[] [1] ResNet-50, step" in text
+    assert r"\texttt{pgt train -m experiment=table1/seresnet50\_cosine\_pgt" in text
 
 
 def test_every_published_number_is_in_the_tables():

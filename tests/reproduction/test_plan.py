@@ -70,7 +70,7 @@ def test_hours_worked_by_hand():
     assert machine.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 4000)
     assert machine.bound(item) == "step"
     slow = Machine(4, lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
-    assert slow.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 2000)
+    assert slow.seconds(item) == pytest.approx((128_102_400 + 5_000_000) / 2000)
     assert slow.bound(item) == "loader"
     assert Machine(4, lambda model: None).seconds(item) is None
 
@@ -87,17 +87,37 @@ def test_published_speeds_and_their_estimates():
 
 
 def test_speeds_from_bench_tables(capsys):
-    step = cost.bench_speeds(ROOT / "results/bench/step-cpu.md")
+    table = """resnet18, 256 x {size} x {size}, fp16; 8 rounds
+
+| loop              | ms a step   | images/s   |
+|-------------------|-------------|------------|
+| bare loop         | 100.00      | 9,999      |
+| pgt, PGT α = 0.25 | 341.63      | {speed}    |
+"""
+    Path("gpu.md").write_text(table.format(size=224, speed="1,234") + "\n" + table.format(size=64, speed="8,000"))
+    source = "gpu.md: resnet18, 256 x 224 x 224, fp16"
+    assert cost.bench_speeds(Path("gpu.md")) == {"resnet18": cost.Speed(1234, source)}
     loader = cost.bench_speeds(ROOT / "results/bench/loader-cpu.md")
-    text = (ROOT / "results/bench/step-cpu.md").read_text()
-    assert f"| {step['resnet18'].images_per_second:.0f}  " in text
     assert loader["loader"].images_per_second == 831
-    files = [f"--bench={ROOT}/results/bench/{name}-cpu.md" for name in ("step", "loader")]
+    files = ["--bench=gpu.md", f"--bench={ROOT}/results/bench/loader-cpu.md"]
     assert main(["plan", "experiment=table1/resnet18_cosine_pgt", *files]) == 0
-    assert "step-cpu.md" in capsys.readouterr().out
-    Path("empty.md").write_text("nothing")
-    assert main(["plan", "experiment=demo/bn", "--bench", "empty.md"]) == 2
-    assert "has no table of" in capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "gpu.md: resnet18" in printed
+    assert "loader-cpu.md" in printed
+    for bad in ("nothing", table.format(size=64, speed="8,000")):
+        Path("bad.md").write_text(bad)
+        assert main(["plan", "experiment=demo/bn", "--bench", "bad.md"]) == 2
+        assert "has no table of" in capsys.readouterr().err
+
+
+def test_of_two_runs_that_differ_in_their_decoder_alone_the_farther_one_counts():
+    for backend, status in (("torchvision", "finished"), ("dali", "unfinished")):
+        values = identity(compose_all(["experiment=table1/resnet18_cosine_pgt", f"data.backend={backend}"])[0])
+        summary = plant("table1/resnet18_cosine_pgt", "pgt", len(backend), 70.0, 70.0, status=status, curve=(1, 2))
+        path = Path("runs/table1/resnet18_cosine_pgt") / summary.run_id / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": values}))
+    [item] = items("experiment=table1/resnet18_cosine_pgt")
+    assert item.status == "done"
 
 
 def test_a_probe_measures_here(capsys):

@@ -205,3 +205,12 @@ def test_weights_of_every_format_leave_in_float32(trained):
 
     kinds = {value.dtype for value in load_file("out/model.safetensors").values()}
     assert kinds == {torch.float32, torch.int64}
+
+
+def test_what_the_hook_trained_is_not_called_calibrated(trained, capsys):
+    run = trained("model=resnet20", "method=authors_hook", "recipe.lr_peak=1e-6", "recipe.lr_start=1e-6")
+    assert main(["export", str(run), "--output", "hook"]) == 0
+    assert "Neither softmax(z) nor softmax(α·z)" in Path("hook/README.md").read_text()
+    assert main(["export", str(run), "--output", "calibrated", "--calibrate"]) == 2
+    assert "no --calibrate" in capsys.readouterr().err
+    assert not Path("calibrated").exists()

@@ -14,7 +14,8 @@ from pgt.cli import main
 from pgt.models import build
 from pgt.reproduction import published
 from pgt.tools import networks, validate, weights
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY, train
+from tests.data.test_cifar import archive
 
 AUTHORS = {"model": "resnet18_wobn", "modify_softmax": 0.25, "lr": 0.1, "warmup_lr": 0.01, "batch_size": 64,
            "world_size": 4, "sched": "cosine", "smoothing": 0.0, "clip_grad": None, "clip_mode": "norm",
@@ -257,3 +258,16 @@ def test_every_network_has_the_evaluation_of_its_config():
         chosen = validate.data_options(source, validate.Options(root=Path("x"), workers=3), path.stem)
         assert chosen["interpolation"] in path.read_text()
         assert (chosen["image_size"], chosen["workers"], chosen["backend"]) == (224, 3, "torchvision")
+
+
+def test_an_exported_cifar_run_validates_on_its_archive(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cifar").mkdir()
+    archive(tmp_path / "cifar", "cifar10", monkeypatch, packed=False)
+    small = [override for override in TINY if not override.startswith("data")]
+    summary = train(*small, "data=cifar10", "data.root=cifar", "model=resnet20", "recipe.lr_peak=0.01")
+    assert main(["export", f"runs/custom/{summary.run_id}", "--output", "out"]) == 0
+    capsys.readouterr()
+    assert main(["validate", "out", "--data", "cifar"]) == 0
+    assert f"{summary.test_top1_best:.4f}" in capsys.readouterr().out
+    assert main(["validate", "out", "--data", "cifar", "--image-size", "64"]) == 2
+    assert "data set cifar10 has no image_size" in capsys.readouterr().err

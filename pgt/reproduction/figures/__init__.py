@@ -22,16 +22,20 @@ def draw(number: int, root: Path, experiment: str | None) -> Any:
     Raises:
         InputError: the runs that it needs are not there.
     """
-    if number == 2:
-        if experiment is not None:
-            raise InputError("figure 2 needs no runs: leave the experiment out")
-        return transform.draw()
-    if number == 4:
-        return curves.draw(root, experiment)
-    if number in filters.FIGURES:
-        return filters.draw(root, number, experiment)
-    show = grid.logits if number == 8 else grid.accuracy
-    return show(root, experiment or grid.EXPERIMENTS[number])
+    try:
+        if number == 2:
+            if experiment is not None:
+                raise InputError("figure 2 needs no runs: leave the experiment out")
+            return transform.draw()
+        if number == 4:
+            return curves.draw(root, experiment)
+        if number in filters.FIGURES:
+            return filters.draw(root, number, experiment)
+        show = grid.logits if number == 8 else grid.accuracy
+        return show(root, experiment or grid.EXPERIMENTS[number])
+    except InputError:
+        style.pyplot().close("all")  # what was begun
+        raise
 
 
 def save(number: int, root: Path, experiment: str | None, output: Path) -> list[Path]:

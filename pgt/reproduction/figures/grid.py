@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from pgt.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, read_groups
+from pgt.reproduction.groups import Group, flat, read_groups, setting_of
 from pgt.reproduction.statistics import sample
 
 EXPERIMENTS = {
@@ -29,7 +30,7 @@ Series = Mapping[str, Sequence[Group]]
 
 
 def read_series(root: Path, experiment: str) -> Series:
-    """The finished groups with no other method than PGT, or none, by setting.
+    """The finished groups with no other method than PGT, or none: those in one series differ in α alone.
 
     Raises:
         InputError: fewer than two α of any setting.
@@ -37,12 +38,23 @@ def read_series(root: Path, experiment: str) -> Series:
     found: dict[str, list[Group]] = defaultdict(list)
     for group in read_groups(root, experiment):
         if group.finished and group.method in ("baseline", "pgt"):
-            found[" ".join(part for part in (group.experiment, group.setting) if part)].append(group)
-    series = {name: sorted(groups, key=lambda group: group.alpha) for name, groups in found.items() if len(groups) > 1}
+            found[json.dumps([group.experiment, _setting(group)], sort_keys=True)].append(group)
+    series = [sorted(groups, key=lambda group: group.alpha) for groups in found.values() if len(groups) > 1]
     if not series:
         command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
         raise InputError(f"there are not two α of one setting under {root / experiment}: `{command}`, say")
-    return series
+    settings = [_setting(groups[0]) for groups in series]
+    return {_label(groups[0], settings): groups for groups in series}
+
+
+def _setting(group: Group) -> dict[str, Any]:
+    values = flat(group.finished[0][1].identity)
+    return {key: value for key, value in values.items() if key != "method.alpha"}
+
+
+def _label(group: Group, settings: Sequence[Mapping[str, Any]]) -> str:
+    """The experiment, and what tells it from the others' settings."""
+    return " ".join(part for part in (group.experiment, setting_of(_setting(group), settings)) if part)
 
 
 def accuracy(root: Path, experiment: str) -> Any:
