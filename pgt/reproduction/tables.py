@@ -97,10 +97,18 @@ def build(root: Path, experiment: str) -> Table:
         InputError: no run there.
     """
     rows = compare(root, experiment)
-    notes = ["Mean ± deviation over n seeds; differences to the baseline are paired by seed."]
+    notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed. {_data(rows)}"]
     if all(row.group.experiment.startswith("demo/") for row in rows):
         notes.append(SMALL_DATA_NOTE)
     return Table("", HEADERS, [_cells(row) for row in rows], notes)
+
+
+def _data(rows: Sequence[Row]) -> str:
+    """What was measured on, and with which seeds."""
+    runs = [summary for row in rows for _, summary in row.group.finished]
+    sets = dict.fromkeys(f"{summary.identity['data']['name']} ({summary.manifest})" for summary in runs)
+    seeds = sorted({summary.seed for summary in runs})
+    return f"Data: {'; '.join(sets)}. Seeds: {', '.join(map(str, seeds))}." if runs else ""
 
 
 def _cells(row: Row) -> list[str]:
