@@ -46,6 +46,7 @@ bench: $(READY)  ## our loss, loaders and step beside what one would pick instea
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
+	$(BIN)/pgt table demo --runs results/runs --output results/tables/demo.md >/dev/null
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
