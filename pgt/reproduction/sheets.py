@@ -11,7 +11,7 @@ from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import nested
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
-from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
+from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED, Sample
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -84,30 +84,54 @@ def build(root: Path, table: int) -> Table:
 
 def raw(root: Path, numbers: Sequence[int]) -> Table:
     """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
-    headers = ["table", "row", "experiment", "model", "schedule", "batch_size", "method", "alpha", "label_smoothing"]
-    headers += ["recipe", "implementation", "setting", "seeds", "n"]
-    headers += ["train_top1_paper", "test_top1_paper", "test_top1_readme", "test_diff_paper"]
-    for name in ("train_top1", "test_top1_best", "test_top1_final"):
-        headers += [name, f"{name}_deviation"]
-    headers += ["test_diff", "test_diff_low", "test_diff_high", "test_diff_n", "test_diff_paired", "train_diff"]
-    headers += ["verdict", "verdict_detail", "seeds_needed", "notes"]
-    return Table("", headers, [_raw(line) for number in numbers for line in measure(root, number)[0]])
+    lines = [_raw(line) for number in numbers for line in measure(root, number)[0]]
+    return Table("", list(lines[0]), [[_datum(value) for value in line.values()] for line in lines])
 
 
-def _raw(line: Line) -> list[str]:
-    row, claim = line.row, published.difference(line.row)
-    cells: list[object] = [row.table, row.number, row.experiment, row.model, row.schedule, row.batch, row.method]
-    cells += [row.alpha, row.label_smoothing, line.arm.recipe, line.arm.implementation, line.setting]
-    cells += [" ".join(map(str, line.seeds)), len(line.seeds), row.train_top1, row.test_top1, row.readme_top1]
-    cells.append(None if claim is None else round(claim, 3))
-    for value in (line.train, line.best, line.final):
-        cells += [value.mean, value.deviation] if value else [None, None]
-    gain = line.difference
-    cells += [gain.mean, gain.low, gain.high, gain.n, gain.paired] if gain else [None] * 5
-    cells.append(line.train_difference.mean if line.train_difference else None)
-    cells += [line.verdict.name, line.verdict.detail, line.verdict.seeds]
-    cells.append(" ".join(map(str, row.notes)))
-    return ["" if cell is None or cell != cell else str(cell) for cell in cells]
+def _raw(line: Line) -> dict[str, object]:
+    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference, line.verdict
+    return {
+        "table": row.table,
+        "row": row.number,
+        "experiment": row.experiment,
+        "model": row.model,
+        "schedule": row.schedule,
+        "batch_size": row.batch,
+        "method": row.method,
+        "alpha": row.alpha,
+        "label_smoothing": row.label_smoothing,
+        "recipe": line.arm.recipe,
+        "implementation": line.arm.implementation,
+        "setting": line.setting,
+        "seeds": " ".join(map(str, line.seeds)),
+        "n": len(line.seeds),
+        "train_top1_paper": row.train_top1,
+        "test_top1_paper": row.test_top1,
+        "test_top1_readme": row.readme_top1,
+        "test_diff_paper": None if claim is None else round(claim, 3),
+        **_sample("train_top1", line.train),
+        **_sample("test_top1_best", line.best),
+        **_sample("test_top1_final", line.final),
+        "test_diff": gain and gain.mean,
+        "test_diff_low": gain and gain.low,
+        "test_diff_high": gain and gain.high,
+        "test_diff_n": gain and gain.n,
+        "test_diff_paired": gain and gain.paired,
+        "train_diff": line.train_difference and line.train_difference.mean,
+        "verdict": verdict.name,
+        "verdict_detail": verdict.detail,
+        "seeds_needed": verdict.seeds,
+        "notes": " ".join(map(str, row.notes)),
+    }
+
+
+def _sample(name: str, value: Sample | None) -> dict[str, object]:
+    return {name: value and value.mean, f"{name}_deviation": value and value.deviation}
+
+
+def _datum(value: object) -> str:
+    """A cell of data; what is not known, or is no number, is empty."""
+    return "" if value is None or value != value else str(value)
 
 
 def _keys(table: int) -> list[str]:
