@@ -171,10 +171,17 @@ def test_installed_elsewhere_it_carries_its_configs(tmp_path):
                    check=True, capture_output=True)  # fmt: skip
     [wheel] = wheels.glob("powergrad-*.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
-    command = [sys.executable, "-m", "pgt.cli", "train", "--cfg", "job", "experiment=demo/nobn"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)})
-    assert done.returncode == 0, done.stderr
-    assert "resnet20_nobn" in done.stdout
+
+    def installed(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pgt.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(site)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "resnet20_nobn" in installed("train", "--cfg", "job", "experiment=demo/nobn")
+    assert "77.952" in installed("table", "1")
+    assert "V100" in installed("plan", "experiment=table1/resnet50_cosine_pgt")
+    installed("report", "--runs", str(ROOT / "results/runs"), "--no-figures")
     assert (site / "pgt" / "py.typed").exists()
 
 

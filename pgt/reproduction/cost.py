@@ -73,13 +73,16 @@ def published_speed(model: str, gpu: str) -> Speed | None:
         raise InputError(f"no speed of a {gpu} is published: choose one of {', '.join(cards)}")
     name = model.removesuffix("_nobn")
     if (name, gpu) in known:
-        return Speed(*known[name, gpu])
+        speed, source = known[name, gpu]
+        return Speed(speed, f"published for {gpu}: {source}")
     if (name, REFERENCE_GPU) not in known:
         return None
     anchor = next(other for other, card in known if card == gpu)
     ratio = known[name, REFERENCE_GPU][0] / known[anchor, REFERENCE_GPU][0]
     speed, source = known[anchor, gpu]
-    return Speed(speed * ratio, f"estimate: {anchor} on {gpu} ({source}) x {ratio:.2f}, the ratio on {REFERENCE_GPU}")
+    return Speed(
+        speed * ratio, f"estimated for {gpu}: {anchor}'s ({source}) x {ratio:.2f}, the ratio on {REFERENCE_GPU}"
+    )
 
 
 def _published() -> dict[tuple[str, str], tuple[float, str]]:

@@ -80,7 +80,7 @@ def test_published_speeds_and_their_estimates():
     assert cost.published_speed("resnet18_nobn", "RTX3090").images_per_second == 3482
     estimate = cost.published_speed("resnet101", "A100-80GB")
     assert estimate.images_per_second == pytest.approx(2078 * 748 / 1218)
-    assert estimate.source.startswith("estimate: resnet50 on A100-80GB")
+    assert estimate.source.startswith("estimated for A100-80GB: resnet50's (NVIDIA")
     assert cost.published_speed("resnet20", "RTX3090") is None
     with pytest.raises(InputError, match="no speed of a H1000 is published: choose one of A100-80GB"):
         cost.published_speed("resnet50", "H1000")
