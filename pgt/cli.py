@@ -60,25 +60,25 @@ def _parser() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="the paper's tables beside what was measured, or those of any experiment")
     table.add_argument("what", help="1, 2, 3 or all: the paper's; an experiment, or a folder of them: demo/bn, demo")
-    table.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
-    table.add_argument("--format", choices=FORMATS, default="terminal", help="(default: terminal)")
+    table.add_argument("--runs", type=Path, help="the runs folder (default: runs)")
+    table.add_argument("--format", choices=FORMATS, help="(default: terminal, or by the ending of --output)")
     table.add_argument("--output", type=Path, help="write it there, too: .md, .csv, .tex or .txt")
 
     figure = commands.add_parser("figure", help="draw a figure of the paper from runs")
     figure.add_argument("number", type=int, metavar="N", help="of the paper: 2, 4-8, 10-12 or 14-17")
-    figure.add_argument("experiment", nargs="?", help="whose runs to show in the place of the paper's: demo/bn, demo")
-    figure.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
+    figure.add_argument("experiment", nargs="?", help="whose runs to show instead: demo, demo/bn, demo/bn/<run id>")
+    figure.add_argument("--runs", type=Path, help="the runs folder (default: runs)")
     figure.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
 
     report = commands.add_parser("report", help="one HTML page of tables, figures and every run")
-    report.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
+    report.add_argument("--runs", type=Path, help="the runs folder (default: runs)")
     report.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     report.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
 
     export = commands.add_parser("export", help="a finished run's network as a folder for timm and the Hub")
     export.add_argument("run", type=Path, help="a run folder: runs/<experiment>/<run id>")
     export.add_argument("--weights", choices=["best", "last"], default="best", help="of which epoch (default: best)")
-    export.add_argument("--output", type=Path, help="the folder (default: RUN/export)")
+    export.add_argument("--output", type=Path, help="the folder (default: RUN/export, or RUN/export-calibrated)")
     export.add_argument(
         "--calibrate", action="store_true", help="multiply the classifier by α: softmax(z) is calibrated"
     )
@@ -125,9 +125,11 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="the distinct runs of experiments: which are done, what the others cost")
     plan.add_argument("overrides", nargs="+", help="as of pgt train -m: experiment=table1/all,table2/all seed=0,1,2")
-    plan.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder (default: runs)")
-    plan.add_argument("--gpus", type=at_least(1), default=4, help="that share a run (default: 4, as the paper's)")
-    plan.add_argument("--gpu", default=DEFAULT_GPU, help=f"a card of published speed (default: {DEFAULT_GPU})")
+    plan.add_argument("--runs", type=Path, help="the runs folder (default: runs)")
+    plan.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # a plan always is of many
+    plan.add_argument("--gpus", type=at_least(1), default=4, help="that may share a run (default: 4, as the paper's)")
+    cards = "V100-16GB, A100-80GB or RTX3090; the first by default"
+    plan.add_argument("--gpu", default=DEFAULT_GPU, help=f"whose published speed counts: {cards}")
     speed = plan.add_mutually_exclusive_group()
     speed.add_argument("--images-per-second", type=positive, help="of one GPU, whatever the network")
     speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
@@ -171,17 +173,26 @@ def _train(arguments: list[str]) -> int:
     return launch.train(arguments)
 
 
+def _runs(options: argparse.Namespace) -> Path:
+    """The runs folder; the default one need not be there, one that is named must."""
+    if options.runs is not None and not options.runs.is_dir():
+        raise InputError(f"there is no folder {options.runs}: name the runs folder by --runs")
+    return options.runs or Path("runs")
+
+
 def _table(options: argparse.Namespace) -> int:
     from pgt.reproduction import formats, sheets, tables
 
-    form = formats.format_of(options.output) if options.output else options.format
+    form = formats.format_of(options.output) if options.output else options.format or "terminal"
+    if options.format not in (None, form):
+        raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
     if options.what in ("1", "2", "3", "all"):
         numbers = (1, 2, 3) if options.what == "all" else (int(options.what),)
-        built = [sheets.build(options.runs, number) for number in numbers]
+        built = [sheets.build(_runs(options), number) for number in numbers]
         if form == "csv":
-            built = [sheets.raw(options.runs, numbers)]
+            built = [sheets.raw(_runs(options), numbers)]
     else:
-        built = [tables.build(options.runs, options.what)]
+        built = [(tables.raw if form == "csv" else tables.build)(_runs(options), options.what)]
     text = formats.render(built, form)
     if options.output:
         tables.write(options.output, text)
@@ -198,7 +209,7 @@ def _figure(options: argparse.Namespace) -> int:
         numbers = ", ".join(map(str, figures.NUMBERS))
         raise InputError(f"no figure {options.number} is made of runs: choose one of {numbers}")
     output = options.output or Path(f"figure{options.number}")
-    for path in figures.save(options.number, options.runs, options.experiment, output):
+    for path in figures.save(options.number, _runs(options), options.experiment, output):
         print(f"written to {path}")
     return 0
 
@@ -206,21 +217,27 @@ def _figure(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from pgt.reproduction import report
 
-    report.write(options.runs, options.output, drawn=not options.no_figures)
+    if options.output.suffix not in (".html", ".htm"):
+        raise InputError(f"cannot write a page to {options.output}: end the name in .html")
+    report.write(_runs(options), options.output, drawn=not options.no_figures)
     print(f"written to {options.output}")
     return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from pgt import layout
     from pgt.compose import compose_all
     from pgt.config import identity
     from pgt.reproduction import cost, plan
+    from pgt.validate import check_size
 
     for name in ("IMAGENET", "CIFAR"):
         os.environ.setdefault(name, "not set")  # data.root costs nothing, and a plan is made before there are data
     configs = compose_all(options.overrides, multirun=True)
-    jobs = [(config.experiment or "custom", identity(config)) for config in configs]
-    items = plan.plan(jobs, options.runs)
+    for config in configs:
+        check_size(config)
+    jobs = [(c.experiment or "custom", identity(c), layout.largest(c.recipe, options.gpus)) for c in configs]
+    items = plan.plan(jobs, _runs(options))
     bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
     loader = bench.get("loader")
     if options.loader_images_per_second:
@@ -235,7 +252,7 @@ def _plan(options: argparse.Namespace) -> int:
             return cost.Speed(options.images_per_second, "stated")
         return bench.get(model) or cost.published_speed(model, options.gpu)
 
-    print(plan.render(items, plan.Machine(options.gpus, speed, loader)))
+    print(plan.render(items, plan.Machine(speed, loader)))
     return 0
 
 

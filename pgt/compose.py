@@ -260,7 +260,8 @@ def _group_error(groups: Sequence[str]) -> str | None:
                 continue
             options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
             nearest = difflib.get_close_matches(name, options, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(options)}"
+            folders = dict.fromkeys(option.rpartition("/")[0] or option for option in options)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(folders)}"
             return f"unknown {_key(text)} '{name}': {hint}"
     return None
 

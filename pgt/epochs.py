@@ -56,7 +56,8 @@ def _epoch(config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epo
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
     sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
     if not math.isfinite(record.get("test_loss", 0.0)):
-        raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: try a smaller recipe.lr_peak")
+        hint = record.get("warning", "try a smaller recipe.lr_peak")
+        raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: {hint}")
     return record
 
 

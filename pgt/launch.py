@@ -13,7 +13,8 @@ from pgt import data, sinks, workers
 from pgt.compose import check_shown, compose_all, spell_out
 from pgt.errors import InputError, TrainingError, as_input_error
 from pgt.resources import conf_dir
-from pgt.validate import validate
+from pgt.runs import DIVERGED
+from pgt.validate import check_size, validate
 from pgt.workers import Place
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def train(arguments: Sequence[str]) -> int:
 
         label = f"[{next(started)}/{total}] " if total > 1 else ""
         try:
-            run(validate(composed), label)
+            if run(validate(composed), label).status == DIVERGED:  # earlier: now it would have raised
+                failures.append(TrainingError.exit_code)
         except (InputError, TrainingError, OSError) as error:
             failure = as_input_error(error) if isinstance(error, OSError) else error
             failures.append(failure.exit_code)
@@ -106,6 +108,7 @@ def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
 
 def _check(config: Config) -> None:
     """Raises InputError for what is plainly not there."""
+    check_size(config)
     data.check(**asdict(config.data))
     sinks.check(config.logger.chosen())
 

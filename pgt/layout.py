@@ -20,9 +20,11 @@ def check(recipe: Recipe, world_size: int) -> None:
     above = next((n for n in range(world_size, recipe.global_batch + 1) if fits(recipe, n)), None)
     groups = f" in groups of recipe.local_batch={recipe.local_batch}" if recipe.local_batch else ""
     possible = f"{below} or {above}" if above else f"{below}"
+    share, rest = divmod(recipe.global_batch, world_size)
+    smaller = f"recipe.local_batch={share}: another recipe, since batch norm sees other groups" if not rest else ""
     raise InputError(
         f"{world_size} devices cannot share recipe.global_batch={recipe.global_batch}{groups}: "
-        f"take {possible}, or change the batch"
+        f"take {possible}, or {smaller if groups and smaller else 'change the batch'}"
     )
 
 

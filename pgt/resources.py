@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SIZES = {
+    "imagenet": (1_281_167, 50_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "digits": (898, 899),
+}
+"""Training and test samples of the data sets that have a fixed number."""
+
 PACKAGE = Path(__file__).resolve().parent
 
 

@@ -206,7 +206,8 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
     from rich.console import Console as Terminal
 
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
-    text = f"{label}{folder}: {before.status} earlier{other}\n{label}{_result(before)}"
+    again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
+    text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{_result(before)}"
     Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
 
 

@@ -9,9 +9,10 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgt import layout
-from pgt.config import DATA, SCHEDULES, TRANSFORMS, ClipUnitwise, Config, ImageFolder, Recipe, Transform
+from pgt.config import DATA, SCHEDULES, TRANSFORMS, ClipUnitwise, Config, ImageFolder, Recipe, Synthetic, Transform
 from pgt.environment import has_dali
 from pgt.errors import InputError
+from pgt.resources import SIZES
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -137,6 +138,17 @@ def _check(path: str, rule: dict[str, Any], value: Any) -> None:
         raise InputError(f"{path} must not be empty")
     if "choices" in rule and value not in rule["choices"]:
         raise InputError(f"{path} must be one of {', '.join(rule['choices'])}; got {value}")
+
+
+def check_size(config: Config) -> None:
+    """Raises InputError unless a data set whose size is known fills one batch."""
+    data, batch = config.data, config.recipe.global_batch
+    samples = data.num_samples if isinstance(data, Synthetic) else SIZES.get(data.name, (batch, 0))[0]
+    if samples < batch and data.drop_last:
+        raise InputError(
+            f"recipe.global_batch={batch} is more than the {samples} training samples of data={data.name}: lower it "
+            "(recipe=demo has 64)"
+        )
 
 
 def _check_batches(recipe: Recipe) -> None:

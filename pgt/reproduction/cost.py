@@ -11,18 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
-from pgt.resources import published_dir
-
-TRAIN, TEST = 1_281_167, 50_000
-"""Images of ImageNet-1K."""
-
-SIZES: Mapping[str, tuple[int, int]] = {
-    "imagenet": (TRAIN, TEST),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "digits": (898, 899),
-}
-"""Training and test images of the data sets that have a fixed number."""
+from pgt.resources import SIZES, published_dir
 
 SIZE = 224
 """Pixels of ImageNet's images, a side."""

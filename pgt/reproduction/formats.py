@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgt.errors import InputError
+from pgt.reproduction.statistics import Sample
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
 
@@ -73,6 +74,16 @@ def _render(table: Table, form: str) -> str:
         return "\n\n".join(part for part in (_tex(table.title), _letters(body), *map(_tex_note, table.notes)) if part)
     title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
     return "\n\n".join([*title, body, *table.notes])
+
+
+def datum(value: object) -> str:
+    """A cell of data; what is not known, or is no number, is empty."""
+    return "" if value is None or value != value else str(value)
+
+
+def sample_data(name: str, value: Sample | None) -> dict[str, object]:
+    """Mean and deviation as two columns of data."""
+    return {name: value and value.mean, f"{name}_deviation": value and value.deviation}
 
 
 def _letters(text: str) -> str:

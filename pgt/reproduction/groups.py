@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
+from pgt.resources import conf_dir
 from pgt.runs import FINISHED, Summary, find, method_label
 
 METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
@@ -23,8 +25,8 @@ class Group:
         experiment: where the runs lie.
         method: see `pgt.runs.method_label`.
         alpha: of PGT; 1 is the baseline.
-        setting: what else tells it from the experiment's groups of this method and α, as `recipe.epochs=2`;
-            empty where nothing does.
+        setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty where nothing
+            does.
         runs: (folder, summary), of any status.
     """
 
@@ -55,16 +57,34 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
     for folder, summary in find(root, experiment):
         runs[summary.experiment or "custom", summary.group_id].append((folder, summary))
     if not runs:
-        raise InputError(f"no runs under {root / experiment}: run `pgt train experiment={experiment}` first")
-    alike: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
+        raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
+    of_experiment: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    of_method: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for (name, _), members in runs.items():
-        alike[name, *_method(members)].append(flat(members[0][1].identity))
+        values = flat(members[0][1].identity)
+        of_experiment[name].append({key: value for key, value in values.items() if not key.startswith("method.")})
+        of_method[name, *_method(members)].append({k: v for k, v in values.items() if k.startswith("method.")})
     groups = []
     for (name, _), members in runs.items():
         method, alpha = _method(members)
-        setting = setting_of(flat(members[0][1].identity), alike[name, method, alpha])
-        groups.append(Group(name, method, alpha, setting, members))
+        values = flat(members[0][1].identity)
+        own = setting_of(values, of_experiment[name]), setting_of(values, of_method[name, method, alpha])
+        groups.append(Group(name, method, alpha, " ".join(part for part in own if part), members))
     return sorted(groups, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
+
+
+def _way_out(experiment: str) -> str:
+    """What to do where a name has no runs."""
+    top = conf_dir() / "experiment"
+    names = sorted(path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    if experiment in names:
+        return f"run `pgt train experiment={experiment}` first"
+    if experiment.strip("/") in folders:
+        return f"run `pgt train -m experiment={experiment.strip('/')}/all` first"
+    nearest = difflib.get_close_matches(experiment, [*names, *folders], n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"name one out of {', '.join(folders)}, or of your own"
+    return f"there is no experiment of this name; {hint}"
 
 
 def _method(members: Sequence[tuple[Path, Summary]]) -> tuple[str, float]:
@@ -98,9 +118,10 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def setting_of(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The values that not all of `others` share."""
-    keys = [key for key in values if any(other.get(key) != values[key] for other in others)]
-    return " ".join(f"{key}={values[key]}" for key in keys)
+    """The values that not all of `others` share, of the keys that these have; null where it has none."""
+    keys = dict.fromkeys(key for other in others for key in other)
+    told = [key for key in keys if any(other.get(key) != values.get(key) for other in others)]
+    return " ".join(f"{key}={'null' if values.get(key) is None else values[key]}" for key in told)
 
 
 def _position(method: str) -> int:

@@ -241,7 +241,7 @@ def _label(row: Row, arm: Arm, runs: Sequence[Summary], groups: Sequence[Sequenc
     """What tells runs from the row's experiment; the decoder, where it tells them from other runs of the row."""
     own = flat(runs[0].identity)
     overrides = [f"{key}={value}" for key, value in _unlike(own, expected(row, arm)) if key != DECODER]
-    decoder = setting_of({DECODER: own[DECODER]}, [flat(members[0].identity) for members in groups])
+    decoder = setting_of(own, [{DECODER: flat(members[0].identity).get(DECODER)} for members in groups])
     return " ".join(part for part in (*overrides, decoder) if part)
 
 

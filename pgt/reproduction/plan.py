@@ -13,8 +13,8 @@ from pgt.runs import DIVERGED, FINISHED, UNFINISHED, Summary, find, run_id
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
-Job = tuple[str, Mapping[str, Any]]
-"""Experiment and identity of a run."""
+Job = tuple[str, Mapping[str, Any], int]
+"""Experiment and identity of a run, and how many GPUs can share it."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Item:
 
     Attributes:
         experiment, identity: whose it is.
+        gpus: that share it.
         status: `done` (diverged runs included), `partial` or `missing`.
         work: what is left of it.
     """
 
     experiment: str
     identity: Mapping[str, Any]
+    gpus: int
     status: str
     work: Work
 
@@ -37,7 +39,7 @@ def plan(jobs: Sequence[Job], root: Path) -> list[Item]:
     """The distinct runs among the jobs, each once, with what the runs folder has of them."""
     farthest = sorted((summary for _, summary in find(root)), key=lambda s: (s.status != UNFINISHED, s.epochs))
     known = {_name(summary.identity): summary for summary in farthest}
-    distinct = {_name(identity): (experiment, identity) for experiment, identity in reversed(jobs)}
+    distinct = {_name(identity): (experiment, identity, gpus) for experiment, identity, gpus in reversed(jobs)}
     return [_item(*job, known.get(name)) for name, job in reversed(distinct.items())]
 
 
@@ -47,11 +49,11 @@ def _name(identity: Mapping[str, Any]) -> str:
     return run_id({**identity, "data": data})
 
 
-def _item(experiment: str, identity: Mapping[str, Any], found: Summary | None) -> Item:
+def _item(experiment: str, identity: Mapping[str, Any], gpus: int, found: Summary | None) -> Item:
     epochs = found.epochs if found else 0
     if found and found.status in (FINISHED, DIVERGED):
-        return Item(experiment, identity, DONE, work(identity, identity["recipe"]["epochs"]))
-    return Item(experiment, identity, PARTIAL if epochs else MISSING, work(identity, epochs))
+        return Item(experiment, identity, gpus, DONE, work(identity, identity["recipe"]["epochs"]))
+    return Item(experiment, identity, gpus, PARTIAL if epochs else MISSING, work(identity, epochs))
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,10 @@ class Machine:
     """What the runs go through on.
 
     Attributes:
-        gpus: that share a run.
         speed: network -> images per second of one GPU, where known.
         loader: images per second that the machine's CPUs deliver; None where that is not known.
     """
 
-    gpus: int
     speed: Callable[[str], Speed | None]
     loader: Speed | None = None
 
@@ -82,11 +82,13 @@ class Machine:
         speed = self.speed(item.identity["model"]["name"])
         if speed is None or item.work.images is None:
             return None
-        return item.work.gpu_seconds(speed.images_per_second * self.gpus)
+        return item.work.gpu_seconds(speed.images_per_second * item.gpus)
 
     def _loader(self, item: Item) -> float:
         return item.work.loader_seconds(self.loader.images_per_second) if self.loader else 0.0
 
+
+UNKNOWN = "speed not known; name one by --images-per-second, --bench or --probe"
 
 HEADERS = (
     "Experiment",
@@ -113,18 +115,21 @@ def render(items: Sequence[Item], machine: Machine) -> str:
     if len(groups) > 1:
         table.append(_line("all", items, machine))
     disk = sum(item.work.disk for item in items)
-    lines = [tabulate(table, HEADERS, tablefmt="github", disable_numparse=True), ""]
-    lines.append(
-        f"{len(items)} distinct runs, each on {_gpus(machine.gpus)}, one after the other; checkpoints take "
-        f"{disk / 1e9:.1f} GB. GPU-hours are hours of all GPUs together."
+    gpus = sorted({item.gpus for item in items})
+    runs = f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {' or '.join(map(str, gpus))} GPU"
+    said = (
+        f"{runs}{'s' if gpus != [1] else ''}, one after the other. GPU-h: hours of all GPUs together. Bound: what a "
+        f"run waits for. Checkpoints: {disk / 1e9:.1f} GB."
     )
-    return "\n".join([*lines, *_sources(items, machine)])
+    drawn = tabulate(table, HEADERS, tablefmt="github", disable_numparse=True)
+    return "\n".join([drawn, "", said, *_sources(items, machine)])
 
 
 def _line(name: str, items: Sequence[Item], machine: Machine) -> list[str]:
     seconds = [machine.seconds(item) for item in items]
     known = [s for s in seconds if s is not None]
     hours = sum(known) / 3600
+    gpu_hours = sum(s * item.gpus for s, item in zip(seconds, items, strict=True) if s is not None) / 3600
     unsized = " + ?" if any(item.work.images is None for item in items) else ""
     untimed = " + ?" if len(known) < len(items) else ""
     images = sum(item.work.images or 0 for item in items)
@@ -137,21 +142,22 @@ def _line(name: str, items: Sequence[Item], machine: Machine) -> list[str]:
         *(str(count[status]) for status in (DONE, PARTIAL, MISSING)),
         f"{steps:,}{unsized}",
         f"{images:,}{unsized}",
-        f"{hours * machine.gpus:,.1f}{untimed}",
-        f"{hours:,.1f}{untimed}",
+        f"{_short(gpu_hours)}{untimed}",
+        f"{_short(hours)}{untimed}",
         ", ".join(bounds),
     ]
 
 
-def _gpus(count: int) -> str:
-    return "one GPU" if count == 1 else f"{count} GPUs"
+def _short(hours: float) -> str:
+    """Two digits of what is short."""
+    return f"{hours:,.1f}" if hours >= 1 or hours == 0 else f"{hours:.2g}"
 
 
 def _sources(items: Sequence[Item], machine: Machine) -> list[str]:
     found = []
     for model in dict.fromkeys(item.identity["model"]["name"] for item in items):
         speed = machine.speed(model)
-        said = f"{speed.images_per_second:,.0f} images/s a GPU, {speed.source}" if speed else "speed not known: ?"
+        said = f"{speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else UNKNOWN
         found.append(f"- {model}: {said}")
     if machine.loader:
         found.append(f"- loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")

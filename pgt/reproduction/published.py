@@ -65,8 +65,8 @@ NOTES: Mapping[int, str] = {
     "of a process.",
     8: "One run a row: differences this small rest on one seed on either side.",
     9: "The caption of Fig. 4(b) gives α = 0.3 for ResNet-50 and refers to Table 1, which has 0.05.",
-    10: "In fp16 the authors' code flushes small probabilities to zero before the power: the smaller α, the more. "
-    "experiment=truncation/... repeats it.",
+    10: "In fp16 the authors' code flushes small probabilities to zero before the power, the more the larger the "
+    "logits, which grow as α falls. experiment=truncation/... repeats it.",
 }
 """Where the paper disagrees with itself or with its code."""
 

@@ -157,7 +157,14 @@ def _embedded(figure: Any) -> str:
 
 
 def _sections(runs: Sequence[tuple[Path, Summary]]) -> list[Section]:
-    return [_section(folder, summary, _baseline(summary, runs)) for folder, summary in runs]
+    return [_section(folder, summary, _baseline(summary, runs)) for folder, summary in sorted(runs, key=_position)]
+
+
+def _position(run: tuple[Path, Summary]) -> tuple[Any, ...]:
+    """By experiment, method and α, the baseline first, and seed."""
+    _, summary = run
+    label, alpha = method_label(summary.identity), summary.identity["method"]["alpha"]
+    return summary.experiment or "", label != "baseline", label, -alpha, summary.seed
 
 
 def _baseline(summary: Summary, runs: Sequence[tuple[Path, Summary]]) -> Summary | None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgt.reproduction import cost, published
-from pgt.reproduction.formats import Table
+from pgt.reproduction.formats import Table, datum, sample_data
 from pgt.reproduction.groups import nested
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
-from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED, Sample
+from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -41,13 +41,13 @@ MEASURED = (
     "Recipe",
     "n",
     "Train: paper",
-    "measured",
+    "ours",
     "Test: paper",
-    "README",
-    "best epoch",
-    "last epoch",
+    "authors' README",
+    "ours, best epoch",
+    "ours, last epoch",
     "Diff: paper",
-    f"measured [{CONFIDENCE:.0%}]",
+    f"ours [{CONFIDENCE:.0%}]",
     "Verdict",
 )
 
@@ -77,7 +77,9 @@ def build(root: Path, table: int) -> Table:
     if strays:
         notes.append("\n".join(["Not in the table:", *map(_stray, strays)]))
     if commands := _commands(lines):
-        head = f"To fill it (GPU-hours on a {cost.DEFAULT_GPU} by published speeds):"
+        head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"
+        if all(line.verdict.name == NOT_RUN for line in lines):
+            head += f" `pgt train -m experiment=table{table}/all recipe=paper,authors seed=0`, or one by one:"
         notes.append("\n".join([head, *commands]))
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
@@ -85,7 +87,7 @@ def build(root: Path, table: int) -> Table:
 def raw(root: Path, numbers: Sequence[int]) -> Table:
     """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
     lines = [_raw(line) for number in numbers for line in measure(root, number)[0]]
-    return Table("", list(lines[0]), [[_datum(value) for value in line.values()] for line in lines])
+    return Table("", list(lines[0]), [[datum(value) for value in line.values()] for line in lines])
 
 
 def _raw(line: Line) -> dict[str, object]:
@@ -109,9 +111,9 @@ def _raw(line: Line) -> dict[str, object]:
         "test_top1_paper": row.test_top1,
         "test_top1_readme": row.readme_top1,
         "test_diff_paper": None if claim is None else round(claim, 3),
-        **_sample("train_top1", line.train),
-        **_sample("test_top1_best", line.best),
-        **_sample("test_top1_final", line.final),
+        **sample_data("train_top1", line.train),
+        **sample_data("test_top1_best", line.best),
+        **sample_data("test_top1_final", line.final),
         "test_diff": gain and gain.mean,
         "test_diff_low": gain and gain.low,
         "test_diff_high": gain and gain.high,
@@ -123,15 +125,6 @@ def _raw(line: Line) -> dict[str, object]:
         "seeds_needed": verdict.seeds,
         "notes": " ".join(map(str, row.notes)),
     }
-
-
-def _sample(name: str, value: Sample | None) -> dict[str, object]:
-    return {name: value and value.mean, f"{name}_deviation": value and value.deviation}
-
-
-def _datum(value: object) -> str:
-    """A cell of data; what is not known, or is no number, is empty."""
-    return "" if value is None or value != value else str(value)
 
 
 def _keys(table: int) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgt.reproduction.formats import Table
+from pgt.reproduction.formats import Table, datum, sample_data
 from pgt.reproduction.groups import Group, flat, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import FINISHED, atomic_write
@@ -101,6 +101,34 @@ def build(root: Path, experiment: str) -> Table:
     if all(row.group.experiment.startswith("demo/") for row in rows):
         notes.append(SMALL_DATA_NOTE)
     return Table("", HEADERS, [_cells(row) for row in rows], notes)
+
+
+def raw(root: Path, experiment: str) -> Table:
+    """The same as data, for CSV: a number a cell, nothing rounded.
+
+    Raises:
+        InputError: no run there.
+    """
+    lines = [_raw(row) for row in compare(root, experiment)]
+    return Table("", list(lines[0]), [[datum(value) for value in line.values()] for line in lines])
+
+
+def _raw(row: Row) -> dict[str, object]:
+    group = row.group
+    return {
+        "experiment": group.experiment,
+        "group_id": group.runs[0][1].group_id,
+        "method": group.method,
+        "alpha": group.alpha,
+        "setting": group.setting,
+        "seeds": " ".join(str(seed) for seed in sorted(summary.seed for _, summary in group.finished)),
+        "n": len(group.finished),
+        **sample_data("train_top1", row.train),
+        **sample_data("train_diff", row.train_difference),
+        **sample_data("test_top1_final", row.test),
+        **sample_data("test_diff", row.test_difference),
+        **sample_data("test_top1_best", row.best),
+    }
 
 
 def _data(rows: Sequence[Row]) -> str:

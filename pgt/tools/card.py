@@ -76,6 +76,8 @@ from safetensors.torch import load_file
 model = build("{model}", num_classes={classes}).eval()
 model.load_state_dict(load_file("PATH/model.safetensors"))  # PATH: this folder
 ```
+
+It takes images [N, 3, {size}, {size}]: pixels in [0, 1] less the mean {mean}, over the deviation {deviation}.
 """
 AS_TRAINED = """\
 The probabilities that training fitted are **softmax(α·z) with α = {alpha:g}**, not softmax(z): under the transform the
@@ -231,7 +233,10 @@ def _difference(values: Mapping[str, Any], default: str) -> dict[str, Any]:
 
 def _loading(source: Source, config: Mapping[str, Any]) -> str:
     if not _in_timm(source):
-        return OURS.format(model=source.model, classes=config["num_classes"])
+        seen = config["pretrained_cfg"]
+        mean, deviation = (", ".join(f"{value:.4g}" for value in seen[key]) for key in ("mean", "std"))
+        size, classes = seen["input_size"][1], config["num_classes"]
+        return OURS.format(model=source.model, classes=classes, size=size, mean=mean, deviation=deviation)
     if str(source.model).endswith("_nobn"):
         return TIMM.format(arguments=", norm_layer=torch.nn.Identity") + WITHOUT_NORM
     return TIMM.format(arguments="").replace("import torch\n", "")

@@ -28,7 +28,7 @@ CIFAR_AND_FOLDERS = (*data.CIFAR, *data.FOLDERS)
 
 def command(run: Path, which: str, output: Path | None, calibrate: bool) -> None:
     """Export and say where to."""
-    folder = output or run / "export"
+    folder = output or run / ("export-calibrated" if calibrate else "export")
     export(run, which, folder, calibrate)
     print(f"written to {folder}")
 
@@ -124,6 +124,8 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_place(folder: Path) -> None:
     if folder.is_dir() and (others := sorted(path.name for path in folder.iterdir() if path.name not in FILES)):
         raise InputError(f"{folder} holds other things than an export ({others[0]}): name another --output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder} is no export (it has no model.safetensors): name another --output")
     if not folder.is_dir() and folder.exists():
         raise InputError(f"{folder} is no folder: name another --output")
 

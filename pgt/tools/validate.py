@@ -79,6 +79,8 @@ def command(checkpoint: Path, which: str | None, options: Options) -> None:
         print(line)
     chosen = data_options(source, options, name)
     alpha = _first(options.alpha, source.alpha, 1.0)
+    if (trained := source.known.get("alpha", alpha)) != alpha and options.alpha is None:
+        print(f"calibrated: its classifier was multiplied by the α = {trained:g} of its training, so that z is α·z")
     precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
     where = " ".join(str(part) for part in (chosen["name"], chosen.get("root", "")) if part)
     by = f", {chosen['interpolation']}, {chosen['backend']}" if "backend" in chosen else ""
@@ -110,7 +112,8 @@ def data_options(source: Source, options: Options, model: str) -> dict[str, Any]
         if value is None:
             continue
         if key not in chosen or name == "synthetic":
-            raise InputError(f"data set {name} has no {key}: leave --{'data' if key == 'root' else key} out")
+            option = "data" if key == "root" else key.replace("_", "-")
+            raise InputError(f"data set {name} has no {key}: leave --{option} out")
         chosen[key] = str(value) if key == "root" else value
     if "root" in chosen and not chosen["root"]:
         raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")

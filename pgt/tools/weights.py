@@ -191,13 +191,13 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a pickle by another hand than torch's
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # torch.load answers a damaged file with whatever it stumbles over
         if isinstance(error, pickle.UnpicklingError) and (refused := re.search(r"GLOBAL ([\w.]*\w)", str(error))):
             raise InputError(
                 f"{path} is not loaded: it holds {refused[1]}; only tensors and plain values are safe to load"
             ) from None
+        if isinstance(error, OSError) and error.filename:
+            raise
         raise _damaged(path, error) from None
 
 

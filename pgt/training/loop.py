@@ -140,7 +140,8 @@ class Trainer:
                 report = self._report(step, started)
                 sink.write(step, {"event": "step", "epoch": epoch, **report})
         if not math.isfinite(report["train_loss"]):
-            raise TrainingError(f"no loss of epoch {epoch + 1} was finite: try a smaller recipe.lr_peak")
+            hint = report.get("warning", "try a smaller recipe.lr_peak")
+            raise TrainingError(f"no loss of epoch {epoch + 1} was finite: {hint}")
         return report
 
     def _report(self, step: int, started: float) -> dict[str, Any]:

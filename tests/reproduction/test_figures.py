@@ -80,7 +80,7 @@ def test_epochs_to_the_baselines_end():
     plant("demo/bn", "gc", 0, 70.0, 69.0, curve=(40, 50, 60, 70))
     figure = curves.draw(Path("runs"), "demo/bn")
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-    assert labels == ["baseline (n=1): epoch 4", "gc (n=1): not reached", "pgt α=0.25 (n=1): epoch 2"]
+    assert labels == ["baseline (n=1): in epoch 4", "gc (n=1): not", "pgt α=0.25 (n=1): in epoch 2"]
 
 
 def test_the_papers_own_panels_take_their_runs(monkeypatch):

@@ -24,7 +24,7 @@ def _imagenet(monkeypatch):
 
 def items(*overrides, root="runs"):
     configs = compose_all(overrides, multirun=True)
-    return plan([(config.experiment, identity(config)) for config in configs], Path(root))
+    return plan([(config.experiment, identity(config), 4) for config in configs], Path(root))
 
 
 def test_the_three_tables_are_29_runs(capsys):
@@ -37,7 +37,7 @@ def test_the_three_tables_are_29_runs(capsys):
 def test_runs_that_are_shared_count_once():
     assert len(items("experiment=table3/all", "seed=0,1")) == 16
     assert len(items("experiment=table1/resnet50_cosine_pgt,table3/all")) == 8
-    jobs = [("a", identity(compose_all(["experiment=demo/bn"])[0]))] * 2
+    jobs = [("a", identity(compose_all(["experiment=demo/bn"])[0]), 1)] * 2
     assert [item.experiment for item in plan(jobs, Path("runs"))] == ["a"]
 
 
@@ -66,13 +66,22 @@ def test_hours_worked_by_hand():
     assert item.work.steps == 100 * 1251  # of 1024 images, the last, partial one left out
     assert item.work.images == 100 * 1251 * 1024
     assert item.work.evaluated == 100 * 50_000
-    machine = Machine(4, lambda model: cost.Speed(1000, "stated"))
+    machine = Machine(lambda model: cost.Speed(1000, "stated"))
     assert machine.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 4000)
     assert machine.bound(item) == "step"
-    slow = Machine(4, lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
+    slow = Machine(lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
     assert slow.seconds(item) == pytest.approx((128_102_400 + 5_000_000) / 2000)
     assert slow.bound(item) == "loader"
-    assert Machine(4, lambda model: None).seconds(item) is None
+    assert Machine(lambda model: None).seconds(item) is None
+
+
+def test_a_run_takes_no_more_gpus_than_can_share_it(capsys):
+    assert main(["plan", "experiment=table1/resnet50_cosine_pgt,table2/batch256_pgt", "--gpus=8"]) == 0
+    printed = capsys.readouterr().out
+    assert "each on 4 or 8 GPUs" in printed  # four groups of 256; without batch norm any part of the batch
+    assert main(["plan", "experiment=table1/resnet50_cosine_pgt", "--gpus=3", "--images-per-second=1000"]) == 0
+    assert "each on 2 GPUs" in capsys.readouterr().out
+    assert main(["plan", "-m", "experiment=demo/bn", "--images-per-second=1000"]) == 0
 
 
 def test_published_speeds_and_their_estimates():

@@ -90,7 +90,7 @@ def test_settings_that_differ_get_rows_and_lines_of_their_own():
         plant("demo/bn", "pgt", seed, 1.0, 90.0, curve=(50, 60, 90), overrides=["recipe.epochs=7"])
     groups = read_groups(Path("runs"), "demo/bn")
     assert [group.label for group in groups] == [
-        "pgt α=0.5",
+        "pgt α=0.5 recipe.epochs=15",
         "pgt α=0.25 recipe.epochs=15",
         "pgt α=0.25 recipe.epochs=7",
     ]
@@ -134,7 +134,7 @@ def test_curves_command_draws_a_picture():
 
 def test_nothing_to_show_exits_2(capsys):
     assert main(["table", "demo"]) == 2
-    assert "pgt train experiment=demo" in capsys.readouterr().err
+    assert "run `pgt train -m experiment=demo/all` first" in capsys.readouterr().err
     plant("demo/nobn", "agc", 0, None, None, status="diverged")
     assert main(["figure", "4", "demo", "--output", "x.png"]) == 2
     assert main(["figure", "4", "demo", "--output", "x.gif"]) == 2

@@ -57,6 +57,7 @@ def draw(root: Path, experiment: str | None) -> Any:
             _accuracy(axes[row][column], curves, metric)
             axes[row][column].set(title=name if row == 0 else "", xlabel="Epoch", ylabel=label)
         _saved(axes[2][column], curves)
+    figure.suptitle("Line: mean over seeds; band: from the least to the greatest", fontsize="medium")
     return figure
 
 
@@ -103,6 +104,8 @@ def _accuracy(axis: Any, curves: Sequence[Curve], metric: str) -> None:
 
 def _saved(axis: Any, curves: Sequence[Curve]) -> None:
     """Mean test accuracy, the first curve's last value, and where the others first reach it."""
+    from matplotlib.ticker import MaxNLocator
+
     goal = fmean(curves[0].of("test_top1")[1][-1])
     lowest = goal
     for index, curve in enumerate(curves):
@@ -110,12 +113,13 @@ def _saved(axis: Any, curves: Sequence[Curve]) -> None:
         means = [fmean(v) for v in values]
         lowest = min(lowest, means[len(means) // 3])
         there = next((epoch for epoch, mean in zip(epochs, means, strict=True) if mean >= goal), None)
-        label = f"{curve.label}: {f'epoch {there}' if there else 'not reached'}"
+        label = f"{curve.label}: {f'in epoch {there}' if there else 'not'}"
         axis.plot(epochs, means, label=label, **style(index))
         if there:
             axis.plot([there], [means[epochs.index(there)]], "o", color=style(index)["color"], markersize=5)
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
     axis.set(xlabel="Epoch", ylabel="Test top-1 (%)", ylim=(lowest, None))
-    axis.set_title(f"Epochs to {goal:.2f} %, the first one's end", fontsize="medium")
+    axis.set_title(f"Reaching {goal:.2f} %, the last epoch of {curves[0].label}", fontsize="medium")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(True, alpha=0.3)
     axis.legend(frameon=False, fontsize="small")

@@ -11,7 +11,7 @@ from pgt.errors import InputError
 from pgt.reproduction.figures.style import pyplot
 from pgt.reproduction.groups import read_groups
 from pgt.reproduction.norms import Norms, read_norms, zeroed_out
-from pgt.runs import find
+from pgt.runs import FINISHED, find
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,8 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
         for group in read_groups(root, name) if find(root, name) else ():
             for folder, summary in sorted(group.runs, key=lambda run: run[1].seed):
                 norms = read_norms(folder)
+                if norms is not None and not len(norms.steps) and summary.status == FINISHED:
+                    raise InputError(f"{folder / 'norms'} holds no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
                     found.append((f"{group.experiment}, {group.label}, seed {summary.seed}", norms))
                     break
@@ -107,11 +109,12 @@ def _all_layers(title: str, norms: Norms) -> Any:
     figure, axes = pyplot().subplots(rows, 5, figsize=(15, 2.5 * rows), squeeze=False, layout="constrained")
     for axis, layer in zip(axes.flat, norms.layers, strict=False):
         _panel(axis, norms, layer.index)
-        axis.set_ylabel("")
         axis.title.set_fontsize("small")
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     figure.suptitle(title)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
     return figure
 
 

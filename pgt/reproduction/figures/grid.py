@@ -39,8 +39,8 @@ def read_series(root: Path, experiment: str) -> Series:
     for group in read_groups(root, experiment):
         if group.finished and group.method in ("baseline", "pgt"):
             found[json.dumps([group.experiment, _setting(group)], sort_keys=True)].append(group)
-    series = [sorted(groups, key=lambda group: group.alpha) for groups in found.values() if len(groups) > 1]
-    if not series:
+    series = [sorted(groups, key=lambda group: group.alpha) for groups in found.values()]
+    if all(len(groups) < 2 for groups in series):
         command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
         raise InputError(f"there are not two α of one setting under {root / experiment}: `{command}`, say")
     settings = [_setting(groups[0]) for groups in series]
@@ -59,15 +59,17 @@ def _label(group: Group, settings: Sequence[Mapping[str, Any]]) -> str:
 
 def accuracy(root: Path, experiment: str) -> Any:
     """Training and test top-1 over α, mean ± deviation over seeds (Figs. 10-12)."""
+    series = read_series(root, experiment)
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
     for axis, metric, label in zip(
         axes, ("train_top1", "test_top1_best"), ("Training top-1 (%)", "Test top-1, best epoch (%)"), strict=True
     ):
-        for index, (name, groups) in enumerate(read_series(root, experiment).items()):
+        for index, (name, groups) in enumerate(series.items()):
             _bars(axis, groups, metric, f"{name} ({_seeds(groups)})", index)
             if groups[-1].alpha == 1:
                 axis.axhline(_mean(groups[-1], metric), color=style(index)["color"], linewidth=0.8, linestyle=":")
-        axis.set(xlabel="α", ylabel=label)
+        axis.set(ylabel=label)
+        _alphas(axis, series)
         axis.grid(True, alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
     figure.suptitle("Mean ± deviation over seeds; dotted: α = 1, the baseline", fontsize="medium")
@@ -76,24 +78,35 @@ def accuracy(root: Path, experiment: str) -> Any:
 
 def logits(root: Path, experiment: str) -> Any:
     """Logit norm over α; loss at z and at α·z over α; loss over logit norm with its regression line (Fig. 8)."""
-    figure, (left, middle, right) = pyplot().subplots(1, 3, figsize=(14, 4), layout="constrained")
-    for index, (name, groups) in enumerate(read_series(root, experiment).items()):
+    figure, (left, middle, right) = pyplot().subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    series = read_series(root, experiment)
+    for index, (name, groups) in enumerate(series.items()):
+        of = f", {name}" if len(series) > 1 else ""
         _bars(left, groups, "test_logit_norm", f"{name} ({_seeds(groups)})", index)
-        _bars(middle, groups, "test_loss", "at z", 2 * index)
-        _bars(middle, groups, "test_loss_alpha", "at α·z, calibrated", 2 * index + 1)
+        _bars(middle, groups, "test_loss", f"at z{of}", 2 * index)
+        _bars(middle, groups, "test_loss_alpha", f"at α·z, calibrated{of}", 2 * index + 1)
         _scatter(right, groups, index)
     if experiment in EXPERIMENTS.values():  # on other data it is another line
         slope, intercept = PAPER_LINE
         right.axline((0, intercept), slope=slope, linestyle="--", color="grey", label=f"paper: {slope} x + {intercept}")
-    left.set(xlabel="α", ylabel="Mean 2-norm of the logits, test set")
-    middle.set(xlabel="α", ylabel="Test loss")
-    right.set(xlabel="Logit norm", ylabel="Test loss at z")
-    logarithmic(left, horizontal=False)
-    logarithmic(middle, horizontal=False)
+    left.set(ylabel="Mean 2-norm of the logits, test set")
+    middle.set(ylabel="Test loss")
+    for axis in (left, middle):
+        logarithmic(axis, horizontal=False)
+        _alphas(axis, series)
+    right.set(xlabel="Logit norm", ylabel="Test loss at z", title="A point a run; line of least squares")
+    right.grid(True, alpha=0.3)
     for axis in (left, middle, right):
-        axis.grid(True, alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
+    figure.suptitle("Left and middle: mean ± deviation over seeds", fontsize="medium")
     return figure
+
+
+def _alphas(axis: Any, series: Series) -> None:
+    """Ticks where there are values, as many as have room."""
+    values = sorted({group.alpha for groups in series.values() for group in groups})
+    apart = [value for i, value in enumerate(values) if i == 0 or value - values[i - 1] > 0.03]
+    axis.set(xlabel="α", xticks=apart, xticklabels=[f"{value:g}" for value in apart])
 
 
 def _bars(axis: Any, groups: Sequence[Group], metric: str, label: str, index: int) -> None:
@@ -111,9 +124,13 @@ def _scatter(axis: Any, groups: Sequence[Group], index: int) -> None:
     norms = np.array([value for group in groups for value in _values(group, "test_logit_norm")])
     losses = np.array([value for group in groups for value in _values(group, "test_loss")])
     axis.plot(norms, losses, "o", color=style(index)["color"], markersize=4)
+    if len(groups) < 2:
+        return
     ends = np.array([norms.min(), norms.max()])
     slope, intercept = np.polyfit(norms, losses, 1)
-    axis.plot(ends, slope * ends + intercept, label=f"loss = {slope:.5f} x + {intercept:.5f}", **style(index))
+    fit = f"{slope:.5f} x {'+' if intercept >= 0 else '−'} {abs(intercept):.5f}"
+    r2 = np.corrcoef(norms, losses)[0, 1] ** 2
+    axis.plot(ends, slope * ends + intercept, label=f"{fit} ({len(norms)} runs, R² = {r2:.2f})", **style(index))
 
 
 def _values(group: Group, metric: str) -> list[float]:

@@ -62,14 +62,14 @@ def style(index: int) -> dict[str, str]:
 
 
 def logarithmic(axis: Any, horizontal: bool = True) -> None:
-    """The vertical axis, and the horizontal one if asked for, in powers, with plain numbers at 1, 2 and 5."""
+    """The vertical axis, and the horizontal one if asked for, in powers, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")
     if horizontal:
         axis.set_xscale("log")
     for direction in (axis.xaxis, axis.yaxis) if horizontal else (axis.yaxis,):
-        direction.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        direction.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         direction.set_major_formatter(StrMethodFormatter("{x:g}"))
         direction.set_minor_formatter(NullFormatter())
     axis.grid(True, which="major", alpha=0.3)
