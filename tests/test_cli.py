@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import pgt as package
+from pgt.cli import main
 from tests.conftest import ROOT, TINY, pgt
 
 
@@ -197,3 +198,25 @@ def test_answers_in_a_blink(arguments, seconds):
         pgt(*arguments)
         times.append(time.perf_counter() - started)
     assert statistics.median(times) < seconds
+
+
+def test_a_diverged_run_fails_each_time(capsys):
+    command = ["train", *TINY, "model=resnet20", "recipe.lr_peak=1e30", "recipe.epochs=2"]
+    assert main(command) == 1
+    assert main(command) == 1
+    assert "diverged earlier; trainer.force=true starts over" in capsys.readouterr().out
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(capsys):
+    for command in (["train", "-m", "seed=0,1"], ["plan", "seed=0"]):
+        assert main(command) == 2
+        assert (
+            "recipe.global_batch=1024 is more than the 898 training samples of data=digits" in capsys.readouterr().err
+        )
+    assert list(Path().iterdir()) == []
+
+
+def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):
+    assert main(["train", "experiment=demo/bn", "--cfg", "job"]) == 0
+    assert main(["train", "experiment=demo/all", "--cfg", "job"]) == 2
+    assert "names 2 runs: add -m" in capfd.readouterr().err

@@ -386,25 +386,26 @@ def resident():
         try:
             if int(pid) == os.getpid() or parent(pid) == os.getpid():
                 with open(f"/proc/{pid}/smaps_rollup") as file:
-                    total += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+                    total += sum(int(line.split()[1]) for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
         except OSError:
             continue
     return total
 if __name__ == "__main__":
     train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 64})
-    for epoch in range(20):
+    for epoch in range(30):
         for loader, index in ((train, epoch), (test, 0)):
             for batch in loader.epoch(index):
                 pass
-        if epoch in (2, 19):
+        if epoch in (9, 29):
             print(resident())
 """
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_memory_stays_flat(tmp_path, backend):
-    """Of the process and of those that read for it: no page counts twice."""
+    """Of the process and of those that read for it: no page counts twice, and none of libraries, of which a process
+    has the more the fewer others use them."""
     generate(tmp_path / "train", 48)
     generate(tmp_path / "val", 8)
     early, late = (int(line) for line in script(MEMORY, backend))
-    assert late < 1.05 * early
+    assert late < 1.08 * early  # malloc's arenas move it by 3%; a batch kept each epoch would make it 12%

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -184,3 +185,33 @@ def test_tables_plan_and_report_of_200_runs_need_no_torch():
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert Path("report.html").read_text().count("<details id") == 201
+
+
+def test_norms_that_are_gone_are_not_passed_over(trained):
+    shutil.copytree(trained, "runs")
+    folder = next(path.parent for path in sorted(Path("runs").rglob("norms.bin")))
+    (folder / "norms.bin").write_bytes(b"cut")
+    with pytest.raises(InputError, match="holds no record of a finished run"):
+        figures.draw(14, Path("runs"), f"custom/{folder.parent.name}")
+
+
+def test_norms_of_a_diverging_run_are_drawn():
+    """Infinite and missing norms leave the axes to the others."""
+    from pgt.reproduction.figures.style import pyplot
+
+    _, axis = pyplot().subplots()
+    values = np.array([[1.0, 2.0], [np.inf, 1.5], [np.nan, 1.0]])
+    filters._lines(axis, np.array([0, 1, 2]), values)
+    assert axis.get_ylim() == (0, pytest.approx(2.1))
+    pyplot().close("all")
+
+
+def test_runs_of_different_settings_are_no_curve():
+    plant("demo/bn", "pgt", 0, 90.0, 80.0, overrides=["method.alpha=1"])
+    plant("demo/bn", "pgt", 0, 90.0, 81.0, overrides=["method.alpha=0.5"])
+    plant("demo/bn", "pgt", 0, 90.0, 50.0, overrides=["method.alpha=0.5", "recipe.epochs=3"])
+    series = grid.read_series(Path("runs"), "demo/bn")
+    assert {name: [group.alpha for group in groups] for name, groups in series.items()} == {
+        "demo/bn recipe.epochs=15": [0.5, 1],
+        "demo/bn recipe.epochs=3": [0.5],
+    }

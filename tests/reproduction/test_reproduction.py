@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import math
 from dataclasses import asdict
@@ -150,3 +152,37 @@ def test_a_summary_survives_the_round_trip():
 def test_unknown_runs_folder_is_refused():
     with pytest.raises(InputError, match="no runs under elsewhere/demo"):
         tables.compare(Path("elsewhere"), "demo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "4"], "there is no experiment of this name; name one out of demo, fig4, grid, table1"),
+        (["table", "demo/bm"], "did you mean demo/bn?"),
+        (["table", "demo/bn"], "run `pgt train experiment=demo/bn` first"),
+        (["table", "demo/"], "run `pgt train -m experiment=demo/all` first"),
+        (["table", "1", "--runs", "nowhere"], "there is no folder nowhere"),
+        (["table", "1", "--format", "csv", "--output", "t.md"], "--format csv and --output t.md do not go together"),
+        (["report", "--output", "t.txt"], "end the name in .html"),
+    ],
+)
+def test_a_wrong_name_gets_a_way_out_that_works(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_difference_is_between_runs_that_differ_in_the_method_alone():
+    plant("demo/bn", "baseline", 0, 90.0, 96.0, overrides=["recipe.epochs=6"])
+    plant("demo/bn", "pgt", 0, 60.0, 58.0, overrides=["recipe.epochs=3"])
+    baseline, pgt = tables.compare(Path("runs"), "demo/bn")
+    assert pgt.test_difference is None
+    assert (baseline.group.setting, pgt.group.setting) == ("recipe.epochs=6", "recipe.epochs=3")
+
+
+def test_csv_is_data(capsys):
+    plant_table()
+    assert main(["table", "demo", "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [line["method"] for line in lines] == ["baseline", "gc", "agc", "pgt"]
+    assert (lines[3]["test_diff"], lines[3]["seeds"], lines[3]["alpha"]) == ("1.0", "0 1 2", "0.25")
+    assert (lines[2]["test_top1_final"], lines[2]["n"]) == ("", "0")
