@@ -77,15 +77,16 @@ MAY_IMPORT = {
     "cli": {
         "compose",
         "config",
-        "environment",
         "errors",
         "launch",
         "layout",
+        "options",
         "reproduction",
         "resources",
         "tools",
         "validate",
     },
+    "options": {"environment", "reproduction"},
     "__init__": {"methods"},
 }
 NO_TORCH = [

@@ -27,8 +27,8 @@ from pgt.reproduction.statistics import (
     sample,
     seeds_needed,
 )
-from pgt.runs import Summary, group_id, run_id, write_summary
 from tests.conftest import ROOT, compose
+from tests.reproduction.test_reproduction import plant_summary
 
 
 @pytest.fixture(autouse=True)
@@ -41,24 +41,7 @@ def plant(experiment, best, *overrides, train=70.0, status="finished"):
     [config] = compose_all([f"experiment={experiment}", *overrides])
     for seed, top1 in enumerate(best):
         config.seed = seed
-        values = identity(config)
-        summary = Summary(
-            run_id=run_id(values),
-            group_id=group_id(values),
-            experiment=experiment,
-            identity=values,
-            seed=seed,
-            manifest="m",
-            commit="0123456789ab",
-            started="",
-            status=status,
-            train_top1=train,
-            test_top1_best=top1,
-            test_top1_final=top1 - 0.5,
-        )
-        folder = Path("runs") / experiment / summary.run_id
-        folder.mkdir(parents=True)
-        write_summary(folder, summary)
+        plant_summary(config, status=status, train_top1=train, test_top1_best=top1, test_top1_final=top1 - 0.5)
 
 
 def lines_of(table, number):
