@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,10 +104,13 @@ def logits(root: Path, experiment: str) -> Any:
 
 
 def _alphas(axis: Any, series: Series) -> None:
-    """Ticks where there are values, as many as have room."""
+    """A tick at each value, with its number where there is room."""
     values = sorted({group.alpha for groups in series.values() for group in groups})
-    apart = [value for i, value in enumerate(values) if i == 0 or value - values[i - 1] > 0.03]
-    axis.set(xlabel="α", xticks=apart, xticklabels=[f"{value:g}" for value in apart])
+    room, labels, last = 0.08 * (values[-1] - values[0]), [], -math.inf
+    for value in values:
+        labels.append(f"{value:g}" if value - last > room else "")
+        last = value if labels[-1] else last
+    axis.set(xlabel="α", xticks=values, xticklabels=labels)
 
 
 def _bars(axis: Any, groups: Sequence[Group], metric: str, label: str, index: int) -> None:
