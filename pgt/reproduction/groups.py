@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,12 @@ def flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif f"{prefix}{key}" != "seed" and value != []:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def data_of(groups: Iterable[Group]) -> str:
+    """The data sets that finished runs were measured on."""
+    runs = [summary for group in groups for _, summary in group.finished]
+    return ", ".join(dict.fromkeys(f"{summary.identity['data']['name']} ({summary.manifest})" for summary in runs))
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.reproduction.formats import Table, datum, sample_data
-from pgt.reproduction.groups import Group, flat, read_groups
+from pgt.reproduction.groups import Group, data_of, flat, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs import FINISHED, atomic_write
 
@@ -134,9 +134,9 @@ def _raw(row: Row) -> dict[str, object]:
 def _data(rows: Sequence[Row]) -> str:
     """What was measured on, and with which seeds."""
     runs = [summary for row in rows for _, summary in row.group.finished]
-    sets = dict.fromkeys(f"{summary.identity['data']['name']} ({summary.manifest})" for summary in runs)
+    sets = data_of(row.group for row in rows)
     seeds = sorted({summary.seed for summary in runs})
-    return f"Data: {'; '.join(sets)}. Seeds: {', '.join(map(str, seeds))}." if runs else ""
+    return f"Data: {sets}. Seeds: {', '.join(map(str, seeds))}." if runs else ""
 
 
 def _cells(row: Row) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pgt.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, read_groups
+from pgt.reproduction.groups import Group, data_of, read_groups
 from pgt.runs import find, read_epochs
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
@@ -25,9 +25,10 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The finished runs of a setting: a list of epoch records each."""
+    """The finished runs of a setting, measured on `data`: a list of epoch records each."""
 
     label: str
+    data: str
     runs: Sequence[Sequence[dict[str, Any]]]
 
     def of(self, metric: str) -> tuple[list[int], list[list[float]]]:
@@ -57,7 +58,8 @@ def draw(root: Path, experiment: str | None) -> Any:
             _accuracy(axes[row][column], curves, metric)
             axes[row][column].set(title=name if row == 0 else "", xlabel="Epoch", ylabel=label)
         _saved(axes[2][column], curves)
-    figure.suptitle("Line: mean over seeds; band: from the least to the greatest", fontsize="medium")
+    data = ", ".join(dict.fromkeys(curve.data for curves in panels.values() for curve in curves))
+    figure.suptitle(f"Line: mean over seeds; band: from the least to the greatest\nData: {data}", fontsize="medium")
     return figure
 
 
@@ -86,9 +88,8 @@ def _paper(root: Path) -> dict[str, list[Curve]]:
 
 
 def _curve(group: Group) -> Curve:
-    return Curve(
-        f"{group.label} (n={len(group.finished)})", [read_epochs(folder, summary) for folder, summary in group.finished]
-    )
+    records = [read_epochs(folder, summary) for folder, summary in group.finished]
+    return Curve(f"{group.label} (n={len(group.finished)})", data_of([group]), records)
 
 
 def _accuracy(axis: Any, curves: Sequence[Curve], metric: str) -> None:

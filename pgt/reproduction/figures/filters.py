@@ -77,7 +77,8 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
                 if norms is not None and not len(norms.steps) and summary.status == FINISHED:
                     raise InputError(f"{folder / 'norms'} holds no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
-                    found.append((f"{group.experiment}, {group.label}, seed {summary.seed}", norms))
+                    data = summary.identity["data"]["name"]
+                    found.append((f"{group.experiment} on {data}, {group.label}, seed {summary.seed}", norms))
                     break
     if not found:
         command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pgt.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, flat, read_groups, setting_of
+from pgt.reproduction.groups import Group, data_of, flat, read_groups, setting_of
 from pgt.reproduction.statistics import sample
 
 EXPERIMENTS = {
@@ -73,7 +73,7 @@ def accuracy(root: Path, experiment: str) -> Any:
         _alphas(axis, series)
         axis.grid(True, alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
-    figure.suptitle("Mean ± deviation over seeds; dotted: α = 1, the baseline", fontsize="medium")
+    figure.suptitle(f"Mean ± deviation over seeds; dotted: α = 1, the baseline. {_data(series)}", fontsize="medium")
     return figure
 
 
@@ -99,8 +99,12 @@ def logits(root: Path, experiment: str) -> Any:
     right.grid(True, alpha=0.3)
     for axis in (left, middle, right):
         axis.legend(frameon=False, fontsize="small")
-    figure.suptitle("Left and middle: mean ± deviation over seeds", fontsize="medium")
+    figure.suptitle(f"Left and middle: mean ± deviation over seeds. {_data(series)}", fontsize="medium")
     return figure
+
+
+def _data(series: Series) -> str:
+    return f"Data: {data_of(group for groups in series.values() for group in groups)}"
 
 
 def _alphas(axis: Any, series: Series) -> None:
