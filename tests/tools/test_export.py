@@ -164,10 +164,17 @@ def test_an_export_is_replaced_whole_or_stays(trained, monkeypatch):
         patch.setattr(Path, "rename", lambda a, b: fails() if a.name.endswith(".new") else rename(a, b))
         assert main(["export", str(run), "--weights", "last"]) == 2
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert main(["export", str(run), "--calibrate"]) == 0
+    assert main(["export", str(run), "--calibrate", "--output", str(folder)]) == 0
     assert json.loads((folder / "config.json").read_text())["pgt"]["calibrated"]
+    assert main(["export", str(run), "--calibrate"]) == 0
+    assert set(path.name for path in (run / "export-calibrated").iterdir()) == export.FILES
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
     assert stat.S_IMODE(folder.stat().st_mode) & stat.S_IRGRP
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    assert main(["export", str(run)]) == 2
+    assert (folder / "README.md").read_text() == "mine"
     shutil.rmtree(folder)
 
 
