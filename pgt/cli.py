@@ -67,20 +67,20 @@ def _runs(options: argparse.Namespace) -> Path:
 
 def _table(options: argparse.Namespace) -> int:
     from pgt.reproduction import formats, sheets, tables
+    from pgt.runs import find, write_text
 
     form = formats.format_of(options.output) if options.output else options.format or "terminal"
     if options.format not in (None, form):
         raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
     if options.what in ("1", "2", "3", "all"):
-        numbers = (1, 2, 3) if options.what == "all" else (int(options.what),)
-        built = [sheets.build(_runs(options), number) for number in numbers]
-        if form == "csv":
-            built = [sheets.raw(_runs(options), numbers)]
+        numbers, found = (1, 2, 3) if options.what == "all" else (int(options.what),), find(_runs(options))
+        as_data = form == "csv"
+        built = [sheets.raw(found, numbers)] if as_data else [sheets.build(found, number) for number in numbers]
     else:
         built = [(tables.raw if form == "csv" else tables.build)(_runs(options), options.what)]
     text = formats.render(built, form)
     if options.output:
-        tables.write(options.output, text)
+        write_text(options.output, text)
     print(text)
     if options.output:
         print(f"written to {options.output}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.config import Config, identity
 from pgt.errors import InputError
-from pgt.resources import conf_dir
+from pgt.resources import choices, conf_dir, read_conf
 from pgt.runs import run_id
 from pgt.validate import validate
 
@@ -97,22 +97,18 @@ def experiments(name: str) -> list[str]:
         return [name]
     if folder in ("table1", "table2", "table3"):
         return published.experiments(int(folder[-1]))
-    top = conf_dir() / "experiment"
-    found = sorted(path.relative_to(top).with_suffix("").as_posix() for path in (top / folder).glob("**/*.yaml"))
-    if not folder or not found:
-        folders = ", ".join(sorted(f"{path.name}/all" for path in top.iterdir() if path.is_dir()))
-        raise InputError(f"unknown experiment '{name}': choose one of {folders}")
+    known = choices("experiment")
+    found = [other for other in known if other.startswith(f"{folder}/")]
+    if not found:
+        folders = dict.fromkeys(f"{other.rpartition('/')[0]}/all" for other in known)
+        raise InputError(f"unknown experiment '{name}': choose one of {', '.join(folders)}")
     return found
 
 
 def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
     """The sweeps that the files of experiments ask for, where the command line does not set these keys."""
-    from omegaconf import OmegaConf
-
-    files = [conf_dir() / "experiment" / f"{name}.yaml" for name in names]
-    sweeps = [dict(OmegaConf.load(file).get("sweep", {})) if file.is_file() else {} for file in files]
     given = {_key(text) for text in overrides}
-    sweeps = [{key: list(values) for key, values in sweep.items() if key not in given} for sweep in sweeps]
+    sweeps = [{key: values for key, values in _sweep(name).items() if key not in given} for name in names]
     if not any(sweeps):
         return []
     if any(sweep != sweeps[0] for sweep in sweeps):
@@ -120,6 +116,15 @@ def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -
     if not multirun:
         raise InputError(f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}: add -m, or set one value")
     return [f"{key}={','.join(map(str, values))}" for key, values in sweeps[0].items()]
+
+
+@cache
+def _sweep(experiment: str) -> dict[str, list[Any]]:
+    """What an experiment's file goes through; nothing where there is no such file, which is another's complaint."""
+    if not (conf_dir() / "experiment" / f"{experiment}.yaml").is_file():
+        return {}
+    sweep: dict[str, list[Any]] = read_conf(f"experiment/{experiment}").get("sweep", {})
+    return sweep
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -228,10 +233,8 @@ def _known(groups: tuple[str, ...]) -> frozenset[str]:
 
 
 def _hint(key: str, known: Set[str]) -> str:
-    from omegaconf import OmegaConf
-
     group, _, rest = key.partition(".")
-    owners = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml")) if rest in OmegaConf.load(path).keys()]
+    owners = [name for name in choices(group) if rest in read_conf(f"{group}/{name}")]
     if owners:
         return f": it goes with {group}={' or '.join(owners)}"
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
@@ -258,7 +261,7 @@ def _group_error(groups: Sequence[str]) -> str | None:
             name = value.strip()
             if name in ("", "null") or (folder / f"{name}.yaml").is_file():
                 continue
-            options = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+            options = choices(_key(text))
             nearest = difflib.get_close_matches(name, options, n=1)
             folders = dict.fromkeys(option.rpartition("/")[0] or option for option in options)
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(folders)}"

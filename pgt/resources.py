@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 SIZES = {
     "imagenet": (1_281_167, 50_000),
@@ -18,6 +19,21 @@ PACKAGE = Path(__file__).resolve().parent
 def conf_dir() -> Path:
     """The folder of the Hydra groups."""
     return _folder("conf")
+
+
+def choices(group: str) -> list[str]:
+    """The names of a group's files, folders included: `demo/bn` of `experiment`."""
+    top = conf_dir() / group
+    return sorted(path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))
+
+
+def read_conf(name: str) -> dict[str, Any]:
+    """The values in a group's file, as `recipe/paper`, unresolved; its defaults list apart."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key != "defaults"}
 
 
 def published_dir() -> Path:

@@ -222,8 +222,7 @@ def _data_options(config: Config) -> dict[str, Any]:
 def describe(config: Config) -> str:
     """A run in a few words: `demo/nobn gc+pgt α=0.25 seed 0`."""
     name = config.experiment or f"{config.model.name} on {config.data.name}"
-    alpha = f" α={config.method.alpha:g}" if config.method.alpha != 1 else ""
-    return f"{name} {runs.method_label(schema.identity(config))}{alpha} seed {config.seed}"
+    return f"{name} {runs.method_title(schema.identity(config))} seed {config.seed}"
 
 
 def _result(summary: Summary) -> str:

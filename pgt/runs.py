@@ -160,6 +160,18 @@ def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     return epochs[: summary.epochs]
 
 
+def progress(summary: Summary) -> tuple[bool, int]:
+    """How far a run has come: the greater, the farther."""
+    return summary.status != UNFINISHED, summary.epochs
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by the text; its folder is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write((text + "\n").encode())
+
+
 def write_json(path: Path, values: Any) -> None:
     """Replace `path` by readable JSON."""
     with atomic_write(path) as file:
@@ -228,3 +240,9 @@ def method_label(identity: Mapping[str, Any]) -> str:
     if method["alpha"] != 1:
         parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
     return "+".join(parts) or "baseline"
+
+
+def method_title(identity: Mapping[str, Any]) -> str:
+    """The method of a run with its α: `gc+pgt α=0.25`."""
+    alpha = identity["method"]["alpha"]
+    return method_label(identity) + (f" α={alpha:g}" if alpha != 1 else "")

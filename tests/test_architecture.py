@@ -83,6 +83,7 @@ MAY_IMPORT = {
         "options",
         "reproduction",
         "resources",
+        "runs",
         "tools",
         "validate",
     },

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
-from pgt.resources import conf_dir
-from pgt.runs import FINISHED, Summary, find, method_label
+from pgt.resources import choices
+from pgt.runs import FINISHED, Summary, find, method_label, method_title
 
 METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
 """The paper's order."""
@@ -39,8 +39,7 @@ class Group:
     @property
     def label(self) -> str:
         """Method, α and setting in a few words."""
-        alpha = f"α={self.alpha:g}" if self.alpha != 1 else ""
-        return " ".join(part for part in (self.method, alpha, self.setting) if part)
+        return " ".join(part for part in (method_title(self.runs[0][1].identity), self.setting) if part)
 
     @property
     def finished(self) -> list[tuple[Path, Summary]]:
@@ -75,8 +74,7 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
 
 def _way_out(experiment: str) -> str:
     """What to do where a name has no runs."""
-    top = conf_dir() / "experiment"
-    names = sorted(path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))
+    names = choices("experiment")
     folders = sorted({name.rpartition("/")[0] for name in names})
     if experiment in names:
         return f"run `pgt train experiment={experiment}` first"
@@ -109,6 +107,12 @@ def data_of(groups: Iterable[Group]) -> str:
     """The data sets that finished runs were measured on."""
     runs = [summary for group in groups for _, summary in group.finished]
     return ", ".join(dict.fromkeys(f"{summary.identity['data']['name']} ({summary.manifest})" for summary in runs))
+
+
+def unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys and both values where two settings differ; a key that one lacks counts as null there."""
+    keys = [*values, *(key for key in others if key not in values)]
+    return [(key, values.get(key), others.get(key)) for key in keys if values.get(key) != others.get(key)]
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

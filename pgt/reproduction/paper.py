@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pgt.reproduction import published
-from pgt.reproduction.groups import flat, setting_of
+from pgt.reproduction.groups import flat, setting_of, unlike
 from pgt.reproduction.published import Row
 from pgt.reproduction.statistics import (
-    DIVERGED,
     NOT_RUN,
     Difference,
     Sample,
@@ -23,8 +22,8 @@ from pgt.reproduction.statistics import (
     judge_difference,
     sample,
 )
-from pgt.resources import conf_dir
-from pgt.runs import FINISHED, UNFINISHED, Summary, find, method_label
+from pgt.resources import read_conf
+from pgt.runs import DIVERGED, FINISHED, UNFINISHED, Summary, method_label, progress
 
 EXACT, HOOK = "exact", "authors_hook"
 
@@ -118,26 +117,17 @@ def is_free(key: str, arm: Arm) -> bool:
     return key == DECODER or key.startswith(TRANSFORMS) or (key in PRECISION and arm.implementation == EXACT)
 
 
-def _load(path: str) -> dict[str, Any]:
-    """A file of a config group, its defaults list apart."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / path))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "defaults"}
-
-
 @cache
 def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
     """What the config groups say of a network, a schedule and a recipe."""
     values = {
-        "model": _load(f"model/{model}.yaml"),
-        "recipe": _load("recipe/paper.yaml"),
-        "schedule": _load(f"schedule/{schedule}.yaml"),
-        "method": {"smoothing": _load("method/baseline.yaml")["smoothing"]},
+        "model": read_conf(f"model/{model}"),
+        "recipe": read_conf("recipe/paper"),
+        "schedule": read_conf(f"schedule/{schedule}"),
+        "method": {"smoothing": read_conf("method/baseline")["smoothing"]},
     }
     if recipe != "paper":
-        more = _load(f"recipe/{recipe}.yaml")
+        more = read_conf(f"recipe/{recipe}")
         values = {group: value | more.get(group, {}) for group, value in values.items()}
     return flat(values)
 
@@ -146,22 +136,22 @@ def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
 def _transforms(method: str) -> dict[str, Any]:
     """The transforms of a method: those of GC or AGC, which PGT does not change."""
     first = method.split("+")[0]
-    return flat({"method": {"transforms": _load(f"method/{first}.yaml").get("transforms", [])}})
+    return flat({"method": {"transforms": read_conf(f"method/{first}").get("transforms", [])}})
 
 
 Filling = Mapping[tuple[tuple[Any, ...], Arm, str], Sequence[Summary]]
 """(setting of a row, arm, group of seeds) -> its runs."""
 
 
-def measure(root: Path, table: int) -> tuple[list[Line], list[Stray]]:
-    """The lines of Table 1, 2 or 3 with the runs under `root`: each row has one at least; and the runs of its
-    experiments that fill none."""
+def measure(runs: Iterable[tuple[Path, Summary]], table: int) -> tuple[list[Line], list[Stray]]:
+    """The lines of Table 1, 2 or 3 with runs as `pgt.runs.find` gives them: each row has one at least; and the runs of
+    its experiments that fill none."""
     rows = published.rows(table)
     by_setting = {row.setting: row for row in rows}
     by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
     filling: dict[tuple[tuple[Any, ...], Arm, str], list[Summary]] = defaultdict(list)
     strays: Counter[tuple[str, str]] = Counter()
-    for summary in _once(find(root)):
+    for summary in _once(runs):
         setting = _setting(summary.identity)
         own = by_experiment.get(summary.experiment or "")
         row = by_setting.get(setting, own)
@@ -186,7 +176,7 @@ def _once(runs: Iterable[tuple[Path, Summary]]) -> list[Summary]:
     found: dict[str, Summary] = {}
     for _, summary in runs:
         other = found.setdefault(summary.run_id, summary)
-        if (other.status == UNFINISHED, -other.epochs) > (summary.status == UNFINISHED, -summary.epochs):
+        if progress(summary) > progress(other):
             found[summary.run_id] = summary
     return list(found.values())
 
@@ -210,18 +200,12 @@ def _arm(identity: Mapping[str, Any], row: Row) -> tuple[Arm, str]:
     values = flat(identity)
     found = []
     for position, arm in enumerate(ARMS):
-        keys = [key for key, _ in _unlike(values, expected(row, arm)) if not is_free(key, arm)]
-        wanted = expected(row, arm)
-        texts = [f"{key}={values.get(key)} (not {wanted.get(key)})" for key in keys]
-        found.append(("method.implementation" in keys, len(keys), position, ", ".join(texts)))
-    _, _, position, differing = min(found)
-    return ARMS[position], differing
-
-
-def _unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys and own values where two settings differ; a key that one lacks counts as null there."""
-    keys = [*values, *(key for key in others if key not in values)]
-    return [(key, values.get(key)) for key in keys if values.get(key) != others.get(key)]
+        differing = [d for d in unlike(values, expected(row, arm)) if not is_free(d[0], arm)]
+        texts = [f"{key}={own} (not {wanted})" for key, own, wanted in differing]
+        other = any(key == "method.implementation" for key, _, _ in differing)
+        found.append((other, len(differing), position, ", ".join(texts)))
+    _, _, position, text = min(found)
+    return ARMS[position], text
 
 
 def _lines(row: Row, filling: Filling) -> list[Line]:
@@ -240,7 +224,7 @@ def _lines(row: Row, filling: Filling) -> list[Line]:
 def _label(row: Row, arm: Arm, runs: Sequence[Summary], groups: Sequence[Sequence[Summary]]) -> str:
     """What tells runs from the row's experiment; the decoder, where it tells them from other runs of the row."""
     own = flat(runs[0].identity)
-    overrides = [f"{key}={value}" for key, value in _unlike(own, expected(row, arm)) if key != DECODER]
+    overrides = [f"{key}={value}" for key, value, _ in unlike(own, expected(row, arm)) if key != DECODER]
     decoder = setting_of(own, [{DECODER: flat(members[0].identity).get(DECODER)} for members in groups])
     return " ".join(part for part in (*overrides, decoder) if part)
 
@@ -256,9 +240,9 @@ def _baseline(row: Row, arm: Arm, own: Mapping[str, Any], filling: Filling) -> S
     for (setting, of, _), members in filling.items():
         if (setting, of) != wanted or not any(summary.status == FINISHED for summary in members):
             continue
-        unlike = {key for key, _ in _unlike(own, flat(members[0].identity)) if not key.startswith("method.")}
-        if unlike <= {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}:
-            candidates.append((len(unlike), len(candidates), members))
+        differing = {key for key, _, _ in unlike(own, flat(members[0].identity)) if not key.startswith("method.")}
+        if differing <= {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}:
+            candidates.append((len(differing), len(candidates), members))
     return min(candidates)[2] if candidates else []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.reproduction.cost import Speed, Work, work
-from pgt.runs import DIVERGED, FINISHED, UNFINISHED, Summary, find, run_id
+from pgt.runs import DIVERGED, FINISHED, Summary, find, progress, run_id
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
@@ -37,8 +37,8 @@ class Item:
 
 def plan(jobs: Sequence[Job], root: Path) -> list[Item]:
     """The distinct runs among the jobs, each once, with what the runs folder has of them."""
-    farthest = sorted((summary for _, summary in find(root)), key=lambda s: (s.status != UNFINISHED, s.epochs))
-    known = {_name(summary.identity): summary for summary in farthest}
+    farthest_last = sorted((summary for _, summary in find(root)), key=progress)
+    known = {_name(summary.identity): summary for summary in farthest_last}
     distinct = {_name(identity): (experiment, identity, gpus) for experiment, identity, gpus in reversed(jobs)}
     return [_item(*job, known.get(name)) for name, job in reversed(distinct.items())]
 
@@ -118,7 +118,7 @@ def render(items: Sequence[Item], machine: Machine) -> str:
     gpus = sorted({item.gpus for item in items})
     runs = f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {' or '.join(map(str, gpus))} GPU"
     said = (
-        f"{runs}{'s' if gpus != [1] else ''}, one after the other. GPU-h: hours of all GPUs together. Bound: what a "
+        f"{runs}{'s' if gpus != [1] else ''}, one after the other. GPU-hours: of all GPUs together. Bound: what a "
         f"run waits for. Checkpoints: {disk / 1e9:.1f} GB."
     )
     drawn = tabulate(table, HEADERS, tablefmt="github", disable_numparse=True)

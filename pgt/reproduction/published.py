@@ -124,12 +124,6 @@ def experiments(table: int) -> list[str]:
     return list(dict.fromkeys(row.experiment for row in rows(table)))
 
 
-def find(model: str, schedule: str, batch: int, method: str, alpha: float, label_smoothing: float) -> list[Row]:
-    """The rows that such a run fills, over all tables."""
-    setting = (model, schedule, batch, method, alpha, label_smoothing)
-    return [row for row in all_rows() if row.setting == setting]
-
-
 def _read(name: str) -> list[dict[str, str]]:
     with (published_dir() / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))

@@ -15,8 +15,8 @@ from pgt.errors import InputError
 from pgt.reproduction import figures, norms, paper, published, sheets, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import flat
-from pgt.runs import Summary, atomic_write, find, method_label, now, read_epochs
+from pgt.reproduction.groups import flat, unlike
+from pgt.runs import FINISHED, Summary, find, method_label, method_title, now, read_epochs, write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -71,10 +71,7 @@ def write(root: Path, output: Path, drawn: bool) -> None:
     Raises:
         InputError: there is no run under `root`.
     """
-    page = render(root, drawn)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as file:
-        file.write(page.encode())
+    write_text(output, render(root, drawn))
 
 
 def render(root: Path, drawn: bool) -> str:
@@ -85,16 +82,16 @@ def render(root: Path, drawn: bool) -> str:
     if not runs:
         raise InputError(f"no runs under {root}: `pgt train experiment=demo/bn` makes one in seconds")
     experiments = sorted({summary.experiment or "custom" for _, summary in runs})
-    papers = [sheets.build(root, number) for number in (1, 2, 3)]
+    papers = [sheets.build(runs, number) for number in (1, 2, 3)]
     environment = Environment(
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         made=now(),
-        finished=sum(summary.status == "finished" for _, summary in runs),
+        finished=sum(summary.status == FINISHED for _, summary in runs),
         count=len(runs),
-        rows=_measured_rows(root),
+        rows=_measured_rows(runs),
         rule=_html(sheets.RULE),
         papers=papers,
         others=[(name, tables.build(root, name)) for name in experiments if not _is_paper(name)],
@@ -128,9 +125,9 @@ def _is_paper(experiment: str) -> bool:
     return experiment in {row.experiment for row in published.all_rows()}
 
 
-def _measured_rows(root: Path) -> int:
+def _measured_rows(runs: Sequence[tuple[Path, Summary]]) -> int:
     """Rows of the paper that have a finished run."""
-    lines = [line for number in (1, 2, 3) for line in paper.measure(root, number)[0]]
+    lines = [line for number in (1, 2, 3) for line in paper.measure(runs, number)[0]]
     return len({(line.row.table, line.row.number) for line in lines if line.seeds})
 
 
@@ -180,17 +177,11 @@ def _baseline(summary: Summary, runs: Sequence[tuple[Path, Summary]]) -> Summary
         and method_label(other.identity) == "baseline"
     ]
     own = flat(summary.identity)
-    return min(candidates, key=lambda other: len(_differing(own, flat(other.identity))), default=None)
-
-
-def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    keys = [*own, *(key for key in other if key not in own)]
-    return [(key, own.get(key), other.get(key)) for key in keys if own.get(key) != other.get(key)]
+    return min(candidates, key=lambda other: len(unlike(own, flat(other.identity))), default=None)
 
 
 def _section(folder: Path, summary: Summary, baseline: Summary | None) -> Section:
-    alpha = f" α={summary.identity['method']['alpha']:g}" if summary.identity["method"]["alpha"] != 1 else ""
-    title = f"{summary.experiment or 'custom'} {method_label(summary.identity)}{alpha} seed {summary.seed}"
+    title = f"{summary.experiment or 'custom'} {method_title(summary.identity)} seed {summary.seed}"
     curves: Sequence[tuple[str, str, str]] = ()
     layers: Sequence[tuple[Any, ...]] = ()
     trouble = ""
@@ -199,7 +190,7 @@ def _section(folder: Path, summary: Summary, baseline: Summary | None) -> Sectio
         layers = _layers(folder)
     except InputError as error:
         trouble = str(error)
-    difference = _differing(flat(summary.identity), flat(baseline.identity)) if baseline else None
+    difference = unlike(flat(summary.identity), flat(baseline.identity)) if baseline else None
     return Section(title, summary, curves, difference, _environment(folder), layers, trouble)
 
 

@@ -12,6 +12,7 @@ from pgt.reproduction.groups import nested
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
+from pgt.runs import Summary
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -64,13 +65,16 @@ RULE = (
     "likely than the interval says (docs/reproduction.md)."
 )
 
+Runs = Sequence[tuple[Path, Summary]]
+"""As `pgt.runs.find` gives them."""
+
 ALL_ROWS = (4, 7)
 """Notes that touch every row."""
 
 
-def build(root: Path, table: int) -> Table:
-    """One of the paper's tables with the runs under `root`."""
-    lines, strays = measure(root, table)
+def build(runs: Runs, table: int) -> Table:
+    """One of the paper's tables with these runs."""
+    lines, strays = measure(runs, table)
     keys = _keys(table)
     touching = sorted({number for line in lines for number in line.row.notes} | set(ALL_ROWS))
     notes = [RULE, "\n".join(f"- [{number}] {NOTES[number]}" for number in touching)]
@@ -84,9 +88,9 @@ def build(root: Path, table: int) -> Table:
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
 
-def raw(root: Path, numbers: Sequence[int]) -> Table:
+def raw(runs: Runs, numbers: Sequence[int]) -> Table:
     """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
-    lines = [_raw(line) for number in numbers for line in measure(root, number)[0]]
+    lines = [_raw(line) for number in numbers for line in measure(runs, number)[0]]
     return Table("", list(lines[0]), [[datum(value) for value in line.values()] for line in lines])
 
 

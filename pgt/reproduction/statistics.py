@@ -148,13 +148,7 @@ def _quantile(freedom: float) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN, DIVERGED = (
-    "reproduced",
-    "not reproduced",
-    "undecided",
-    "not run",
-    "diverged",
-)
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
 
 
 @dataclass(frozen=True)
@@ -162,7 +156,7 @@ class Verdict:
     """Whether measurements bear a published number out.
 
     Attributes:
-        name: `reproduced`, `not reproduced`, `undecided`, `not run` or `diverged`.
+        name: `reproduced`, `not reproduced`, `undecided`, `not run`, or `pgt.runs.DIVERGED`.
         detail: in brackets behind it; empty for none.
         seeds: where undecided, how many are needed in all, on the baseline's side, too.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from pgt.reproduction.formats import Table, datum, sample_data
 from pgt.reproduction.groups import Group, data_of, flat, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
-from pgt.runs import FINISHED, atomic_write
+from pgt.runs import FINISHED
 
 HEADERS = ("Experiment", "Method", "α", "n", "Train top-1 %", "Diff", "Test top-1 %", "Diff", "Best epoch %")
 
@@ -159,10 +159,3 @@ def _cells(row: Row) -> list[str]:
         signed(row.test_difference),
         text(row.best),
     ]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace `path` by the text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write((text + "\n").encode())

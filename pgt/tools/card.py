@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from pgt.resources import conf_dir
+from pgt.resources import read_conf
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"
@@ -227,7 +227,7 @@ def _changed(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(values: Mapping[str, Any], default: str) -> dict[str, Any]:
-    defaults = OmegaConf.load(conf_dir() / f"{default}.yaml")
+    defaults = read_conf(default)
     return {key: value for key, value in values.items() if defaults.get(key) != value}
 
 

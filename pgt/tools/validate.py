@@ -16,7 +16,7 @@ from pgt.data.delivery import EVALUATION_BATCH, Delivery
 from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.reproduction import published
-from pgt.resources import conf_dir
+from pgt.resources import choices, read_conf
 from pgt.tools import networks, weights
 from pgt.tools.weights import Source
 from pgt.training.evaluation import evaluate
@@ -118,7 +118,9 @@ def data_options(source: Source, options: Options, model: str) -> dict[str, Any]
     if "root" in chosen and not chosen["root"]:
         raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")
     if name in data.FOLDERS:
-        chosen["interpolation"] = source.config.get("model", {}).get("interpolation") or _interpolation(model)
+        chosen["interpolation"] = (
+            source.config.get("model", {}).get("interpolation") or read_conf(f"model/{model}")["interpolation"]
+        )
         if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
             chosen["backend"] = "torchvision"  # Pillow's resize, by which the authors evaluated
         if options.root is not None:
@@ -128,22 +130,11 @@ def data_options(source: Source, options: Options, model: str) -> dict[str, Any]
 
 def _defaults(name: str) -> dict[str, Any]:
     """The data set's config, without a root."""
-    from omegaconf import OmegaConf
-
-    folder = conf_dir() / "data"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    names = choices("data")
     if name not in names:
         raise InputError(f"no data set is called {name}: take one of {', '.join(names)}")
     file = "imagefolder" if name in data.FOLDERS else name  # imagenet's is imagefolder's with a root
-    defaults = OmegaConf.to_container(OmegaConf.load(folder / f"{file}.yaml"))
-    assert isinstance(defaults, dict)
-    return {str(key): None if key == "root" else value for key, value in defaults.items()}
-
-
-def _interpolation(model: str) -> str:
-    from omegaconf import OmegaConf
-
-    return str(OmegaConf.load(conf_dir() / "model" / f"{model}.yaml").interpolation)
+    return {key: None if key == "root" else value for key, value in read_conf(f"data/{file}").items()}
 
 
 def measure(

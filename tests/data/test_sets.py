@@ -5,6 +5,7 @@ from PIL import Image
 
 from pgt import data
 from pgt.errors import InputError
+from pgt.resources import SIZES
 from pgt.types import IGNORE_INDEX
 from tests.data.helpers import BACKENDS, FOLDER, loaders
 
@@ -151,3 +152,8 @@ def test_folders_that_do_not_fit_are_refused(folder, backend):
 def test_a_gpu_that_is_not_there_is_refused(folder):
     with pytest.raises(InputError, match=r"data\.dali_device=gpu needs a GPU"):
         loaders({**SETS["dali"], "dali_device": "gpu"})
+
+
+def test_the_known_size_of_digits_is_its_size():
+    train, test = loaders({"name": "digits"}, global_batch=64, local_batch=64)
+    assert (train.num_samples, test.num_samples) == SIZES["digits"]
