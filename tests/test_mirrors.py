@@ -6,13 +6,16 @@ import struct
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pgt import sinks
 from pgt.errors import InputError
 from pgt.reproduction.norms import read_norms
 from pgt.runs import read_metrics
+from pgt.sinks import mirrors
 from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
+from pgt.weight_norms import FOLDER, RECORDS, read_layout
 from tests.conftest import TINY, compose, pgt, train
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
@@ -226,3 +229,17 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
     about = About("id", "group", "name", Path("."), {"trainer": {"timeout_minutes": minutes}}, {})
     start_mirrors({"wandb": {"project": "p", "entity": None, "mode": "offline"}}, about, lambda text: None)
     assert asked == [seconds]
+
+
+def test_norms_that_are_not_finite_cost_no_mirror():
+    """Those of a network that diverges: of layer 1 all, of layer 2 one."""
+    train(*RUN, "record.norms_every=1")
+    [folder] = Path("runs").glob("custom/*")
+    layout = read_layout(folder / FOLDER)
+    records = np.memmap(folder / FOLDER / RECORDS, layout.record, "r+")
+    parts = layout.split(records["filters"])
+    parts[0][-1], parts[1][-1][0] = np.nan, np.inf
+    records.flush()
+    norms = mirrors._norms(folder, {"zeroed_filters": 0})
+    assert [len(values) for values in norms.values()][:2] == [parts[1].shape[1] - 1, parts[2].shape[1]]
+    assert all(mirrors._histogram(values).num == len(values) for values in norms.values())

@@ -210,10 +210,13 @@ def _named(record: Record) -> dict[str, Any]:
 
 
 def _norms(folder: Path, record: Record) -> dict[str, Floats]:
-    """The filters' norms by layer at the end of an epoch, where they are recorded."""
+    """The filters' finite norms by layer at the end of an epoch, where they are recorded: no histogram has others."""
+    import numpy as np
+
     if "zeroed_filters" not in record:
         return {}
-    return {f"norms/{name}": norms for name, norms in last_norms(folder / FOLDER).items()}
+    finite = {f"norms/{name}": norms[np.isfinite(norms)] for name, norms in last_norms(folder / FOLDER).items()}
+    return {tag: norms for tag, norms in finite.items() if norms.size}
 
 
 def _histogram(values: Floats) -> Any:
