@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pgt.errors import InputError, TrainingError, as_input_error
 from pgt.options import parser
@@ -45,6 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on = "; the same command goes on from the last whole epoch" if arguments[:1] == ["train"] else ""
         print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
+
+
+def entry() -> NoReturn:
+    """The console script: `main`, and the way out of the process."""
+    code = main()
+    distributed = sys.modules.get("torch.distributed")
+    if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        from pgt.workers import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def _train(arguments: list[str]) -> int:
@@ -212,4 +224,4 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

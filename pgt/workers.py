@@ -17,12 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from pgt.errors import InputError, TrainingError, as_input_error
 
@@ -239,7 +239,21 @@ def _work(
     with suppress(OSError):
         parent.send(message)
     if message[0] != "done":
-        os._exit(1)  # the tidy way out may wait for ranks that are gone
+        leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that talks to other ranks, after an error.
+
+    The tidy way out may wait for ranks that are gone, and ends in SIGABRT now and then: gloo's threads still run when
+    C++ clears up behind them.
+    """
+    for child in active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _follow(parent: Connection) -> None:

@@ -15,19 +15,16 @@ from tests.conftest import ROOT, TINY
 from tests.test_workers import free_port
 
 SCRIPT = """
-import sys, time
-from pgt import rank
+import time
+from pgt import cli, rank
 from pgt.compose import compose_all
-from pgt.errors import InputError
 from pgt.workers import Place
 
 place = Place({rank}, 2, {rank}, 2, "tcp://127.0.0.1:{port}")
 compose = lambda: compose_all({overrides})[0]
 {patch}
-try:
-    sys.exit(rank.run_as_rank(place, compose))
-except InputError as error:
-    sys.exit(f"pgt: {{error}}")
+cli._train = lambda arguments: rank.run_as_rank(place, compose)
+cli.entry()
 """
 
 
@@ -37,7 +34,7 @@ def both(*overrides, patch=""):
     ranks = []
     for number in range(2):
         code = SCRIPT.format(rank=number, port=port, overrides=overrides, patch=patch)
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-c", code, "train"]
         ranks.append(subprocess.Popen(command, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
                                       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))  # fmt: skip
     said = [process.communicate(timeout=120)[1] for process in ranks]
@@ -87,7 +84,7 @@ def test_a_refusal_is_said_by_the_first_rank_and_known_to_the_others_before_it_g
     for split in ("train", "val"):
         Path("images", split, "cat").mkdir(parents=True)
     first, later = both(*overrides, patch=SLOW)
-    assert first == (1, line)
+    assert first == (2, line)
     assert later == (2, "")
     assert not Path("runs").exists()
 
