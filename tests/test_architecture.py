@@ -86,6 +86,7 @@ MAY_IMPORT = {
         "runs",
         "tools",
         "validate",
+        "workers",
     },
     "options": {"environment", "reproduction"},
     "__init__": {"methods"},

@@ -58,18 +58,33 @@ class PowerGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, target, weight, loss = ctx.saved_tensors
-        alpha, epsilon, ignore_index, reduction = ctx.options
-        with torch.no_grad():
-            z = full_precision(saved)
-            powers = powers_of(saved if z is saved else z.log_softmax(1), alpha)
-            if target.is_floating_point():
-                grad = _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
-            else:
-                grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
-            grad = grad.to(saved.dtype)
         if torch.is_grad_enabled():
+            with torch.no_grad():
+                grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
             grad = _Once.apply(grad, loss)
+        else:
+            grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
         return grad, None, None, None, None, None, None
+
+
+def _gradient(
+    saved: Tensor,
+    target: Tensor,
+    grad_loss: Tensor,
+    weight: Tensor | None,
+    alpha: float,
+    epsilon: float,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """Of the loss by the logits, in the dtype of `saved`: log p, or 16-bit logits."""
+    z = full_precision(saved)
+    powers = powers_of(saved if z is saved else z.log_softmax(1), alpha)
+    if target.is_floating_point():
+        grad = _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
+    else:
+        grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
+    return grad.to(saved.dtype)
 
 
 def _hard_gradient(
@@ -82,13 +97,15 @@ def _hard_gradient(
     reduction: str,
 ) -> Tensor:
     """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
-    ignored = target == ignore_index
-    index = target.clamp(0, powers.shape[1] - 1)  # any class does where the target is ignored: q is 0 there
-    if reduction == "mean":
-        kept = (target.numel() - ignored.sum()) if weight is None else weight[index].masked_fill(ignored, 0.0).sum()
-        grad_loss = grad_loss / kept
-    scale = grad_loss.expand(target.shape).masked_fill(ignored, 0.0).unsqueeze(1)
-    index = index.unsqueeze(1)
+    kept = (target != ignore_index).unsqueeze(1)
+    index = kept * target.unsqueeze(1)  # any class does where the target is ignored: q is 0 there
+    if reduction == "none":
+        scale = torch.where(kept, grad_loss.unsqueeze(1), 0.0)  # what comes for an ignored one may be infinite
+    elif reduction == "sum":
+        scale = kept * grad_loss
+    else:
+        total = (kept if weight is None else kept * weight[index]).sum()
+        scale = kept * (grad_loss / total.masked_fill(total == 0, 1))
     on_target = mass = scale if weight is None else scale * weight[index]
     if epsilon:
         spread = scale * (epsilon / powers.shape[1])

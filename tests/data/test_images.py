@@ -1,6 +1,7 @@
 """Image files through both backends: what is shown of them, and what happens to odd ones."""
 
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -392,11 +393,11 @@ def resident():
     return total
 if __name__ == "__main__":
     train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 64})
-    for epoch in range(30):
+    for epoch in range(40):
         for loader, index in ((train, epoch), (test, 0)):
             for batch in loader.epoch(index):
                 pass
-        if epoch in (9, 29):
+        if epoch % 10 == 9:
             print(resident())
 """
 
@@ -407,5 +408,6 @@ def test_memory_stays_flat(tmp_path, backend):
     has the more the fewer others use them."""
     generate(tmp_path / "train", 48)
     generate(tmp_path / "val", 8)
-    early, late = (int(line) for line in script(MEMORY, backend))
-    assert late < 1.08 * early  # malloc's arenas move it by 3%; a batch kept each epoch would make it 12%
+    sizes = [int(line) for line in script(MEMORY, backend)]
+    growth = [late / early for early, late in itertools.pairwise(sizes)]
+    assert min(growth) < 1.03  # malloc's arenas grow once or twice; a batch kept each epoch makes 6% in all three
