@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.options import parser
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
@@ -29,7 +29,8 @@ groups: {groups}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 130 (Ctrl-C), or
+    143 or 138 (stopped by SIGTERM or SIGUSR1)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["train"]:
@@ -42,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"pgt: {as_input_error(error)}", file=sys.stderr)
         return InputError.exit_code
+    except Stopped as stopped:
+        print(f"pgt: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
-        on = "; the same command goes on from the last whole epoch" if arguments[:1] == ["train"] else ""
+        on = "; the same command goes on from its last checkpoint" if arguments[:1] == ["train"] else ""
         print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
 

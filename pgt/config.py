@@ -170,6 +170,8 @@ class Trainer:
     """Processes on this machine; null: every GPU that the batch can be shared by, or one process on the CPU."""
     timeout_minutes: float = no_identity(above=0)
     """That a rank waits for another before the run is given up."""
+    checkpoint_minutes: float = no_identity(above=0)
+    """Between two checkpoints within an epoch; there is one at the end of each, too."""
     compile: bool = no_identity()
     """Network and loss through torch.compile."""
     deterministic: bool = no_identity()

@@ -1,12 +1,15 @@
-"""The epochs of a run: each trained, evaluated where it is due, recorded, and added to the summary."""
+"""The epochs of a run: each trained, evaluated where it is due, recorded, and added to the summary; and put away,
+between any two steps, when time is up.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pgt.errors import TrainingError
+from pgt.errors import Stopped, TrainingError
 from pgt.text import some
 
 if TYPE_CHECKING:
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from pgt.config import Config
     from pgt.runs import Summary
+    from pgt.stopping import Stop
     from pgt.training.distributed import Ranks
     from pgt.training.loop import Trainer
     from pgt.types import Loader, Sink
@@ -25,31 +29,80 @@ def run_epochs(
     loaders: tuple[Loader, Loader],
     summary: Summary,
     sink: Sink,
-    save: Callable[[Summary, bool], None],
+    save: Callable[[Summary, dict[str, Any], bool], None],
+    stop: Stop,
 ) -> Summary:
-    """Train and evaluate what epochs are left, on every rank alike.
+    """Train and evaluate what is left, on every rank alike.
 
     Args:
-        save: called with the summary after each epoch, and whether it was the best so far.
+        save: called with the summary, the state that training goes on from, and whether the epoch that has ended was
+            the best so far; after each epoch, and each `trainer.checkpoint_minutes` between two steps.
+
+    Raises:
+        Stopped: a rank has been asked to; the state is saved.
+        TrainingError: the loss is no longer finite.
     """
+    breaks = Breaks(trainer, loaders[0], save, stop, 60 * config.trainer.checkpoint_minutes, summary)
     for epoch in range(summary.epochs, config.recipe.epochs):
-        record = _epoch(config, trainer, loaders, epoch, sink)
+        record = _epoch(config, trainer, loaders, epoch, sink, breaks)
         best = record.get("test_top1", -1.0) > (-1.0 if summary.test_top1_best is None else summary.test_top1_best)
-        summary = _updated(summary, record)
-        save(summary, best)
+        breaks.summary = summary = _updated(summary, record)
+        breaks.save(best)
     return summary
 
 
-def _epoch(config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink) -> dict[str, Any]:
+DUE = 1
+"""What a rank wants of a break: a checkpoint. A signal's number, all of which are larger: to stop, too."""
+
+
+@dataclass
+class Breaks:
+    """The moments between two batches, where a run can be put away.
+
+    Attributes:
+        seconds: between two checkpoints.
+        summary: after the last whole epoch.
+    """
+
+    trainer: Trainer
+    loader: Loader
+    write: Callable[[Summary, dict[str, Any], bool], None]
+    stop: Stop
+    seconds: float
+    summary: Summary
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self, best: bool = False) -> None:
+        """Checkpoint. All ranks do it together, and the first one writes."""
+        self.write(self.summary, {**self.trainer.state_dict(), "loader": self.loader.state_dict()}, best)
+        self.saved = time.monotonic()
+
+    def pause(self) -> None:
+        """Checkpoint where one is due, and stop where any rank has been asked to; all ranks agree on both."""
+        ranks = self.trainer.ranks
+        due = ranks.first and time.monotonic() - self.saved >= self.seconds
+        wanted = ranks.highest(self.stop.wanted or (DUE if due else 0))
+        if wanted:
+            self.save()
+        if wanted > DUE:
+            done = self.trainer.progress
+            raise Stopped(wanted, f"after step {done.steps} of epoch {done.epoch + 1}")
+
+
+def _epoch(
+    config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink, breaks: Breaks
+) -> dict[str, Any]:
     """Train one epoch, and evaluate where it is due; returns its record."""
     from pgt.training.evaluation import evaluate
 
     train_loader, test_loader = loaders
-    trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every)
+    trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every, breaks.pause)
     record = {"event": "epoch", "epoch": epoch, **trained}
     trainer.share_buffers()
     if (epoch + 1) % config.trainer.evaluate_every == 0 or epoch + 1 == config.recipe.epochs:
-        record |= evaluate(trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks)
+        record |= evaluate(
+            trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
+        )
     record |= _left_out(loaders, trainer.ranks)
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())

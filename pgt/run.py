@@ -16,6 +16,7 @@ from pgt.epochs import run_epochs
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
 from pgt.sinks import About, Console, Sinks
+from pgt.stopping import Stop
 from pgt.workers import Place
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def train(job: Job, ranks: Ranks) -> Summary:
     if not ranks.first:
         if (earlier := ranks.share(None)) is not None:
             return earlier
-        state = run_folder.resume(job.folder, trainer, ranks.share(None))
-        return run_epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), lambda *_: None)
+        state = run_folder.resume(job.folder, trainer, train_loader, ranks.share(None))
+        with Stop() as stop:
+            return run_epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), _nowhere, stop)
     job.folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(job.folder):
         now = None if config.trainer.force else runs.read_summary(job.folder)
@@ -146,20 +148,19 @@ def train(job: Job, ranks: Ranks) -> Summary:
         ranks.share(None)
         if config.trainer.force:
             run_folder.clear(job.folder)
-        state = run_folder.resume(job.folder, trainer, ranks.share(run_folder.load(job.folder)))
+        state = run_folder.resume(job.folder, trainer, train_loader, ranks.share(run_folder.load(job.folder)))
         summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
         start = run_folder.record_start(job.folder, config, summary, ranks.device)
         title = f"{job.label}{describe(config)}"
         about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start)
         total_steps = config.recipe.epochs * train_loader.steps_per_epoch
         opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
-        first = state["epoch"] * train_loader.steps_per_epoch
-        norms = run_folder.recording(job.folder, trainer, config.record.norms_every, first, total_steps - 1)
-        with opened as (sink, console, metrics), norms as recorder:
+        norms = run_folder.recording(job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1)
+        with Stop() as stop, opened as (sink, console, metrics), norms as recorder:
             _announce(console, title, job, trainer, train_loader, state)
             try:
-                save = partial(run_folder.save, job.folder, trainer, metrics)
-                summary = run_epochs(config, trainer, loaders, summary, sink, save)
+                save = partial(run_folder.save, job.folder, recorder, metrics)
+                summary = run_epochs(config, trainer, loaders, summary, sink, save, stop)
             except TrainingError as error:
                 kept = runs.read_summary(job.folder) or summary
                 runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=runs.now()))
@@ -172,15 +173,22 @@ def train(job: Job, ranks: Ranks) -> Summary:
     return summary
 
 
+def _nowhere(summary: Summary, state: dict[str, Any], best: bool) -> None:
+    """How a rank saves that does not write."""
+
+
 def _continued(fresh: Summary, state: dict[str, Any]) -> Summary:
     """The summary that a checkpoint left, under this program's commit."""
     return Summary(**{**asdict(fresh), **state["summary"], "commit": fresh.commit})
 
 
 def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: Loader, state: dict[str, Any]) -> None:
-    epoch, world = state["epoch"], trainer.ranks.world_size
+    world = trainer.ranks.world_size
     earlier_commit = state["summary"].get("commit", job.summary.commit)
-    begin = f", from epoch {epoch + 1}" if epoch else ""
+    epoch, step = divmod(state["step"], loader.steps_per_epoch)
+    begin = f", from epoch {epoch + 1}" if state["step"] else ""
+    if step:
+        begin += f", step {step + 1}"
     size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
     shared = f" on {world} devices" if world > 1 else ""
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pgt.sinks import About, Console, JsonLines, Sinks
     from pgt.training.loop import Trainer
     from pgt.training.recorder import Recorder
+    from pgt.types import Loader
 
 
 def clear(folder: Path) -> None:
@@ -31,26 +32,22 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def save(folder: Path, trainer: Trainer, metrics: JsonLines, summary: Summary, best: bool) -> None:
-    """Checkpoint a whole epoch: `last.pt`, and the weights as `best.pt` where they are the best so far."""
+def save(
+    folder: Path, recorder: Recorder | None, metrics: JsonLines, summary: Summary, state: dict[str, Any], best: bool
+) -> None:
+    """Checkpoint: `last.pt`, and the weights as `best.pt` where they are those of the best epoch so far.
+
+    Args:
+        state: of trainer and loader.
+    """
     from pgt.training import checkpoint
 
-    if trainer.recorder is not None:
-        trainer.recorder.sync()
-    weights = trainer.model.state_dict()
+    if recorder is not None:
+        recorder.sync()
     if best:
-        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": weights})
-    checkpoint.save(
-        folder / "checkpoints" / "last.pt",
-        {
-            "model": weights,
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "epoch": summary.epochs,
-            "metrics_size": metrics.sync(),
-            "summary": asdict(summary),
-        },
-    )
+        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": state["model"]})
+    whole = {**state, "metrics_size": metrics.sync(), "summary": asdict(summary)}
+    checkpoint.save(folder / "checkpoints" / "last.pt", whole)
     runs.write_summary(folder, summary)
 
 
@@ -62,17 +59,18 @@ def load(folder: Path) -> dict[str, Any] | None:
     return checkpoint.load(path, "cpu") if path.is_file() else None
 
 
-def resume(folder: Path, trainer: Trainer, state: dict[str, Any] | None) -> dict[str, Any]:
-    """Put the trainer where the checkpoint `state` of the folder left it; what else that holds."""
+def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Put trainer and loader where the checkpoint `state` of the folder left them; what else that holds, and `step`:
+    the optimizer steps done in all."""
     from pgt.training import checkpoint
 
     if state is None:
-        return {"epoch": 0, "metrics_size": 0, "summary": {}}
+        return {"step": 0, "metrics_size": 0, "summary": {}}
     try:
-        trainer.model.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.scaler.load_state_dict(state["scaler"])
-        return {key: state[key] for key in ("epoch", "metrics_size", "summary")}
+        trainer.load_state_dict(state)
+        loader.load_state_dict(state["loader"])
+        step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
+        return {"step": step, **{key: state[key] for key in ("metrics_size", "summary")}}
     except (KeyError, RuntimeError, ValueError) as error:
         raise checkpoint.damaged(folder / "checkpoints" / "last.pt", error) from None
 

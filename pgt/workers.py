@@ -24,7 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.errors import InputError, Stopped, TrainingError, as_input_error
+from pgt.stopping import Stop
 
 CAUSE_SECONDS = 3.0
 """How long to listen, after a first failure, for the one that caused it."""
@@ -32,6 +33,8 @@ POLL_SECONDS = 0.5
 """Between two looks at which workers live."""
 GRACE_SECONDS = 5.0
 """From the request to end until the end."""
+END = signal.SIGHUP
+"""Ends a worker at once; to SIGTERM it answers as `pgt.stopping` says."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,10 @@ def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[
 
     Raises:
         InputError, TrainingError: as the worker that failed first raised it; the others are ended.
+        Stopped: this process was asked to stop, asked them, and they have done so.
     """
     context = get_context("spawn")
-    with TemporaryDirectory(prefix="pgt-") as meeting:
+    with TemporaryDirectory(prefix="pgt-") as meeting, Stop() as stop:
         workers: list[tuple[BaseProcess, Connection]] = []
         try:
             for rank in range(count):
@@ -119,7 +123,7 @@ def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[
                     process.start()
                 theirs.close()
                 workers.append((process, ours))
-            return _watch(workers)
+            return _watch(workers, stop)
         finally:
             _end(workers)
 
@@ -134,13 +138,18 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
+def _watch(workers: list[tuple[BaseProcess, Connection]], stop: Stop) -> Any:
     """Wait for all workers, or for the first that fails; the first one's result."""
+    asked = False
     results: dict[int, Any] = {}
+    stopped: Stopped | None = None
     failures: list[_Failure] = []
     waiting = {connection: rank for rank, (_, connection) in enumerate(workers)}
     deadline: float | None = None
     while waiting and (deadline is None or time.monotonic() < deadline):
+        if stop.wanted and not asked:
+            asked = True
+            os.kill(workers[0][0].pid, signal.SIGUSR1)  # it keeps until that looks; the ranks agree between two steps
         ready = wait(list(waiting), POLL_SECONDS)
         ended = [connection for connection, rank in waiting.items() if workers[rank][0].exitcode is not None]
         for connection in {*ready, *ended}:  # where a forked child lives on, a dead worker's pipe stays open
@@ -156,6 +165,8 @@ def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
                 kind, content = "lost" if code == -signal.SIGABRT else "killed", _how_it_ended(code)  # NCCL aborts so
             if kind == "done":
                 results[rank] = content
+            elif kind == "stopped":
+                stopped = content
             else:
                 failures.append(_Failure(rank, kind, content))
         if failures and deadline is None:
@@ -166,6 +177,8 @@ def _watch(workers: list[tuple[BaseProcess, Connection]]) -> Any:
         raise _error(failures, sorted(waiting.values()))
     for process, _ in workers:
         process.join(GRACE_SECONDS)
+    if stopped is not None:
+        raise Stopped(stop.wanted or stopped.number, stopped.place)
     return results[0]
 
 
@@ -197,7 +210,7 @@ def _error(failures: list[_Failure], silent: list[int]) -> InputError | Training
 
 def _end(workers: list[tuple[BaseProcess, Connection]]) -> None:
     """Ask those that still run to end, then end them, and everything that they started."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+    for number, seconds in ((END, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         deadline = time.monotonic() + seconds
         for process, _ in workers:
             if process.is_alive():
@@ -218,7 +231,7 @@ def _work(
 ) -> None:
     """The life of a worker."""
     os.setpgrp()  # Ctrl-C is the parent's; and its children are found by this group
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(END, lambda *_: sys.exit(128 + END))
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     if place.rank:
         log = redirect(folder, place.rank)
@@ -230,6 +243,8 @@ def _work(
         message = ("training", str(error))
     except OSError as error:
         message = ("input", str(as_input_error(error)))
+    except Stopped as error:
+        message = ("stopped", error)
     except Exception as error:
         message = ("lost" if lost(error) else "fault", traceback.format_exc())
         if place.rank:

@@ -127,7 +127,7 @@ def test_ctrl_c_says_how_to_go_on():
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err == "pgt: interrupted; the same command goes on from the last whole epoch\n"
+    assert err == "pgt: interrupted; the same command goes on from its last checkpoint\n"
 
 
 def test_the_benchmark_of_the_loss_prints_a_table():

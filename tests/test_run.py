@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -326,5 +327,8 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
     monkeypatch.setattr(epochs, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
     fresh = run._new_summary(config, "")
-    epochs.run_epochs(config, None, (None, None), fresh, None, lambda summary, is_best: best.append(is_best))
+    stateful = SimpleNamespace(state_dict=dict)
+    epochs.run_epochs(
+        config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None
+    )
     assert best == [True, False, False]

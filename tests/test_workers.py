@@ -126,7 +126,7 @@ def test_ctrl_c_ends_all_ranks(marked):
     os.killpg(parent.pid, signal.SIGINT)
     _, err = parent.communicate(timeout=30)
     assert parent.returncode == 130
-    assert err == "pgt: interrupted; the same command goes on from the last whole epoch\n"
+    assert err == "pgt: interrupted; the same command goes on from its last checkpoint\n"
     assert eventually_none(marked)
 
 

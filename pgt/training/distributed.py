@@ -76,6 +76,10 @@ class Ranks:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
+    def highest(self, number: int) -> int:
+        """The maximum over ranks, through the CPU: no device is waited for."""
+        return int(self.largest(torch.tensor(number))) if self.world_size > 1 else number
+
     def mean_(self, tensors: list[Tensor]) -> None:
         """Each becomes its mean over ranks."""
         for tensor in tensors if self.world_size > 1 else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: Loader, alpha: float, precision: Precision, ranks: Ranks = ALONE
+    model: nn.Module,
+    loader: Loader,
+    alpha: float,
+    precision: Precision,
+    ranks: Ranks = ALONE,
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Top-1 and top-5 in percent, and at z and at α·z the mean cross-entropy and the expected calibration error (15
     bins, in percent). Of each image's logits z the 2-norm, the mean, the largest, and the variance over the classes;
@@ -31,6 +37,7 @@ def evaluate(
         alpha: of the method the network was trained with: softmax(α·z) are its calibrated probabilities.
         precision: of the forward pass; the metrics are computed in float32 or better.
         ranks: whose parts of the set together are the whole.
+        pause: called before each batch; what it raises ends the evaluation there.
 
     Raises:
         InputError: not one image could be read.
@@ -39,6 +46,7 @@ def evaluate(
     sums = torch.zeros(9, dtype=torch.float64, device=next(model.parameters()).device)
     calibration = [_calibration_error(loader.num_classes).to(sums.device) for _ in range(2)]
     for batch in loader.epoch(0):
+        pause()
         with precision.autocast():
             logits = model(batch.images)
         kept = batch.labels != IGNORE_INDEX

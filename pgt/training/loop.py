@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from inspect import signature
 from itertools import islice
 from typing import Any
@@ -31,6 +31,21 @@ SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else 
 SCALER_PATIENCE = 24
 """Steps in a row with a non-finite loss after which a gradient scaler has had its say: 65536 halved so often
 is 2^-8, and the loss itself does not depend on the scale."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the training of an epoch is.
+
+    Attributes:
+        epoch: from 0.
+        steps: done.
+        seconds: that they took.
+    """
+
+    epoch: int
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -63,6 +78,7 @@ class Trainer:
     compiled: bool = False
     diagnostics: Callable[[], dict[str, Any]] = dict
     recorder: Recorder | None = None
+    progress: Progress = field(init=False, default_factory=lambda: Progress(-1))
     tally: Tally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +123,25 @@ class Trainer:
         self.tally.update(self.scaler)
         self.optimizer.zero_grad(set_to_none=True)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from, as tensors and plain types. All ranks make it together."""
+        self.share_buffers()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go there. Raises KeyError, RuntimeError or ValueError for the state of another trainer."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.tally.load_state_dict(state["tally"])
+
     def share_buffers(self) -> None:
         """Give every rank the running statistics that belong to the steps so far."""
         share = self.ranks.mean_ if self.bn_statistics == norms.MEAN else self.ranks.copy_
@@ -119,8 +154,13 @@ class Trainer:
     def _statistics(self, group: int, groups: int) -> AbstractContextManager[None]:
         return norms.running_statistics(self.model, self.bn_statistics, group, groups, self.ranks.first)
 
-    def train_epoch(self, loader: Loader, epoch: int, sink: Sink, log_every: int) -> Record:
-        """Train on every batch of an epoch (from 0); write a record each `log_every` steps.
+    def train_epoch(
+        self, loader: Loader, epoch: int, sink: Sink, log_every: int, pause: Callable[[], None] = lambda: None
+    ) -> Record:
+        """Train on every batch of an epoch (from 0), or what is left of it; write a record each `log_every` steps.
+
+        Args:
+            pause: called after each step; what it raises ends the epoch there.
 
         Returns:
             train_top1 (percent) and train_loss over the epoch's batches of finite loss, lr, loss_scale,
@@ -130,15 +170,23 @@ class Trainer:
             TrainingError: the loss is no longer finite.
         """
         self.model.train()
-        self.tally.start_epoch()
-        started = time.perf_counter()
+        if self.progress.epoch != epoch:
+            self.progress = Progress(epoch)
+            self.tally.start_epoch()
+        started = time.perf_counter() - self.progress.seconds
         first = epoch * loader.steps_per_epoch
         last = first + loader.steps_per_epoch - 1
-        for step, groups in enumerate(_steps(loader, epoch), start=first):
+        report: dict[str, Any] | None = None
+        for step, groups in enumerate(_steps(loader, epoch, self.progress.steps), first + self.progress.steps):
             self.train_step(groups, step)
             if (step + 1) % log_every == 0 or step == last:
                 report = self._report(step, started)
                 sink.write(step, {"event": "step", "epoch": epoch, **report})
+            self.progress = Progress(epoch, step + 1 - first, time.perf_counter() - started)
+            pause()
+            started = time.perf_counter() - self.progress.seconds
+        if report is None:  # all of it was done before
+            report = self._report(last, started)
         if not math.isfinite(report["train_loss"]):
             hint = report.get("warning", "try a smaller recipe.lr_peak")
             raise TrainingError(f"no loss of epoch {epoch + 1} was finite: {hint}")
@@ -169,10 +217,10 @@ class Trainer:
         }
 
 
-def _steps(loader: Loader, epoch: int) -> Iterator[list[Batch]]:
-    """The groups of each step of an epoch."""
+def _steps(loader: Loader, epoch: int, done: int) -> Iterator[list[Batch]]:
+    """The groups of each step that is left of an epoch."""
     batches = loader.epoch(epoch)
-    for _ in range(loader.steps_per_epoch):
+    for _ in range(done, loader.steps_per_epoch):
         yield list(islice(batches, loader.groups_per_step))
 
 
@@ -218,6 +266,18 @@ class Tally:
         before = scaler._get_scale_async().clone()  # get_scale() would wait for the device
         scaler.update()
         self._skipped += scaler._get_scale_async() < before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Over all ranks, which call it together."""
+        samples, correct, loss, skipped, *_ = self.read()
+        return {"sums": [samples, correct, loss], "skipped": skipped, "streak": list(self._streak)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The first rank goes on from the sums of all."""
+        sums = state["sums"] if self._ranks.first else [0.0] * len(state["sums"])
+        self._sums = torch.tensor(sums, dtype=self._sums.dtype, device=self._sums.device)
+        self._skipped = torch.full_like(self._skipped, state["skipped"])
+        self._streak = list(state["streak"])
 
     def read(self) -> list[float]:
         """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a

@@ -1,0 +1,240 @@
+"""A run that is asked to stop puts itself away between two steps, and goes on as if nothing had been."""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgt import stopping
+from pgt.cli import main
+from pgt.epochs import Breaks
+from pgt.errors import Stopped
+from pgt.runs import find, read_metrics
+from tests.conftest import ROOT, TINY, train
+
+RUN = (*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4",
+       "record.norms_every=2")  # fmt: skip
+"""Two epochs of three steps of two groups, and one test batch: four breaks an epoch."""
+
+
+class Asked:
+    """A `Stop` that has been asked by the time somebody looks the n-th time."""
+
+    def __init__(self, at):
+        self.looks, self.at = 0, at
+
+    @property
+    def wanted(self):
+        self.looks += 1
+        return signal.SIGTERM if self.looks >= self.at else 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def result(root):
+    """All of a run that must not depend on when it was interrupted: records, norms, summary, weights."""
+    [(folder, summary)] = find(Path(root))
+    timeless = [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_metrics(folder)]
+    kept = {k: v for k, v in vars(summary).items() if k not in ("started", "finished", "images_per_second")}
+    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    norms = {path.name: path.read_bytes() for path in (folder / "norms").iterdir()}
+    momenta = [entry["momentum_buffer"] for entry in state["optimizer"]["state"].values()]
+    return timeless, kept, norms, [*state["model"].values(), *momenta]
+
+
+def assert_same(one, other):
+    assert one[:3] == other[:3]
+    assert all(torch.equal(a, b) for a, b in zip(one[3], other[3], strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The result of a run that nobody stops."""
+    root = tmp_path_factory.mktemp("whole")
+    train(*RUN, f"paths.runs={root}")
+    return result(root)
+
+
+def stopped_at(monkeypatch, look):
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.run.Stop", lambda: Asked(look))
+        with pytest.raises(Stopped) as caught:
+            train(*RUN)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("look", "place", "begin"),
+    [
+        (1, "step 1 of epoch 1", "from epoch 1, step 2"),
+        (3, "step 3 of epoch 1", "from epoch 2"),  # trained, and not evaluated yet
+        (4, "step 3 of epoch 1", "from epoch 2"),  # in the evaluation
+        (5, "step 1 of epoch 2", "from epoch 2, step 2"),
+        (8, "step 3 of epoch 2", "from epoch 3"),
+    ],
+)
+def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, capsys, whole, look, place, begin):
+    assert stopped_at(monkeypatch, look) == f"stopped by SIGTERM after {place}; the same command goes on there"
+    capsys.readouterr()
+    train(*RUN)
+    assert f"2 epochs of 3 steps, {begin}  ->" in capsys.readouterr().out
+    assert_same(result("runs"), whole)
+
+
+def test_a_run_that_is_stopped_again_and_again_comes_to_its_end(monkeypatch, whole):
+    places = [stopped_at(monkeypatch, 2) for _ in range(4)]
+    assert len({*places}) == 4
+    train(*RUN)
+    assert_same(result("runs"), whole)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_within_an_epoch(monkeypatch, capsys, whole):
+    pause, looks = Breaks.pause, itertools.count(1)
+
+    def dies(breaks):
+        if next(looks) == 6:  # after the fifth step; one look was the evaluation's
+            raise KeyboardInterrupt
+        pause(breaks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.epochs.Breaks.pause", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(*RUN, "trainer.checkpoint_minutes=1e-9")
+    capsys.readouterr()
+    train(*RUN)
+    assert "from epoch 2, step 2  ->" in capsys.readouterr().out
+    assert_same(result("runs"), whole)
+
+
+def test_checkpoints_within_an_epoch_wait_for_their_time(monkeypatch):
+    saved = []
+    monkeypatch.setattr("pgt.run_folder.save", lambda *arguments: saved.append(arguments))
+    train(*RUN)
+    assert len(saved) == 2
+    train(*RUN, "trainer.checkpoint_minutes=1e-9", "trainer.force=true")
+    assert len(saved) == 2 + 8 + 2
+    assert main(["train", *RUN, "trainer.checkpoint_minutes=0"]) == 2
+
+
+LONG = (*TINY, "model=resnet20", "recipe.epochs=12", "data.num_samples=64")
+
+
+def begun(*command, steps=10):
+    """A process that trains and has written some steps' records."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not any(path.read_text().count("\n") >= steps for path in Path("runs").glob("**/metrics.jsonl")):
+        assert time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_a_process_in_order(capsys, number):
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    said = re.fullmatch(rf"pgt: stopped by {number.name} after step (\d) of epoch (\d+); the same .* there\n", err)
+    assert said, err
+    step, epoch = map(int, said.groups())
+    train(*LONG)
+    begin = f"from epoch {epoch}, step {step + 1}  ->" if step < 8 else f"from epoch {epoch + 1}  ->"
+    assert begin in capsys.readouterr().out
+    [(folder, summary)] = find(Path("runs"))
+    assert summary.status == "finished"
+    assert [record["step"] for record in read_metrics(folder) if record["event"] == "step"] == list(range(96))
+
+
+def place():
+    """(epoch from 0, steps) that the run's checkpoint stands at."""
+    [path] = Path("runs").glob("**/last.pt")
+    progress = torch.load(path, weights_only=True)["progress"]
+    return progress["epoch"], progress["steps"]
+
+
+def test_processes_that_train_together_stop_at_the_same_step():
+    run = ("pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4", "trainer.devices=2")
+    places = []
+    for number, steps in ((signal.SIGTERM, 10), (signal.SIGUSR1, 30)):
+        process = begun(sys.executable, "-m", *run, steps=steps)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, err
+        places.append(place())
+        expected = f"after step {places[-1][1]} of epoch {places[-1][0] + 1}; the same command goes on there"
+        assert err == f"pgt: stopped by {number.name} {expected}\n"
+    assert places[0] < places[1]
+    epoch, steps = places[0]
+    assert f"from epoch {epoch + 1}, step {steps + 1}" in out or f"from epoch {epoch + 2}" in out
+    assert not list(Path("runs").glob("**/log.rank1.txt"))
+
+
+def test_torchrun_passes_the_request_on():
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    process = begun(*launcher, "pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode != 0
+    epoch, steps = place()
+    assert f"pgt: stopped by SIGTERM after step {steps} of epoch {epoch + 1}" in err
+
+
+STOP = """
+import os, signal, subprocess, sys, time
+from pgt.stopping import Stop
+
+before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+with Stop() as stop:
+    assert stop.wanted == 0
+    forked = os.fork()
+    if not forked:
+        time.sleep(60)
+    started = subprocess.Popen(["sleep", "60"])
+    time.sleep(0.5)
+    for pid in (forked, started.pid):
+        os.kill(pid, signal.SIGUSR1)
+    os.kill(forked, signal.SIGTERM)
+    time.sleep(0.5)
+    assert os.waitpid(forked, os.WNOHANG) == (0, 0)
+    assert started.poll() is None
+    for pid in (forked, started.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert stop.wanted == 0
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.wanted == signal.SIGUSR1
+assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
+assert signal.SIGUSR1 not in signal.sigpending() | signal.pthread_sigmask(signal.SIG_BLOCK, ())
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.wanted == signal.SIGTERM
+    print("asked", flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_signals_are_remembered_and_what_was_there_before_comes_back():
+    done = subprocess.run([sys.executable, "-c", STOP], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "asked\n"), done.stderr
+
+
+def test_a_thread_from_before_may_get_the_signal():
+    """Where a library's threads have not blocked it, the handler has it remembered."""
+    with stopping.Stop() as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.wanted == signal.SIGUSR1
