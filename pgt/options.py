@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from pgt import __version__
 from pgt.environment import cpus
+from pgt.errors import InputError
 from pgt.reproduction.cost import DEFAULT_GPU
 from pgt.reproduction.formats import FORMATS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+class OneLine(argparse.ArgumentParser):
+    """A parser, and each of its commands', whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"pgt: {message}; see `{self.prog} --help`\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    made = argparse.ArgumentParser(
-        prog="pgt", description="PowerGrad Transform: train, and set the paper beside what was measured."
-    )
+    made = OneLine(prog="pgt", description="PowerGrad Transform: train, and set the paper beside what was measured.")
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")

@@ -90,7 +90,7 @@ MAY_IMPORT = {
         "validate",
         "workers",
     },
-    "options": {"environment", "reproduction"},
+    "options": {"environment", "errors", "reproduction"},
     "__init__": {"methods"},
 }
 NO_TORCH = [

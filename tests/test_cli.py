@@ -27,6 +27,22 @@ def test_help_says_what_there_is_and_imports_nothing_slow():
     assert all(command in done.stdout for command in ("train", "table", "figure"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "the following arguments are required: command; see `pgt --help`"),
+        (["table"], "the following arguments are required: what; see `pgt table --help`"),
+        (["bench", "loss", "--rounds", "x"],
+         "argument --rounds: invalid whole number value: 'x'; see `pgt bench loss --help`"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == f"pgt: {line}\n"
+
+
 def test_train_help_names_the_groups():
     done = pgt("train", "--help")
     assert done.returncode == 0

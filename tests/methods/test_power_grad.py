@@ -156,6 +156,13 @@ def test_targets_and_dtypes_as_cross_entropy_takes_them():
     assert gradient(power_grad_cross_entropy(masked, torch.tensor([0]), 1e-46), masked).isfinite().all()
 
 
+def test_per_sample_gradients_by_torch_func():
+    z, y = torch.randn(4, 5, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2, 4])
+    expected = gradient(power_grad_cross_entropy(z, y, 0.3, reduction="sum"), z)
+    by_sample = torch.func.vmap(torch.func.grad(lambda z, y: surrogate_cross_entropy(z[None], y[None], 0.3)))
+    torch.testing.assert_close(by_sample(z.detach(), y), expected)
+
+
 def test_the_module_checks_its_arguments_when_it_is_made():
     for arguments in ({"reduction": "avg"}, {"smoothing": "eq7"}, {"label_smoothing": 2.0}):
         with pytest.raises(ValueError, match="must"):
