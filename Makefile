@@ -25,8 +25,9 @@ demo: $(READY)  ## train 24 small networks (under 4 minutes on 2 cores), print t
 	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
 	$(BIN)/pgt figure 4 demo --runs $(RUNS) --output $(RUNS)/demo/curves.png
 
-test: $(READY)  ## run the test suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## run the test suite: on the CPU, and on a GPU where there is one what only that can show
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pytest tests/test_cuda.py; fi
 
 lint: $(READY)  ## ruff: style, imports, likely bugs
 	$(BIN)/ruff check .

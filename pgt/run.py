@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,10 @@ def run(config: Config, label: str = "") -> Summary:
     if count == 1:
         from pgt.training.distributed import ALONE
 
-        return train(job, ALONE)
+        try:
+            return train(job, ALONE)
+        finally:
+            _release()
     from pgt.training.distributed import lost
 
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -100,16 +104,25 @@ def devices(config: Config) -> int:
     """How many processes train a config here: `trainer.devices`, or every GPU that its batch can be shared by.
 
     Raises:
-        InputError: there are fewer GPUs.
+        InputError: there are fewer GPUs, or torch cannot use them.
     """
-    import torch
+    from pgt.training.distributed import visible_gpus
 
-    available, wanted = torch.cuda.device_count(), config.trainer.devices
+    available, wanted = visible_gpus(), config.trainer.devices
     if wanted is None:
         return layout.largest(config.recipe, available)
     if available and wanted > available:
         raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
     return wanted
+
+
+def _release() -> None:
+    """Give back what a run held of the GPU: the next one may train in other processes."""
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def train_in_place(job: Job, place: Place) -> Summary:
@@ -128,7 +141,10 @@ def train(job: Job, ranks: Ranks) -> Summary:
     """
     import torch
 
+    from pgt.training.distributed import check_kernels
+
     config = job.config
+    check_kernels(ranks.device)
     set_up_torch(config)
     torch.manual_seed(config.seed)
     train_loader, test_loader, trainer = assemble(config, job.dataset, ranks)

@@ -15,7 +15,10 @@ from tests.conftest import TINY, compose, train
 from tests.data.helpers import FOLDER, loaders
 from tests.training.layouts import Kept
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
 
 RUN = (*TINY, "model=resnet20", "method=agc_pgt")
 
@@ -28,15 +31,15 @@ def test_every_precision_trains(precision):
 @pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_does_not_make_the_host_wait(method, precision):
-    overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}")
+    overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}", "recipe.epochs=3")
     dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
     loader, _, trainer = assemble(compose(*overrides), dataset, ALONE)
     groups = [next(loader.epoch(0))]
     for step in range(3):
         trainer.train_step(groups, step)
     before = trainer.model.fc.weight.detach().clone()
-    torch.cuda.set_sync_debug_mode("error")  # whatever waits for the device raises
     try:
+        torch.cuda.set_sync_debug_mode("error")  # whatever waits for the device raises
         trainer.train_step(groups, 3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -53,8 +56,8 @@ def test_recording_does_not_make_the_host_wait(precision):
     for step in range(2):
         trainer.train_step(groups, step)
     weight = trainer.model.blocks[0].conv1.weight.detach().clone()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for step in range(2, 5):
             trainer.train_step(groups, step)
     finally:

@@ -34,7 +34,7 @@ class DaliLoader(FileLoader):
         interpolation: of the evaluation's resize: `bilinear` or `bicubic`.
         workers: decoding threads, at most one a CPU.
         skip: leave unreadable files out; else they stop the run.
-        on_gpu: decode and resize there, with nvJPEG.
+        on_gpu: decode there, too, with nvJPEG.
     """
 
     def __init__(
@@ -142,15 +142,14 @@ class DaliLoader(FileLoader):
             ],
             **({"prefetch_queue_depth": READ_AHEAD} if parallel else {}),
         )
-        images = fn.decoders.image_slice(
-            data,
-            start,
-            shape,
-            axis_names="HW",
-            device="mixed" if self._on_gpu else "cpu",
-            adjust_orientation=False,  # Pillow and the authors leave EXIF rotation alone
-            **({"jpeg_fancy_upsampling": True, "affine": False} if self._on_gpu else {}),
-        )
+        orientation = {"adjust_orientation": False}  # Pillow and the authors leave EXIF rotation alone
+        if self._on_gpu:  # nvJPEG before 13.2 cannot smooth the colours of a part alone, and DALI would use the CPU
+            images = fn.decoders.image(data, device="mixed", jpeg_fancy_upsampling=True, affine=False, **orientation)
+            images = fn.slice(images, start, shape, axis_names="HW")
+        else:
+            images = fn.decoders.image_slice(data, start, shape, axis_names="HW", device="cpu", **orientation)
+        if self._delivery.device.type == "cuda":
+            images, label = images.gpu(), label.gpu()  # the CPU has enough to do with decoding
         training = self.sampler.training
         images = fn.resize(
             images,
@@ -158,8 +157,6 @@ class DaliLoader(FileLoader):
             interp_type=types.INTERP_LINEAR if training else INTERPOLATION[self._interpolation],
             antialias=not training,
         )
-        if self._delivery.device.type == "cuda":
-            images, label = images.gpu(), label.gpu()
         images = fn.crop_mirror_normalize(
             images,
             crop=(self.reader.size, self.reader.size),

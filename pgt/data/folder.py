@@ -58,6 +58,8 @@ class FolderLoader(FileLoader):
         self._mean, self._deviation = (
             255 * torch.tensor(value, device=delivery.device).repeat(reader.size) for value in (MEAN, DEVIATION)
         )
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(delivery.device))
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
         self._keys.epoch, self._keys.first = epoch, first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from pgt.data.loader import GroupLoader
 from pgt.data.sampler import SHIFT, Sampler, generator
 from pgt.types import IGNORE_INDEX, Batch
 
-Augment = Callable[[Tensor, np.ndarray, int], Tensor]
+Augment = Callable[[Tensor, Tensor, int], Tensor]
 """(images [N, 3, H, W], their sample indices [N], epoch) -> images."""
 
 
@@ -45,11 +44,11 @@ class MemoryLoader(GroupLoader):
         self._labels = padded.to(delivery.device)
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
-        for group in self.sampler.part(epoch)[first:]:
-            picked = torch.from_numpy(group).to(self._labels.device)
+        part = torch.from_numpy(self.sampler.part(epoch)[first:]).to(self._labels.device)  # once: a copy waits
+        for picked in part:
             images = self._images[picked]
             if self._augment is not None:
-                images = self._augment(images, group, epoch)
+                images = self._augment(images, picked, epoch)
             yield Batch(images, self._labels[picked])
 
 
@@ -70,8 +69,7 @@ class CropAndFlip:
         self.seed, self.num_samples, self.padding, self.fill, self.flip = seed, num_samples, padding, fill, flip
         self._epoch: tuple[int, torch.device] | None = None
 
-    def __call__(self, images: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        picked = torch.from_numpy(indices).to(images.device)
+    def __call__(self, images: Tensor, picked: Tensor, epoch: int) -> Tensor:
         offsets, flipped = self._drawn(epoch, images.device)
         images = shift(images, offsets[picked], self.padding, self.fill)
         return torch.where(flipped[picked][:, None, None, None], images.flip(3), images) if self.flip else images
@@ -83,6 +81,7 @@ class CropAndFlip:
             offsets = torch.from_numpy(rng.integers(0, 2 * self.padding + 1, (self.num_samples, 2)))
             flipped = torch.from_numpy(rng.random(self.num_samples) < 0.5)
             self._epoch, self._draws = (epoch, device), (offsets.to(device), flipped.to(device))
+            self.fill = self.fill.to(device)
         return self._draws
 
 

@@ -226,7 +226,7 @@ def read(path: Path) -> tuple[bytes, int, int]:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
-        if image.format not in DECODED_BY_ALL or _deep(image):
+        if image.format not in DECODED_BY_ALL or _deep(image) or image.mode == "CMYK":
             return bitmap(rgb(image)), height, width
         if not _ends(data, image.format):
             image.load()

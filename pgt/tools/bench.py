@@ -73,7 +73,7 @@ def _losses(case: Case, rounds: int, compiled: bool) -> str:
     candidates = {name: loss for name, loss in LOSSES.items() if case.n * case.classes < 1e8 or name in COMPILED}
     if compiled:
         for name in COMPILED:
-            candidates[f"{name}, compiled"] = torch.compile(LOSSES[name], fullgraph=True)
+            candidates[f"{name}, compiled"] = torch.compile(LOSSES[name], fullgraph=True, dynamic=False)
     generator = torch.Generator(case.device).manual_seed(0)
     z = 3 * torch.randn(case.n, case.classes, generator=generator, device=case.device)
     z = z.to(case.dtype)

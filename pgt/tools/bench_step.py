@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import statistics
 import time
@@ -75,13 +76,27 @@ def steps(rounds: int, length: int) -> str:
         rounds: each goes through all loops once.
         length: steps of a loop in a round.
     """
-    return "\n\n".join(measure(case, rounds, length) for case in cases())
+    return "\n\n".join(measure_if_it_fits(case, rounds, length) for case in cases())
+
+
+def measure_if_it_fits(case: Case, rounds: int, length: int) -> str:
+    """`measure`, or that the GPU has not the memory for it."""
+    torch.compiler.reset()  # which gives up compiling a function after some variants of it
+    try:
+        return measure(case, rounds, length)
+    except torch.OutOfMemoryError:
+        return f"{case}: more memory than {torch.cuda.get_device_name()} has"
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def measure(case: Case, rounds: int, length: int) -> str:
     """One case: median time of a step, beside the bare loop's."""
     from tabulate import tabulate
 
+    torch.backends.cudnn.benchmark = True  # as training has it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders: dict[str, Callable[[Case, Batch], Steps]] = {
         REFERENCE: bare,
@@ -93,10 +108,10 @@ def measure(case: Case, rounds: int, length: int) -> str:
     batch = synthetic_batch(case, device)
     memory, loops = {}, {}
     for name, build in contenders.items():
-        before = _allocated(device)
+        before = _in_use(device)
         loops[name] = build(case, batch)
         loops[name](3)
-        memory[name] = _allocated(device) - before
+        memory[name] = _peak(device) - before
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
@@ -134,8 +149,8 @@ def synthetic_batch(case: Case, device: torch.device) -> Batch:
 
 def _network(case: Case, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
-    network = models.build(case.network, CLASSES).to(device, memory_format=torch.channels_last)
-    return network.train()
+    network = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
+    return network.to(device, memory_format=torch.channels_last).train()
 
 
 def bare(case: Case, batch: Batch) -> Steps:
@@ -240,12 +255,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _allocated(device: torch.device) -> int:
+def _in_use(device: torch.device) -> int:
+    """Bytes on the GPU, from where `_peak` begins to look."""
     if device.type != "cuda":
         return 0
-    peak = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    return peak
+    return torch.cuda.memory_allocated()
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
 
 
 def _share(case: Case, seconds: float) -> str:

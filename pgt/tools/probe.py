@@ -42,6 +42,7 @@ def _case(identity: Mapping[str, Any], gpus: int) -> Case:
 
 
 def _speed(case: Case) -> Speed:
+    torch.backends.cudnn.benchmark = True  # as training has it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loop = ours(case, synthetic_batch(case, device), PowerGradCrossEntropy(0.25))
     loop(WARM_UP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,38 @@ def equipment(ranks: Ranks) -> Equipment:
     return Equipment(platform.node(), affinity(), gpu)
 
 
+def visible_gpus() -> int:
+    """How many GPUs this process sees.
+
+    Raises:
+        InputError: there are some, and torch cannot use them: training would go on on the CPU without a word.
+    """
+    count = torch.cuda.device_count()
+    if count and not torch.cuda.is_available():
+        raise InputError(
+            f"{count} GPUs are there, and torch {torch.__version__} cannot use them: their driver (`nvidia-smi`) may "
+            f"be too old for its CUDA {torch.version.cuda}; update it, install a torch for an older CUDA, or set "
+            "CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    return count
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raises InputError where this torch has no kernels for the device."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
+    found = [(match[1], int(match[2]), int(match[3])) for match in built if match]
+    own = any(kind == "sm" and m == major and n <= minor for kind, m, n in found)
+    if not own and not any(kind == "compute" and (m, n) <= (major, minor) for kind, m, n in found):
+        raise InputError(
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} (compute capability "
+            f"{major}.{minor}): install a torch for an older CUDA, for a V100 that of CUDA 12.6, and DALI by "
+            "the extra dali-cuda12"
+        )
+
+
 def check_gpus(processes: Sequence[Equipment]) -> None:
     """Raises InputError unless each process has a GPU of its own, wherever a machine has any."""
     for machine in sorted({process.machine for process in processes}):
@@ -151,8 +184,9 @@ def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[
         timeout_minutes: that a rank waits for another.
 
     Raises:
-        InputError: more processes than GPUs on a machine that has any.
+        InputError: more processes than GPUs on a machine that has any, or GPUs that torch cannot use.
     """
+    visible_gpus()
     ranks = Ranks(place.rank, place.world_size, place.local_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",

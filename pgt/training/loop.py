@@ -86,6 +86,9 @@ class Trainer:
         self.tally = Tally(self.parameters[0][1].device, self.ranks)
         self._network, self._loss = self.model, self.loss
         if self.compiled:  # before DDP, whose own forward is not for compiling; its hooks are on the same parameters
+            torch._dynamo.config.skip_nnmodule_hook_guards = (
+                False  # else a network reuses the code of one without hooks
+            )
             self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None
         if self.ranks.world_size > 1:
@@ -137,7 +140,10 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go there. Raises KeyError, RuntimeError or ValueError for the state of another trainer."""
         self.model.load_state_dict(state["model"])
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # the saved one belongs to the device that saved
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])

@@ -96,7 +96,7 @@ def test_crops_and_flips_are_even_and_keyed_by_the_sample():
     n, side = 4000, 32
     ramp = torch.arange(side * side, dtype=torch.float64).view(1, 1, side, side) + 1
     augment = CropAndFlip(0, n, 4, torch.full((3,), -1.0), flip=True)
-    images = augment(ramp.expand(n, 3, -1, -1), np.arange(n), 0)
+    images = augment(ramp.expand(n, 3, -1, -1), torch.arange(n), 0)
     middle = images[:, 0, 16, 15:17]  # inside the image at any offset
     flipped = middle[:, 0] > middle[:, 1]
     assert stats.binomtest(int(flipped.sum()), n, 0.5).pvalue > 0.01
@@ -106,6 +106,6 @@ def test_crops_and_flips_are_even_and_keyed_by_the_sample():
     table = np.zeros((9, 9))
     np.add.at(table, (rows.numpy(), columns.numpy()), 1)
     assert stats.chisquare(table.ravel()).pvalue > 0.01
-    again = augment(ramp.expand(3, 3, -1, -1), np.array([7, 3999, 0]), 0)
+    again = augment(ramp.expand(3, 3, -1, -1), torch.tensor([7, 3999, 0]), 0)
     assert torch.equal(again, images[[7, 3999, 0]])
     assert (images == -1).any()

@@ -15,6 +15,7 @@ from scipy import stats
 from pgt import data, models
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box, read
 from pgt.data.tree import scan
+from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.tools.bench_loader import generate
 from pgt.types import IGNORE_INDEX
@@ -87,6 +88,31 @@ def test_dali_and_pillow_show_the_same(tmp_path, interpolation, split):
         z, w = network(a), network(b)
     assert torch.cosine_similarity(z, w).min() > 0.999
     assert (z.argmax(1) == w.argmax(1)).float().mean() > 0.98
+
+
+@pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI")
+@pytest.mark.parametrize("split", [0, 1], ids=["train", "val"])
+def test_what_is_decoded_whole_and_cut_is_what_is_decoded_in_part(tmp_path, monkeypatch, split):
+    """The way of the GPU, walked on the CPU."""
+    from nvidia.dali import fn
+
+    for part in ("train", "val"):
+        generate(tmp_path / part, 8)
+    decode = fn.decoders.image
+    part = list(loaders({**FOLDER, "backend": "dali"})[split].epoch(0))
+    ways = []
+
+    def whole(data, device, adjust_orientation, **for_the_gpu):
+        ways.append(device)
+        return decode(data, device="cpu", adjust_orientation=adjust_orientation)
+
+    monkeypatch.setattr(fn.decoders, "image", whole)
+    loader = loaders({**FOLDER, "backend": "dali"})[split]
+    loader._on_gpu = True
+    for one, other in zip(part, loader.epoch(0), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    assert ways == ["mixed"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pgt import layout, workers
+from pgt.cli import main
 from pgt.errors import InputError
-from pgt.training.distributed import ALONE, Equipment, check_gpus, cpu_share, lost
+from pgt.training.distributed import ALONE, Equipment, check_gpus, check_kernels, cpu_share, lost, visible_gpus
 from pgt.training.loop import Tally
 from tests.conftest import compose
 from tests.training.layouts import in_place, trained
@@ -164,3 +165,36 @@ def test_more_processes_than_gpus_on_a_machine_are_refused():
     for second in (None, "gpu-1"):  # beyond the last one; or the only one that both see
         with pytest.raises(InputError, match=r"^2 processes on a, which shows them 1 GPUs: start one a GPU"):
             check_gpus(equipped(("a", range(4), "gpu-1"), ("a", range(4), second), ("b", range(4), "gpu-2")))
+
+
+def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(monkeypatch, capsys):
+    """Their number comes from the driver, also where it is older than this torch asks for."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^4 GPUs are there, and torch .* cannot use them: their driver"):
+        visible_gpus()
+    assert main(["train", *SMALL, "model=resnet20"]) == 2
+    assert capsys.readouterr().err.startswith("pgt: 4 GPUs are there")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_120"], False),
+        ((7, 0), ["sm_50", "sm_70", "sm_80"], True),
+        ((8, 9), ["sm_75", "sm_86"], True),
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        ((12, 1), ["sm_90", "compute_120"], True),
+    ],
+)
+def test_a_gpu_that_torch_has_no_kernels_for_is_named(monkeypatch, capability, built, runs):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    check_kernels(torch.device("cpu"))
+    if runs:
+        check_kernels(torch.device("cuda", 0))
+        return
+    with pytest.raises(InputError, match=r"has no kernels for Tesla V100 \(compute capability \d\.\d\): install"):
+        check_kernels(torch.device("cuda", 0))

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -260,3 +261,16 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
         checkpoint.save(path, {"epoch": 4, "bad": lambda: None})
     assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_state_goes_on_where_the_optimizer_is_of_another_kind():
+    """A run begun on a CPU, on a GPU: its fused kernel is that device's, not the checkpoint's."""
+    one, other = trainer(network()), trainer(network())
+    other.optimizer = optimizer.build(other.model, 0.9, 5e-4, fused=True)
+    one.train_step(batches(1), 0)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert all(group["fused"] for group in other.optimizer.param_groups)
+    for subject in (one, other):
+        subject.train_step(batches(1), 1)
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
