@@ -49,7 +49,7 @@ def evaluate(
         pause()
         with precision.autocast():
             logits = model(batch.images)
-        kept = batch.labels != IGNORE_INDEX
+        kept = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]  # the one wait for the device, and not one an index
         logits, labels = logits[kept].double(), batch.labels[kept]
         if len(labels) == 0:
             continue
@@ -80,7 +80,7 @@ def _calibration_error(num_classes: int) -> Metric:
     """Mean distance of confidence from accuracy (Guo et al., arXiv 1706.04599)."""
     from torchmetrics.classification import MulticlassCalibrationError
 
-    return MulticlassCalibrationError(num_classes, n_bins=15, norm="l1")
+    return MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
 
 
 def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
