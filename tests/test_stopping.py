@@ -207,7 +207,7 @@ with Stop() as stop:
     time.sleep(0.5)
     for pid in (forked, started.pid):
         os.kill(pid, signal.SIGUSR1)
-    os.kill(forked, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
     time.sleep(0.5)
     assert os.waitpid(forked, os.WNOHANG) == (0, 0)
     assert started.poll() is None
@@ -217,13 +217,14 @@ with Stop() as stop:
     os.kill(os.getpid(), signal.SIGUSR1)
     assert stop.wanted == signal.SIGUSR1
 assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
-assert signal.SIGUSR1 not in signal.sigpending() | signal.pthread_sigmask(signal.SIG_BLOCK, ())
+assert not {signal.SIGTERM, signal.SIGUSR1} & (signal.sigpending() | signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 with Stop() as stop:
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.wanted == signal.SIGTERM
-    print("asked", flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)
+    for _ in range(2):  # srun, which is asked itself, passes on what its tasks are told anyway
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted == signal.SIGTERM
+print("asked", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
 """
 
 
