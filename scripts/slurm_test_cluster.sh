@@ -4,8 +4,8 @@
 #   scripts/slurm_test_cluster.sh start FOLDER    # short, since it holds a socket; then export SLURM_CONF=FOLDER/slurm.conf
 #   scripts/slurm_test_cluster.sh stop FOLDER
 #
-# Needs the Debian packages slurm-wlm and munge. Times are short, so that a test does not wait: KillWait 5 s, and a
-# requeued job is eligible after 6 s (cred_expire), where the default is two minutes.
+# Needs the Debian packages slurm-wlm and munge. A requeued job is eligible after 6 s (cred_expire), where Slurm's
+# default is two minutes, so that a test does not wait.
 set -euo pipefail
 
 fail() { echo "slurm_test_cluster: $*" >&2; exit 1; }
@@ -53,7 +53,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobRequeue=1
-KillWait=5
+KillWait=20
 CompleteWait=0
 SlurmdParameters=config_overrides
 ReturnToService=2
