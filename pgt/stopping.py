@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import resource_tracker
+from threading import Thread
 from types import FrameType, TracebackType
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
@@ -14,9 +16,8 @@ a warning (`#SBATCH --signal=USR1@120`)."""
 class Stop:
     """Within it the process, rather than end at once, remembers that it has been asked to stop.
 
-    A second SIGTERM ends it. Schedulers ask all processes of a job at once, and nobody but a training process has
-    anything to put away: those that are forked within it take no notice, and SIGUSR1 is blocked for those that are
-    started in other ways, too.
+    Schedulers ask all processes of a job at once, some of them twice, and nobody but a training process has anything
+    to put away: whatever is started within it has the signals blocked, and takes no notice.
     """
 
     def __init__(self) -> None:
@@ -25,28 +26,45 @@ class Stop:
     @property
     def wanted(self) -> int:
         """Number of the signal that has asked; 0: none has."""
-        if not self._number and signal.SIGUSR1 in signal.sigpending():
-            self._number = signal.SIGUSR1
+        if not self._number:
+            self._number = max(_pending(), default=0)
         return self._number
 
     def __enter__(self) -> Stop:
         self._owner = os.getpid()
-        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM wherever it starts that one later
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         self._before = {number: signal.signal(number, self._note) for number in ASKING}  # a thread from before has
-        return self  # it not blocked, and may be the one that gets it
+        return self  # them not blocked, and may be the one that gets them
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while signal.SIGUSR1 in signal.sigpending():
-            signal.sigwait({signal.SIGUSR1})
+        while pending := _pending():
+            signal.sigwait(pending)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:
-            return
-        self._number = number
-        if number == signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == self._owner:
+            self._number = number
+
+
+def _pending() -> set[signal.Signals]:
+    return signal.sigpending() & {*ASKING}
+
+
+def leave_with_parent_only() -> None:
+    """In a process that serves another one: SIGTERM ends it where that one sends it, and not where a scheduler does."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, which no scheduler runs
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    Thread(target=listen, daemon=True).start()

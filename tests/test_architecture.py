@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "environment": set(),
     "methods": {"types"},
     "models": {"types"},
-    "data": {"environment", "text", "types", "errors"},
+    "data": {"environment", "stopping", "text", "types", "errors"},
     "weight_norms": {"errors"},
     "sinks": {"types", "errors", "weight_norms"},
     "training": {"methods", "models", "data", "environment", "runs", "types", "errors", "weight_norms", "workers"},

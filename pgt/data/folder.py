@@ -20,6 +20,7 @@ from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
 from pgt.data.reader import UNREADABLE, Reader, View, rgb
 from pgt.data.sampler import Sampler
+from pgt.stopping import leave_with_parent_only
 from pgt.types import Batch
 
 Decoded = tuple[Tensor, int, int]
@@ -53,7 +54,7 @@ class FolderLoader(FileLoader):
             num_workers=min(workers, delivery.cpus),
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
-            worker_init_fn=_inherit_quietly,
+            worker_init_fn=_serve,
         )
         self._mean, self._deviation = (
             255 * torch.tensor(value, device=delivery.device).repeat(reader.size) for value in (MEAN, DEVIATION)
@@ -95,9 +96,10 @@ class FolderLoader(FileLoader):
         return pixels
 
 
-def _inherit_quietly(worker: int) -> None:
+def _serve(worker: int) -> None:
     """What a forked worker has from its parent is the parent's to collect: another loader, say, and its workers."""
     gc.freeze()
+    leave_with_parent_only()
 
 
 class _Keys:

@@ -19,6 +19,7 @@ from PIL import Image
 from pgt.data.sampler import VIEW, Sampler, generator
 from pgt.data.tree import Files
 from pgt.errors import InputError
+from pgt.stopping import leave_with_parent_only
 from pgt.types import IGNORE_INDEX
 
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 100
@@ -182,6 +183,11 @@ class Stream:
     def __init__(self, reader: Reader, sampler: Sampler, start: int) -> None:
         self.reader, self.sampler, self.start = reader, sampler, start
         self._orders: dict[int, np.ndarray] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process that reads ahead for DALI."""
+        vars(self).update(state)
+        leave_with_parent_only()
 
     def _index(self, epoch: int, place: int) -> int:
         if epoch not in self._orders:
