@@ -26,16 +26,19 @@ BEGUN = 3
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm():
     """A cluster of two nodes; its jobs find this checkout's `pgt`."""
     program("munged", "munge")
     program("slurmctld", "slurm-wlm")
     folder = tempfile.mkdtemp(prefix="pgt-slurm-")  # pytest's own are too long for a socket
     script = ROOT / "scripts" / "slurm_test_cluster.sh"
+    command = Path(folder, "pgt")  # a path without spaces, which the checkout's may have
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pgt.cli "$@"\n')
+    command.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
-        patch.setenv("PGT", f"{sys.executable} -m pgt.cli")
+        patch.setenv("PGT", str(command))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("OMP_NUM_THREADS", "1")
         try:
@@ -46,7 +49,7 @@ def slurm():
             shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def alone(slurm, tmp_path_factory):
     """The result of a run that nobody stops, in one process."""
     root = tmp_path_factory.mktemp("alone")
@@ -55,11 +58,11 @@ def alone(slurm, tmp_path_factory):
     return result(root)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def together(slurm, tmp_path_factory):
     """The result of a run that nobody stops, of a rank on each node."""
     root = tmp_path_factory.mktemp("together")
-    command = f"srun --nodes=2 --ntasks-per-node=1 {os.environ['PGT']} train".split()
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", os.environ["PGT"], "train"]
     done = subprocess.run([*command, *RUN, f"paths.runs={root}"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert "2 epochs of 60 steps on 2 devices  ->" in done.stdout
