@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -54,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script: `main`, and the way out of the process."""
-    code = main()
+    try:
+        code = main()
+    except Exception:  # a fault of ours
+        traceback.print_exc()
+        code = 1
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
         from pgt.workers import leave

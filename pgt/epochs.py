@@ -74,7 +74,9 @@ class Breaks:
 
     def save(self, best: bool = False) -> None:
         """Checkpoint. All ranks do it together, and the first one writes."""
-        self.write(self.summary, {**self.trainer.state_dict(), "loader": self.loader.state_dict()}, best)
+        skipped = self.trainer.ranks.gather(sorted(map(str, self.loader.skipped)))
+        state = {"loader": self.loader.state_dict(), "skipped": sorted({path for part in skipped for path in part})}
+        self.write(self.summary, {**self.trainer.state_dict(), **state}, best)
         self.saved = time.monotonic()
 
     def pause(self) -> None:
@@ -85,6 +87,7 @@ class Breaks:
         if wanted:
             self.save()
         if wanted > DUE:
+            ranks.highest(0)  # nobody goes before the first one has written: schedulers end the others then
             done = self.trainer.progress
             raise Stopped(wanted, f"after step {done.steps} of epoch {done.epoch + 1}")
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from pgt import data, sinks, workers
 from pgt.compose import check_shown, compose_all, spell_out
-from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.resources import conf_dir
 from pgt.runs import DIVERGED
+from pgt.stopping import Stop
 from pgt.validate import check_size, validate
 from pgt.workers import Place
 
@@ -66,6 +67,8 @@ def train(arguments: Sequence[str]) -> int:
     def job(composed: DictConfig) -> None:
         from pgt.run import run
 
+        if Stop.unanswered:
+            raise Stopped(Stop.unanswered, "between two runs")
         label = f"[{next(started)}/{total}] " if total > 1 else ""
         try:
             if run(validate(composed), label).status == DIVERGED:  # earlier: now it would have raised

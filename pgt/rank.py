@@ -10,7 +10,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from pgt import layout, workers
-from pgt.errors import InputError, TrainingError, as_input_error
+from pgt.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.run import prepare, train
 from pgt.runs import Summary
 
@@ -42,6 +42,10 @@ def run_as_rank(place: Place, compose: Callable[[], Config]) -> int:
     screen = os.dup(2)  # before the log takes its place
     try:
         _train(place, compose)
+    except Stopped as stopped:
+        if place.rank == 0:
+            raise
+        return stopped.exit_code
     except Exception as error:
         failure = _explained(error)
         if place.rank == 0:
@@ -89,9 +93,11 @@ def _train(place: Place, compose: Callable[[], Config]) -> None:
             train(job, ranks)
             return
         log = workers.redirect(job.folder, ranks.rank)
-        train(job, ranks)
-        if log.stat().st_size == 0:
-            log.unlink()
+        try:
+            train(job, ranks)
+        finally:
+            if log.stat().st_size == 0:
+                log.unlink()
 
 
 def refuse(store: Store, world_size: int, error: InputError) -> None:

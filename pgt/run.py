@@ -205,6 +205,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     begin = f", from epoch {epoch + 1}" if state["step"] else ""
     if step:
         begin += f", step {step + 1}"
+    elif state["step"] and epoch > state["summary"]["epochs"]:
+        begin = f", from the evaluation of epoch {epoch}"
     size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
     shared = f" on {world} devices" if world > 1 else ""
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")

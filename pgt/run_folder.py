@@ -64,15 +64,23 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
     the optimizer steps done in all."""
     from pgt.training import checkpoint
 
+    path = folder / "checkpoints" / "last.pt"
+    if state is not None and "progress" not in state and "epoch" in state:
+        commit = state["summary"].get("commit", "unknown")
+        raise InputError(
+            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
+            "start over"
+        )
     if state is None:
         return {"step": 0, "metrics_size": 0, "summary": {}}
     try:
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
+        loader.skipped.update(map(Path, state["skipped"]))
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
         return {"step": step, **{key: state[key] for key in ("metrics_size", "summary")}}
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise checkpoint.damaged(folder / "checkpoints" / "last.pt", error) from None
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise checkpoint.damaged(path, error) from None
 
 
 def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from multiprocessing import resource_tracker
 from threading import Thread
 from types import FrameType, TracebackType
 
+from pgt.errors import Stopped
+
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
 """SIGTERM comes from schedulers that preempt, from `kill`, and from torchrun. Slurm sends SIGUSR1 where a job asks for
 a warning (`#SBATCH --signal=USR1@120`)."""
@@ -19,6 +21,9 @@ class Stop:
     Schedulers ask all processes of a job at once, some of them twice, and nobody but a training process has anything
     to put away: whatever is started within it has the signals blocked, and takes no notice.
     """
+
+    unanswered = 0
+    """Number of the signal of a request that came when there was nothing left to stop."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -32,14 +37,17 @@ class Stop:
 
     def __enter__(self) -> Stop:
         self._owner = os.getpid()
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM wherever it starts that one later
-        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         self._before = {number: signal.signal(number, self._note) for number in ASKING}  # a thread from before has
         return self  # them not blocked, and may be the one that gets them
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.wanted and not isinstance(error, Stopped):
+            Stop.unanswered = self.wanted
         while pending := _pending():
             signal.sigwait(pending)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
@@ -61,9 +69,10 @@ def leave_with_parent_only() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
 
     def listen() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)
 

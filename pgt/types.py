@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,7 +46,7 @@ class Loader(Protocol):
     num_samples: int
     steps_per_epoch: int
     groups_per_step: int
-    skipped: Collection[Path]
+    skipped: set[Path]
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """Yield the batches of epoch `index` (from 0): the same ones each time it is asked. One epoch at a time."""

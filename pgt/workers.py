@@ -149,7 +149,8 @@ def _watch(workers: list[tuple[BaseProcess, Connection]], stop: Stop) -> Any:
     while waiting and (deadline is None or time.monotonic() < deadline):
         if stop.wanted and not asked:
             asked = True
-            os.kill(workers[0][0].pid, signal.SIGUSR1)  # it keeps until that looks; the ranks agree between two steps
+            with suppress(ProcessLookupError):
+                os.kill(workers[0][0].pid, signal.SIGUSR1)  # it keeps until that looks; all agree between two steps
         ready = wait(list(waiting), POLL_SECONDS)
         ended = [connection for connection, rank in waiting.items() if workers[rank][0].exitcode is not None]
         for connection in {*ready, *ended}:  # where a forked child lives on, a dead worker's pipe stays open

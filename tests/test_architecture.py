@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "workers",
     },
     "layout": {"config", "errors"},
-    "stopping": set(),
+    "stopping": {"errors"},
     "workers": {"errors", "stopping"},
     "run": {
         "layout",
@@ -73,6 +73,7 @@ MAY_IMPORT = {
         "run",
         "runs",
         "sinks",
+        "stopping",
         "validate",
         "workers",
     },

@@ -117,9 +117,7 @@ def ended(job):
 def went_on(log, signal):
     """Whether a log tells of a run that was stopped by a signal, and went on at the next step."""
     text = Path(log).read_text()
-    step, epoch = map(
-        int, re.search(rf"pgt: (?:rank \d: )?stopped by {signal} after step (\d+) of epoch (\d+);", text).groups()
-    )
+    step, epoch = map(int, re.search(rf"pgt: stopped by {signal} after step (\d+) of epoch (\d+);", text).groups())
     begin = f"from epoch {epoch}, step {step + 1}  ->" if step < 60 else f"from epoch {epoch + 1}  ->"
     return begin in text
 

@@ -16,7 +16,7 @@ from PIL import Image
 from pgt import stopping
 from pgt.cli import main
 from pgt.epochs import Breaks
-from pgt.errors import Stopped
+from pgt.errors import InputError, Stopped
 from pgt.runs import find, read_metrics
 from tests.conftest import ROOT, TINY, train
 
@@ -79,10 +79,10 @@ def stopped_at(monkeypatch, look):
     ("look", "place", "begin"),
     [
         (1, "step 1 of epoch 1", "from epoch 1, step 2"),
-        (3, "step 3 of epoch 1", "from epoch 2"),  # trained, and not evaluated yet
-        (4, "step 3 of epoch 1", "from epoch 2"),  # in the evaluation
+        (3, "step 3 of epoch 1", "from the evaluation of epoch 1"),
+        (4, "step 3 of epoch 1", "from the evaluation of epoch 1"),
         (5, "step 1 of epoch 2", "from epoch 2, step 2"),
-        (8, "step 3 of epoch 2", "from epoch 3"),
+        (8, "step 3 of epoch 2", "from the evaluation of epoch 2"),
     ],
 )
 def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, capsys, whole, look, place, begin):
@@ -135,12 +135,19 @@ def begun(*command, steps=10, **options):
     """A process that trains and has written some steps' records."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    process = subprocess.Popen(command, **options)
-    deadline = time.monotonic() + 120
-    while not any(path.read_text().count("\n") >= steps for path in Path("runs").glob("**/metrics.jsonl")):
-        assert time.monotonic() < deadline, process.communicate()
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+
+    def written():
+        return sum(path.read_text().count("\n") for path in Path("runs").glob("**/metrics.jsonl"))
+
+    before, process, deadline = written(), subprocess.Popen(command, **options), time.monotonic() + 120
+    try:
+        while written() < before + steps:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+    except BaseException:
+        process.kill()
+        raise
     return process
 
 
@@ -163,18 +170,67 @@ def test_a_signal_stops_a_process_in_order(capsys, number):
 
 def test_a_signal_to_every_process_stops_in_order():
     """As Slurm sends it: data workers that died of it would fail the run in the middle of a step."""
-    for split, label, i in itertools.product(("train", "val"), "ab", range(16)):
-        Path("images", split, label).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (48, 48), (16 * i, 0, 0)).save(Path("images", split, label, f"{i}.png"))
-    images = ("data=imagefolder", "data.root=images", "data.backend=torchvision", "data.workers=1")
     run = [override for override in LONG if not override.startswith(("data=", "data.num_samples"))]
     process = begun(
-        sys.executable, "-m", "pgt.cli", "train", *run, *images, "recipe.epochs=200", start_new_session=True
+        sys.executable,
+        "-m",
+        "pgt.cli",
+        "train",
+        *run,
+        *images("images"),
+        "data.workers=1",
+        "recipe.epochs=200",
+        start_new_session=True,
     )
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert err.startswith("pgt: stopped by SIGTERM after step ")
+
+
+def images(root):
+    """A folder of sixteen small images a class."""
+    for split, label, i in itertools.product(("train", "val"), "ab", range(16)):
+        Path(root, split, label).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 48), (16 * i, 0, 0)).save(Path(root, split, label, f"{i}.png"))
+    return ("data=imagefolder", f"data.root={root}", "data.backend=torchvision")
+
+
+@pytest.mark.parametrize("look", [2, 4])
+def test_files_that_were_left_out_before_it_was_stopped_count(monkeypatch, look):
+    run = [override for override in RUN if not override.startswith(("data=", "data.num_samples", "recipe.epochs"))]
+    run += [*images("images"), "data.workers=0", "data.on_bad_file=skip", "recipe.epochs=1"]
+    for name in ("3", "4", "5"):
+        Path("images", "train", "a", f"{name}.png").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.run.Stop", lambda: Asked(look))
+        with pytest.raises(Stopped):
+            train(*run)
+    assert train(*run).skipped_files == 3
+
+
+def test_a_request_that_comes_too_late_for_a_run_stops_the_sweep(monkeypatch, capsys):
+    """Once it is finished there is nothing left of it to stop."""
+    finished = iter([True, False])
+
+    def asked(summary):
+        if next(finished):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return "finished"
+
+    monkeypatch.setattr("pgt.run._result", asked)
+    monkeypatch.setattr(stopping.Stop, "unanswered", 0)
+    assert main(["train", "-m", *RUN, "seed=0,1,2"]) == 138
+    assert capsys.readouterr().err == "pgt: stopped by SIGUSR1 between two runs; the same command goes on there\n"
+    assert [summary.status for _, summary in find(Path("runs"))] == ["finished"]
+
+
+def test_a_checkpoint_of_an_older_format_is_not_called_damaged(monkeypatch):
+    stopped_at(monkeypatch, 1)
+    [path] = Path("runs").glob("**/last.pt")
+    torch.save({"epoch": 0, "summary": {"commit": "0123456789ab"}}, path)
+    with pytest.raises(InputError, match=r"last.pt is of an older format \(commit 0123456789ab\): finish the run"):
+        train(*RUN)
 
 
 def place():
@@ -187,8 +243,8 @@ def place():
 def test_processes_that_train_together_stop_at_the_same_step():
     run = ("pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4", "trainer.devices=2")
     places = []
-    for number, steps in ((signal.SIGTERM, 10), (signal.SIGUSR1, 30)):
-        process = begun(sys.executable, "-m", *run, steps=steps)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = begun(sys.executable, "-m", *run)
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 128 + number, err

@@ -100,12 +100,10 @@ def _hard_gradient(
     kept = (target != ignore_index).unsqueeze(1)
     index = kept * target.unsqueeze(1)  # any class does where the target is ignored: q is 0 there
     if reduction == "none":
-        scale = torch.where(kept, grad_loss.unsqueeze(1), 0.0)  # what comes for an ignored one may be infinite
-    elif reduction == "sum":
-        scale = kept * grad_loss
-    else:
-        total = (kept if weight is None else kept * weight[index]).sum()
-        scale = kept * (grad_loss / total.masked_fill(total == 0, 1))
+        grad_loss = grad_loss.unsqueeze(1)
+    elif reduction == "mean":
+        grad_loss = grad_loss / (kept if weight is None else kept * weight[index]).sum()
+    scale = torch.where(kept, grad_loss, 0.0)  # what comes for an ignored one may be infinite
     on_target = mass = scale if weight is None else scale * weight[index]
     if epsilon:
         spread = scale * (epsilon / powers.shape[1])

@@ -96,9 +96,10 @@ def read_run(folder: Path, which: str) -> Source:
     """
     path = folder / "checkpoints" / f"{which}.pt"
     if not path.is_file():
-        raise InputError(f"no {path}: {folder} is no run folder, or has not finished an epoch")
+        raise InputError(f"no {path}: {folder} is no run folder, or has no such checkpoint yet")
     config, summary = _read_config(folder), runs.read_summary(folder)
-    state = _weights(path, _load(path))
+    loaded = _load(path)
+    state = _weights(path, loaded)
     try:
         known = {
             "schedule": config["schedule"]["name"],
@@ -110,7 +111,8 @@ def read_run(folder: Path, which: str) -> Source:
         name = config["model"]["name"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.yaml'} is no config of a run: it lacks {error}") from None
-    recorded = _recorded(folder, summary, which) if summary is not None else {}
+    within = which != BEST and summary is not None and loaded.get("progress", {}).get("epoch") == summary.epochs
+    recorded = _recorded(folder, summary, which) if summary is not None and not within else {}
     return Source(path, state, name, known["alpha"], known, config, summary, recorded)
 
 

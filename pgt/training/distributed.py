@@ -142,6 +142,8 @@ def check_kernels(device: torch.device) -> None:
     major, minor = torch.cuda.get_device_capability(device)
     built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
     found = [(match[1], int(match[2]), int(match[3])) for match in built if match]
+    if not found:  # ROCm has other names
+        return
     own = any(kind == "sm" and m == major and n <= minor for kind, m, n in found)
     if not own and not any(kind == "compute" and (m, n) <= (major, minor) for kind, m, n in found):
         raise InputError(

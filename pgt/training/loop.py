@@ -86,9 +86,8 @@ class Trainer:
         self.tally = Tally(self.parameters[0][1].device, self.ranks)
         self._network, self._loss = self.model, self.loss
         if self.compiled:  # before DDP, whose own forward is not for compiling; its hooks are on the same parameters
-            torch._dynamo.config.skip_nnmodule_hook_guards = (
-                False  # else a network reuses the code of one without hooks
-            )
+            # Else it may run the code that was made for a network without a hook.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
             self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None
         if self.ranks.world_size > 1:
@@ -127,10 +126,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from, as tensors and plain types. All ranks make it together."""
+        """Everything that training goes on from, as tensors and plain types. All ranks make it together.
+
+        It holds the running statistics of all ranks. This one keeps its own: no number depends on when it is made.
+        """
+        buffers = norms.buffers(self.model)
+        own = [buffer.clone() for buffer in buffers]
         self.share_buffers()
+        model = {key: value.clone() for key, value in self.model.state_dict().items()}
+        for buffer, value in zip(buffers, own, strict=True):
+            buffer.copy_(value)
         return {
-            "model": self.model.state_dict(),
+            "model": model,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
@@ -190,7 +197,6 @@ class Trainer:
                 sink.write(step, {"event": "step", "epoch": epoch, **report})
             self.progress = Progress(epoch, step + 1 - first, time.perf_counter() - started)
             pause()
-            started = time.perf_counter() - self.progress.seconds
         if report is None:  # all of it was done before
             report = self._report(last, started)
         if not math.isfinite(report["train_loss"]):

@@ -200,3 +200,11 @@ def test_the_stationary_threshold_divides_what_falls_from_what_rises():
         assert (change * above <= 1e-15).all()
     torch.testing.assert_close(stationary_threshold(p, 0.0), torch.full((50,), 0.1, dtype=torch.float64))
     torch.testing.assert_close(stationary_threshold(p, 1.0), stationary_threshold(p, 1 - 1e-6), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_an_ignored_sample_has_no_gradient_whatever_comes_back_for_it(reduction):
+    z, y = torch.randn(3, 5, requires_grad=True), torch.tensor([1, -100, 2])
+    loss = power_grad_cross_entropy(z, y, 0.3, reduction=reduction)
+    [got] = torch.autograd.grad(loss, z, torch.full_like(loss, torch.inf))
+    assert torch.equal(got[1], torch.zeros(5))
