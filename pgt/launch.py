@@ -60,7 +60,7 @@ def train(arguments: Sequence[str]) -> int:
     configs = compose_all(overrides, multirun)
     for config in configs:
         _check(config)
-    total = len(configs)
+    total, Stop.unanswered = len(configs), 0
     failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
 

@@ -93,11 +93,15 @@ def _train(place: Place, compose: Callable[[], Config]) -> None:
             train(job, ranks)
             return
         log = workers.redirect(job.folder, ranks.rank)
+        stopped = None
         try:
             train(job, ranks)
-        finally:
-            if log.stat().st_size == 0:
-                log.unlink()
+        except Stopped as error:
+            stopped = error
+        if log.stat().st_size == 0:
+            log.unlink()
+        if stopped is not None:
+            raise stopped
 
 
 def refuse(store: Store, world_size: int, error: InputError) -> None:

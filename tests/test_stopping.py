@@ -307,8 +307,9 @@ def test_signals_are_remembered_and_what_was_there_before_comes_back():
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "asked\n"), done.stderr
 
 
-def test_a_thread_from_before_may_get_the_signal():
+def test_a_thread_from_before_may_get_the_signal(monkeypatch):
     """Where a library's threads have not blocked it, the handler has it remembered."""
+    monkeypatch.setattr(stopping.Stop, "unanswered", 0)
     with stopping.Stop() as stop:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         os.kill(os.getpid(), signal.SIGUSR1)
