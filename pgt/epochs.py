@@ -74,8 +74,7 @@ class Breaks:
 
     def save(self, best: bool = False) -> None:
         """Checkpoint. All ranks do it together, and the first one writes."""
-        skipped = self.trainer.ranks.gather(sorted(map(str, self.loader.skipped)))
-        state = {"loader": self.loader.state_dict(), "skipped": sorted({path for part in skipped for path in part})}
+        state = {"loader": self.loader.state_dict(), "skipped": _skipped(self.trainer.ranks, self.loader)}
         self.write(self.summary, {**self.trainer.state_dict(), **state}, best)
         self.saved = time.monotonic()
 
@@ -106,7 +105,7 @@ def _epoch(
         record |= evaluate(
             trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
         )
-    record |= _left_out(loaders, trainer.ranks)
+    record |= _left_out(_skipped(trainer.ranks, *loaders))
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
@@ -117,9 +116,14 @@ def _epoch(
     return record
 
 
-def _left_out(loaders: tuple[Loader, Loader], ranks: Ranks) -> dict[str, Any]:
-    """What a record says of files that could not be read, on any rank."""
-    skipped = sorted({path for part in ranks.gather([*loaders[0].skipped, *loaders[1].skipped]) for path in part})
+def _skipped(ranks: Ranks, *loaders: Loader) -> list[str]:
+    """Paths of the files that could not be read so far, on any rank."""
+    own = [str(path) for loader in loaders for path in loader.skipped]
+    return sorted({path for part in ranks.gather(own) for path in part})
+
+
+def _left_out(skipped: list[str]) -> dict[str, Any]:
+    """What a record says of them."""
     if not skipped:
         return {}
     return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {some(skipped, 3)}"}

@@ -254,7 +254,7 @@ def _work(
         log.unlink()
     with suppress(OSError):
         parent.send(message)
-    if message[0] != "done":
+    if message[0] not in ("done", "stopped"):
         leave(1)
 
 

@@ -67,11 +67,11 @@ def whole(tmp_path_factory):
     return result(root)
 
 
-def stopped_at(monkeypatch, look):
+def stopped_at(monkeypatch, look, *more):
     with monkeypatch.context() as patch:
         patch.setattr("pgt.run.Stop", lambda: Asked(look))
         with pytest.raises(Stopped) as caught:
-            train(*RUN)
+            train(*RUN, *more)
     return str(caught.value)
 
 
@@ -91,6 +91,16 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
     train(*RUN)
     assert f"2 epochs of 3 steps, {begin}  ->" in capsys.readouterr().out
     assert_same(result("runs"), whole)
+
+
+@pytest.mark.parametrize("override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean"])
+def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
+    train(*RUN, override, "paths.runs=whole")
+    places = [stopped_at(monkeypatch, look, override) for look in (2, 3)]
+    assert "after step 2 of epoch 1" in places[0]
+    assert "of epoch 2" in places[1]
+    train(*RUN, override)
+    assert_same(result("runs"), result("whole"))
 
 
 def test_a_run_that_is_stopped_again_and_again_comes_to_its_end(monkeypatch, whole):
@@ -168,32 +178,27 @@ def test_a_signal_stops_a_process_in_order(capsys, number):
     assert [record["step"] for record in read_metrics(folder) if record["event"] == "step"] == list(range(96))
 
 
-def test_a_signal_to_every_process_stops_in_order():
+FILES = tuple(override for override in LONG if not override.startswith(("data=", "data.num_samples")))
+"""What of `LONG` goes with `images`."""
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "dali"])
+def test_a_signal_to_every_process_stops_in_order(backend):
     """As Slurm sends it: data workers that died of it would fail the run in the middle of a step."""
-    run = [override for override in LONG if not override.startswith(("data=", "data.num_samples"))]
-    process = begun(
-        sys.executable,
-        "-m",
-        "pgt.cli",
-        "train",
-        *run,
-        *images("images"),
-        "data.workers=1",
-        "recipe.epochs=200",
-        start_new_session=True,
-    )
+    run = (*FILES, *images("images", backend), "data.workers=1", "recipe.epochs=200")
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, start_new_session=True)
     os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert err.startswith("pgt: stopped by SIGTERM after step ")
+    assert re.fullmatch(r"pgt: stopped by SIGTERM after step \d of epoch \d+; .*\n", err), err
 
 
-def images(root):
+def images(root, backend="torchvision"):
     """A folder of sixteen small images a class."""
     for split, label, i in itertools.product(("train", "val"), "ab", range(16)):
         Path(root, split, label).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (48, 48), (16 * i, 0, 0)).save(Path(root, split, label, f"{i}.png"))
-    return ("data=imagefolder", f"data.root={root}", "data.backend=torchvision")
+    return ("data=imagefolder", f"data.root={root}", f"data.backend={backend}")
 
 
 @pytest.mark.parametrize("look", [2, 4])
@@ -255,6 +260,51 @@ def test_processes_that_train_together_stop_at_the_same_step():
     epoch, steps = places[0]
     assert f"from epoch {epoch + 1}, step {steps + 1}" in out or f"from epoch {epoch + 2}" in out
     assert not list(Path("runs").glob("**/log.rank1.txt"))
+
+
+def test_processes_that_train_together_end_their_data_workers():
+    """In order: what they leave behind would be complained of."""
+    run = (
+        *FILES,
+        *images("images"),
+        "data.workers=1",
+        "recipe.local_batch=4",
+        "recipe.epochs=200",
+        "trainer.devices=2",
+    )
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, steps=2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert re.fullmatch(r"pgt: stopped by SIGTERM after step \d of epoch \d+; .*\n", err), err
+
+
+def assert_same_weights(one, other):
+    """To the rounding of float64."""
+    paths = [next(Path(root).glob("**/last.pt")) for root in (one, other)]
+    weights, others = (torch.load(path, weights_only=True)["model"] for path in paths)
+    for key in weights:
+        torch.testing.assert_close(others[key], weights[key], rtol=1e-9, atol=1e-10)
+
+
+def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeypatch):
+    fine = "trainer.precision=fp64"
+    whole = train(*RUN, fine, "paths.runs=whole")
+    assert "after step 2 of epoch 1" in stopped_at(monkeypatch, 2, fine)
+    shared = train(*RUN, fine, "trainer.devices=2")
+    assert (shared.epochs, shared.world_size, shared.run_id) == (2, 2, whole.run_id)
+    assert_same_weights("whole", "runs")
+
+
+def test_what_two_processes_began_one_goes_on_with(capsys):
+    run = (*LONG, "recipe.epochs=4", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, "trainer.devices=2", steps=3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    epoch, steps = place()
+    assert train(*run).world_size == 1
+    assert f"from epoch {epoch + 1}, step {steps + 1}" in capsys.readouterr().out or steps == 8
+    train(*run, "paths.runs=whole")
+    assert_same_weights("whole", "runs")
 
 
 def test_torchrun_passes_the_request_on():

@@ -153,41 +153,6 @@ def _is_rank(pid, rank):
         return False
 
 
-def test_a_run_goes_on_on_another_number_of_devices(marked):
-    """Three epochs on two processes, the rest on one: the weights of a run that was always on one (float64)."""
-    import torch
-
-    from pgt.run import run
-    from tests.conftest import compose
-
-    base = (*TINY, "model=resnet20", "recipe.local_batch=4", "trainer.precision=fp64", "recipe.epochs=3")
-    whole = train(*base, "paths.runs=whole")
-
-    class Stop(Exception):
-        pass
-
-    import pgt.run_folder as run_folder
-
-    original = run_folder.save
-
-    def save(*arguments):
-        original(*arguments)
-        raise Stop
-
-    run_folder.save = save
-    try:
-        with pytest.raises(Stop):
-            train(*base)
-    finally:
-        run_folder.save = original
-    shared = run(compose(*base, "trainer.devices=2"))
-    assert (shared.epochs, shared.world_size, shared.run_id) == (3, 2, whole.run_id)
-    paths = [next(Path(root).glob("**/last.pt")) for root in ("whole", "runs")]
-    one, two = (torch.load(path, weights_only=True)["model"] for path in paths)
-    for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-9, atol=1e-10)
-
-
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

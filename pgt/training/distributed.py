@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pgt.environment import affinity, cpus
-from pgt.errors import InputError
+from pgt.errors import InputError, Stopped
 from pgt.workers import Place
 
 T = TypeVar("T")
@@ -208,7 +208,11 @@ def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[
     ranks = replace(ranks, cpus=cpu_share(processes, ranks.rank))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(ranks.cpus)
-    yield ranks
+    try:
+        yield ranks
+    except Stopped:
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()  # after an error it may wait for ranks that wait for this one
 
 
