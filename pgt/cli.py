@@ -162,6 +162,18 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _status(options: argparse.Namespace) -> int:
+    from pgt.reproduction import status
+
+    root = _runs(options)
+    found = status.standings(root, options.experiment)
+    if not found:
+        what = f"of {options.experiment} " if options.experiment else ""
+        raise InputError(f"no run {what}under {root}: `pgt train` makes them, --runs names another folder")
+    print(status.render(found, root))
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from pgt.tools import export
 
@@ -226,6 +238,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "validate": _validate,
     "plan": _plan,
+    "status": _status,
     "data": _data,
     "bench": _bench,
     "hook": _hook,

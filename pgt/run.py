@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -148,13 +149,23 @@ def train(job: Job, ranks: Ranks) -> Summary:
     set_up_torch(config)
     torch.manual_seed(config.seed)
     train_loader, test_loader, trainer = assemble(config, job.dataset, ranks)
-    loaders = train_loader, test_loader
-    if not ranks.first:
-        if (earlier := ranks.share(None)) is not None:
-            return earlier
-        state = run_folder.resume(job.folder, trainer, train_loader, ranks.share(None))
-        with Stop() as stop:
-            return run_epochs(config, trainer, loaders, _continued(job.summary, state), Sinks([]), _nowhere, stop)
+    with closing(train_loader), closing(test_loader):
+        lead_or_follow = _lead if ranks.first else _follow
+        return lead_or_follow(job, ranks, trainer, (train_loader, test_loader))
+
+
+def _follow(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loader]) -> Summary:
+    """`train` on a later rank."""
+    if (earlier := ranks.share(None)) is not None:
+        return earlier
+    summary = _continued(job.summary, run_folder.resume(job.folder, trainer, loaders[0], ranks.share(None)))
+    with Stop() as stop:
+        return run_epochs(job.config, trainer, loaders, summary, Sinks([]), _nowhere, stop)
+
+
+def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loader]) -> Summary:
+    """`train` on the first rank."""
+    config, train_loader = job.config, loaders[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(job.folder):
         now = None if config.trainer.force else runs.read_summary(job.folder)

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,6 +148,25 @@ def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
     return records
 
 
+TAIL = 1 << 16
+"""Bytes that hold the last records of a file."""
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """The newest whole record of `metrics.jsonl`, read from its end; empty where there is none."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            if line.endswith(b"\n") and isinstance(record := json.loads(line), dict):
+                return record
+    return {}
+
+
 def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
     """The epoch records of a run, one for each epoch of its summary.
 
@@ -223,6 +242,19 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def holder(folder: Path) -> str:
+    """The process that holds a run's folder, as `lock` names it; empty where none does."""
+    try:
+        with (folder / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or "a process"
+            return ""
+    except FileNotFoundError:
+        return ""
 
 
 def now() -> str:

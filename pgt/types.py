@@ -60,6 +60,10 @@ class Loader(Protocol):
         """Go to a place: the next `epoch(state["epoch"])` yields what was left of it."""
         ...
 
+    def close(self) -> None:
+        """End the processes and give back the memory that it reads with."""
+        ...
+
 
 class Sink(Protocol):
     """Takes the records of a run, in order."""

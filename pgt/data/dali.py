@@ -70,6 +70,10 @@ class DaliLoader(FileLoader):
             self._position = 0 if again else position
             yield batch
 
+    def close(self) -> None:
+        super().close()
+        self._pipeline, self._held = None, []
+
     def _next(self) -> Batch | RuntimeError:
         """The pipeline's next batch, or why there is none."""
         try:

@@ -52,6 +52,7 @@ class FolderLoader(FileLoader):
             _Pixels(reader, interpolation),
             batch_sampler=self._keys,
             num_workers=min(workers, delivery.cpus),
+            multiprocessing_context="fork" if workers else None,  # else each imports torch anew where this was spawned
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
             worker_init_fn=_serve,
@@ -70,6 +71,17 @@ class FolderLoader(FileLoader):
         for images, labels, unreadable in self._batches:
             self.note(unreadable)
             yield self._delivered(images, labels)
+
+    def close(self) -> None:
+        """End the worker processes while their queues are there.
+
+        The garbage collector, which frees what an exception refers to, closes the queues first: the workers would not
+        hear of their end, and would be waited for in vain.
+        """
+        super().close()
+        iterator, self._batches._iterator = self._batches._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def _delivered(self, images: Tensor, labels: Tensor) -> Batch:
         """On a GPU the copy runs on a stream of its own, beside the computation of the batch before."""

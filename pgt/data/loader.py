@@ -41,7 +41,7 @@ class GroupLoader(ABC):
         for step in range(first, self.steps_per_epoch):
             for left in reversed(range(self.groups_per_step)):
                 if self._turn is not turn:
-                    raise RuntimeError("another epoch of this loader has begun: it reads one at a time")
+                    raise RuntimeError("this loader is closed, or reads another epoch: it reads one at a time")
                 batch = next(batches)
                 if not left:
                     self._place = index, step + 1
@@ -74,6 +74,9 @@ class GroupLoader(ABC):
             raise InputError(f"no place of a loader of {self.steps_per_epoch} steps an epoch: {state}")
         self._place = epoch, step
         self._begin = {epoch: step}
+
+    def close(self) -> None:
+        self._turn = object()
 
     def _order(self) -> str:
         sampler = self.sampler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ def measure(
     if test.num_classes != classes:
         raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
     model = precision.apply(model).to(device, memory_format=torch.channels_last)
-    measured = evaluate(model, _WithProgress(test), alpha, precision)
+    with closing(test):
+        measured = evaluate(model, _WithProgress(test), alpha, precision)
     return measured, test.num_samples - len(test.skipped)
 
 

@@ -18,11 +18,17 @@ FOLDER = {"name": "imagefolder", "root": ".", "image_size": 24, "workers": 2, "i
           "dali_device": "auto", "on_bad_file": "error", "manifest": None}  # fmt: skip
 
 
+opened = []
+"""Loaders that the test at hand has made."""
+
+
 def loaders(options, **changes):
     """Training and test loader of a data set's options; the changes are the delivery's."""
     delivery = {"device": torch.device("cpu"), "dtype": torch.float32, "global_batch": 8, "local_batch": 4,
                 "seed": 0, "drop_last": True, **changes}  # fmt: skip
-    return data.open_set(**options).loaders(Delivery(**delivery))
+    made = data.open_set(**options).loaders(Delivery(**delivery))
+    opened.extend(made)
+    return made
 
 
 def digest(batches):
