@@ -2,8 +2,8 @@
 
     python examples/timm_train.py 0.25 /path/to/pytorch-image-models/train.py --model resnet50 ...
 
-The first argument is α, then comes the script with its own arguments. `--bce-loss` and `--jsd-loss` are no
-cross-entropies, and stay what they are. In a copy that you edit, two lines do:
+The first argument is α, then comes the script with its own arguments. `--bce-loss` is no cross-entropy and stays what
+it is; so does `--jsd-loss` but for its cross-entropy without label smoothing. In a copy that you edit, two lines do:
 import PowerGradCrossEntropy, and behind the script's choice of a loss
 `train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=args.smoothing)`.
 """
@@ -20,13 +20,17 @@ from pgt import PowerGradCrossEntropy
 def install(alpha: float) -> None:
     """Put PGT in the place of the cross-entropies that train.py chooses from; the values it prints stay the same."""
 
-    class CrossEntropy(PowerGradCrossEntropy):
+    class TimmCrossEntropy(PowerGradCrossEntropy):
         def __init__(self, smoothing: float = 0.0) -> None:
             super().__init__(alpha, label_smoothing=smoothing)
 
-    timm.loss.LabelSmoothingCrossEntropy = CrossEntropy
-    timm.loss.SoftTargetCrossEntropy = CrossEntropy  # mixup, cutmix
-    torch.nn.CrossEntropyLoss = CrossEntropy
+    class TorchCrossEntropy(PowerGradCrossEntropy):
+        def __init__(self, **options: object) -> None:
+            super().__init__(alpha, **options)
+
+    timm.loss.LabelSmoothingCrossEntropy = TimmCrossEntropy
+    timm.loss.SoftTargetCrossEntropy = TimmCrossEntropy  # mixup, cutmix
+    torch.nn.CrossEntropyLoss = TorchCrossEntropy
 
 
 if __name__ == "__main__":

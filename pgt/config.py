@@ -92,7 +92,7 @@ class Recipe:
     epochs: int = at_least(1)
     global_batch: int = at_least(1)
     local_batch: int | None = at_least(1, optional=True)
-    """Samples whose batch-norm statistics belong together; null: one group a device."""
+    """Samples whose batch-norm statistics belong together; null, for networks without: one group a device."""
     lr_peak: float = above(0)
     """At `lr_reference_batch`, or at any batch where `lr_scaling` is none."""
     lr_start: float = at_least(0)

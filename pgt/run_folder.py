@@ -110,7 +110,7 @@ def sinks(
 
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
     console = Console(about.name, total_steps, about.folder / "log.txt")
-    together = Sinks([metrics, console, *start_mirrors(loggers, about, console.say)])
+    together = Sinks([metrics, *start_mirrors(loggers, about, console.say), console])
     try:
         yield together, console, metrics
     finally:

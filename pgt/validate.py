@@ -41,6 +41,11 @@ def validate(composed: DictConfig) -> Config:
     for path, rule, value in _values(config):
         _check(path, rule, value)
     _check_batches(config.recipe)
+    if config.recipe.local_batch is None and not config.model.name.endswith("_nobn"):
+        raise InputError(
+            f"{config.model.name} has batch norm, whose statistics would depend on the number of devices: set "
+            f"recipe.local_batch, the samples they belong to (={config.recipe.global_batch} makes it the whole batch)"
+        )
     if config.trainer.devices is not None:
         layout.check(config.recipe, config.trainer.devices)
     if config.method.implementation == "surrogate" and config.method.alpha == 0:

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any, NoReturn
 
 from pgt.errors import InputError, Stopped, TrainingError, as_input_error
@@ -232,7 +233,7 @@ def _work(
 ) -> None:
     """The life of a worker."""
     os.setpgrp()  # Ctrl-C is the parent's; and its children are found by this group
-    signal.signal(END, lambda *_: sys.exit(128 + END))
+    signal.signal(END, _end_silently)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     if place.rank:
         log = redirect(folder, place.rank)
@@ -256,6 +257,14 @@ def _work(
         parent.send(message)
     if message[0] not in ("done", "stopped"):
         leave(1)
+
+
+def _end_silently(number: int, frame: FrameType | None) -> NoReturn:
+    """The parent has the reason; what its data workers, ended with it, make of their end is none of the user's."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    sys.exit(128 + number)
 
 
 def leave(code: int) -> NoReturn:

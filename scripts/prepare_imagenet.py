@@ -153,6 +153,9 @@ def _unpack_one(archive: Path, split: Path, item: tuple[str, Unpack]) -> None:
 def _unpack_class(member: tarfile.TarInfo, archive: tarfile.TarFile, folder: Path) -> None:
     with tarfile.open(fileobj=archive.extractfile(member)) as inner:
         _unpack_images((image for image in inner if image.isfile()), inner, folder)
+        inner.fileobj.seek(inner.offset)
+        if inner.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"{member.name} ends without the mark of its end")
 
 
 def _unpack_images(members: Iterable[tarfile.TarInfo], archive: tarfile.TarFile, folder: Path) -> None:

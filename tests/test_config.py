@@ -93,7 +93,11 @@ def test_schema_groups_and_code_name_the_same_things():
         ),
         (["method.implementation=surrogate", "method.alpha=0"], "the surrogate has no gradient at method.alpha=0"),
         (
-            ["method=authors_hook", "recipe.local_batch=null"],
+            ["model=resnet50", "recipe.local_batch=null"],
+            "resnet50 has batch norm, whose statistics would depend on the number of devices: set recipe.local_batch",
+        ),
+        (
+            ["model=resnet18_nobn", "method=authors_hook", "recipe.local_batch=null"],
             "what the authors' hook computes depends on the size of a group: set recipe.local_batch (=1024 makes it",
         ),
         (["recipe.epochs=3"], "recipe.epochs (3) must exceed recipe.warmup_epochs"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pgt import sinks
+from pgt.cli import main
 from pgt.errors import InputError
 from pgt.reproduction.norms import read_norms
 from pgt.runs import read_metrics
@@ -154,6 +155,15 @@ def test_a_failing_mirror_is_left_alone_and_said_once(good):
     assert line.startswith("warning: wandb has failed and is left alone (")
     assert reason in line
     assert "\n" not in line
+
+
+def test_a_mirror_that_fails_at_its_end_fails_no_run(monkeypatch, capsys):
+    def close(self):
+        raise TimeoutError("no network")
+
+    monkeypatch.setattr("pgt.sinks.mirrors.TensorBoard.close", close)
+    assert main(["train", *TINY, "model=resnet20", "logger=tensorboard"]) == 0
+    assert "no network" in capsys.readouterr().out
 
 
 def test_a_service_that_cannot_be_reached_stops_no_training(monkeypatch):

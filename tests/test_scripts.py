@@ -117,6 +117,20 @@ def test_a_cut_off_archive_leaves_whole_classes_only(archives, tmp_path):
     assert not (output / "train" / "n02101388").exists()
 
 
+def test_a_class_that_lacks_its_last_images_is_not_taken_for_whole(archives, tmp_path):
+    """Its archive ends behind an image, where nothing else is odd about it."""
+    path = archives / "ILSVRC2012_img_train.tar"
+    with tarfile.open(path) as outer:
+        inner = {member.name: outer.extractfile(member).read() for member in outer}
+    with tarfile.open(path, "w") as outer:
+        for name, written in inner.items():
+            add(outer, name, written[: 2 * 2 * tarfile.BLOCKSIZE] if "n02101388" in name else written)
+    done = prepare(archives, tmp_path / "imagenet")
+    assert done.returncode == 2
+    assert "is damaged at class n02101388 (n02101388.tar ends without the mark of its end)" in done.stderr
+    assert not (tmp_path / "imagenet" / "train" / "n02101388").exists()
+
+
 def test_what_is_missing_or_wrong_is_said(archives, tmp_path):
     (archives / "ILSVRC2012_img_val.tar").rename(archives / "elsewhere.tar")
     done = prepare(archives, tmp_path / "imagenet")

@@ -45,6 +45,23 @@ def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
     assert log == ["a run: warning: careful", state, state, "done"]
 
 
+def test_the_progress_line_fits_80_columns_and_says_how_long_it_takes():
+    """Also where records are minutes apart."""
+    clock = [0.0]
+    out = io.StringIO()
+    terminal = Terminal(file=out, force_terminal=True, width=80, get_time=lambda: clock[0])
+    sink = Console("table1/resnet50_cosine_pgt pgt α=0.05 seed 0", 100, Path("log.txt"), terminal)
+    record = {**RECORD, "event": "step", "epoch": 99, "lr": 0.0993, "loss_scale": 65536.0}
+    del record["test_top1"]
+    for step in range(4):
+        clock[0] += 100
+        sink.write(step, record)
+    sink.close()
+    last = out.getvalue().split("epoch 100")[-1]
+    assert last.startswith(" loss 0.500 train 80.00% lr 0.0993 scale 65536 1,234 images/s\n")
+    assert "2:40:00" in out.getvalue()  # 96 steps of 100 seconds
+
+
 class Closing:
     def __init__(self, name, closed, error=None):
         self.name, self.closed, self.error = name, closed, error

@@ -20,6 +20,8 @@ from pgt.types import Batch
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 THREADS_A_READER = 4
 """Decoding threads that one process reading files ahead keeps busy; with fewer, this process reads."""
+LARGEST = 5980, 6430
+"""Width and height that the GPU's JPEG decoder has memory for from the start: of ImageNet's largest images."""
 READ_AHEAD = 2
 """Batches, of files as well as of decoded images."""
 
@@ -148,7 +150,16 @@ class DaliLoader(FileLoader):
         )
         orientation = {"adjust_orientation": False}  # Pillow and the authors leave EXIF rotation alone
         if self._on_gpu:  # nvJPEG before 13.2 cannot smooth the colours of a part alone, and DALI would use the CPU
-            images = fn.decoders.image(data, device="mixed", jpeg_fancy_upsampling=True, affine=False, **orientation)
+            width, height = LARGEST
+            images = fn.decoders.image(
+                data,
+                device="mixed",
+                jpeg_fancy_upsampling=True,
+                affine=False,
+                preallocate_width_hint=width,
+                preallocate_height_hint=height,
+                **orientation,
+            )
             images = fn.slice(images, start, shape, axis_names="HW")
         else:
             images = fn.decoders.image_slice(data, start, shape, axis_names="HW", device="cpu", **orientation)

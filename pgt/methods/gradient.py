@@ -17,7 +17,7 @@ def full_precision(x: Tensor) -> Tensor:
 def powers_of(log_p: Tensor, alpha: float) -> Tensor:
     """p^α from log p, in a new tensor; 0 where p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
     if alpha < torch.finfo(log_p.dtype).tiny:
-        return (log_p != -torch.inf).to(log_p.dtype)
+        return torch.where(log_p == -torch.inf, 0.0, log_p.mul(0.0).add_(1.0))  # NaN stays NaN
     return log_p.mul(alpha).exp_()
 
 

@@ -92,7 +92,7 @@ def power_grad_cross_entropy(
 
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN; an unknown `smoothing` or `reduction`; a target that requires
-            a gradient.
+            a gradient, or is boolean.
         RuntimeError: when differentiated twice: p' − q is no second derivative of the value.
 
     Example:
@@ -103,8 +103,10 @@ def power_grad_cross_entropy(
     check_reduction(reduction)
     if logits.ndim < 2:
         raise ValueError(f"logits must be [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
-    if target.requires_grad:
-        raise ValueError("target must not require a gradient: detach it")
+    if target.requires_grad or (weight is not None and weight.requires_grad):
+        raise ValueError("target and weight must not require a gradient: detach them")
+    if target.dtype == torch.bool:
+        raise ValueError("target must be class indices or probabilities, got booleans")
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
     dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
     target = target.to(dtype) if target.is_floating_point() else target.long()

@@ -7,17 +7,22 @@ from pathlib import Path
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from pgt.types import Record
 
 QUIET_SECONDS = 30
+WIDE = 120
+"""Columns from which on there is room for a bar beside the numbers."""
+SPEED_SECONDS = 3600
+"""Of the past, that the time left is estimated by: records may be minutes apart."""
 
 
 class Console:
     """A progress line in a terminal; elsewhere a plain line every 30 seconds. Epochs go to the log file.
 
     Args:
-        title: in front of the progress line.
+        title: in front of plain lines and warnings.
         total_steps: of the whole run.
         log: file that each epoch's line is appended to.
         terminal: where to; standard output by default.
@@ -32,11 +37,11 @@ class Console:
         self._progress: Progress | None = None
         if self.terminal.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                TimeRemainingColumn(compact=True, table_column=Column(min_width=8)),
                 TextColumn("{task.fields[state]}"),
-                TimeRemainingColumn(compact=True),
+                *([BarColumn(bar_width=24)] if self.terminal.width >= WIDE else []),
                 console=self.terminal,
+                speed_estimate_period=SPEED_SECONDS,
                 transient=True,
             )
             self._task = self._progress.add_task(title, total=total_steps, state="")
@@ -51,7 +56,8 @@ class Console:
         if record["event"] == "epoch":
             print(state, file=self._log, flush=True)
         if self._progress is not None:
-            self._progress.update(self._task, completed=step + 1, state=state)
+            shown = state if self.terminal.width >= WIDE else state.replace("  ", " ")
+            self._progress.update(self._task, completed=step + 1, state=shown)
         elif time.monotonic() - self._spoke > QUIET_SECONDS:
             self._spoke = time.monotonic()
             self.terminal.print(f"{self._title}  step {step + 1}/{self._total}  {state}", markup=False)

@@ -64,7 +64,14 @@ def losses(rounds: int, compiled: bool) -> str:
         rounds: measured rounds; each goes through all losses once.
         compiled: measure `COMPILED` under torch.compile, too.
     """
-    return "\n\n".join(_losses(case, rounds, compiled) for case in cases())
+    return "\n\n".join(_losses_if_they_fit(case, rounds, compiled) for case in cases())
+
+
+def _losses_if_they_fit(case: Case, rounds: int, compiled: bool) -> str:
+    try:
+        return _losses(case, rounds, compiled)
+    except torch.OutOfMemoryError:
+        return f"{case}: more memory than is free on {machine(case.device)}"
 
 
 def _losses(case: Case, rounds: int, compiled: bool) -> str:

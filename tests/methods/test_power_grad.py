@@ -75,6 +75,29 @@ def test_alpha_zero_pulls_towards_the_uniform_distribution():
     torch.testing.assert_close(got, 0.1 - F.one_hot(y, 10).double())
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.25])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden(alpha, bad):
+    """A gradient scaler looks for it in the gradient."""
+    z = torch.tensor([[bad, 1.0, 2.0], [0.0, 1.0, 2.0]], requires_grad=True)
+    got = gradient(power_grad_cross_entropy(z, torch.tensor([1, 1]), alpha, reduction="sum"), z)
+    assert got[0].isnan().all()
+    assert got[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("target", "weight"),
+    [
+        (torch.rand(2, 3, requires_grad=True), None),
+        (torch.tensor([0, 1]), torch.ones(3, requires_grad=True)),
+        (torch.ones(2, 3, dtype=torch.bool), None),
+    ],
+)
+def test_targets_and_weights_that_cannot_be_meant_are_refused(target, weight):
+    with pytest.raises(ValueError, match="must"):
+        power_grad_cross_entropy(torch.randn(2, 3), target, 0.5, weight=weight)
+
+
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])
 def test_alpha_outside_its_range_is_refused(alpha):
     z, y = torch.randn(2, 3), torch.tensor([0, 1])
@@ -167,11 +190,6 @@ def test_the_module_checks_its_arguments_when_it_is_made():
     for arguments in ({"reduction": "avg"}, {"smoothing": "eq7"}, {"label_smoothing": 2.0}):
         with pytest.raises(ValueError, match="must"):
             PowerGradCrossEntropy(0.5, **arguments)
-
-
-def test_a_target_that_requires_a_gradient_is_refused():
-    with pytest.raises(ValueError, match="detach it"):
-        power_grad_cross_entropy(torch.randn(2, 3), torch.rand(2, 3, requires_grad=True), 0.5)
 
 
 def test_the_module_is_the_function():
