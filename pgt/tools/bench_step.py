@@ -119,16 +119,22 @@ def measure(case: Case, rounds: int, length: int) -> str:
     rows = []
     for name, measured in times.items():
         middle = statistics.median(measured)
-        ratio = statistics.median(a / b for a, b in zip(measured, times[REFERENCE], strict=True))
-        row = [name, f"{1e3 * middle:.2f}", f"{case.batch / middle:,.0f}", f"{ratio:.3f}"]
+        row = [name, f"{1e3 * middle:.2f}", f"{case.batch / middle:,.0f}"]
+        row += [f"{_ratio(measured, times[other]):.3f}" for other in (REFERENCE, PLAIN)]
         if device.type == "cuda":
             row += [f"{memory[name] / 2**30:.1f}", _share(case, middle)]
         rows.append(row)
-    headers = ["loop", "ms a step", "images/s", f"× {REFERENCE}", "GiB", "of the matrix rate"][: len(rows[0])]
+    headers = ["loop", "ms a step", "images/s", f"× {REFERENCE}", f"× {PLAIN}", "GiB", "of the matrix rate"]
+    headers = headers[: len(rows[0])]
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({cpus()} CPUs, {platform.machine()})"
     title = f"{case}; {rounds} rounds of {length} steps in turns, ratios within a round, on {where}"
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     return f"{title}\n\n{table}\n\n{_cost(times[RECORDING], times[PLAIN])}"
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+    """Of two loops, by their times of each round."""
+    return statistics.median(a / b for a, b in zip(seconds, others, strict=True))
 
 
 def _cost(recording: list[float], plain: list[float]) -> str:
