@@ -1,5 +1,7 @@
 """What only a GPU can show. Skipped without one."""
 
+from contextlib import closing
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,16 @@ def test_every_precision_trains(precision):
     assert train(*RUN, f"trainer.precision={precision}").status == "finished"
 
 
-@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore:TensorFloat32 tensor cores")
+@pytest.mark.parametrize("option", ["compile", "deterministic"])
+def test_it_trains_compiled_and_deterministic(option):
+    try:
+        assert train(*RUN, f"trainer.{option}=true").status == "finished"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_does_not_make_the_host_wait(method, precision):
     overrides = (*TINY, "model=resnet20", f"method={method}", f"trainer.precision={precision}", "recipe.epochs=3")
@@ -98,3 +109,17 @@ def test_dali_feeds_the_gpu_what_the_cpu_shows(tmp_path, dali_device, dtype):
                 assert torch.equal(x.labels, y.labels.cpu())
                 difference = (x.images - y.images.cpu().float()).abs()
                 assert difference.mean() < 0.05  # nvJPEG is not libjpeg-turbo to the last bit
+
+
+def test_torchvision_feeds_the_gpu_what_the_cpu_shows(tmp_path):
+    generate(tmp_path / "train", 16)
+    generate(tmp_path / "val", 6)
+    options = {**FOLDER, "backend": "torchvision", "image_size": 64}
+    for a, b in zip(loaders(options), loaders(options, device=torch.device("cuda")), strict=True):
+        with closing(a), closing(b):
+            for _ in range(3):  # as often as memory comes round again
+                for x, y in zip(a.epoch(0), b.epoch(0), strict=True):
+                    assert y.images.device.type == y.labels.device.type == "cuda"
+                    assert y.images.is_contiguous(memory_format=torch.channels_last)
+                    assert torch.equal(x.labels, y.labels.cpu())
+                    torch.testing.assert_close(y.images.cpu(), x.images, rtol=0, atol=1e-5)

@@ -255,6 +255,17 @@ def test_the_order_of_the_config_is_the_order_of_the_chain():
         assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
 
 
+def test_what_the_config_says_of_the_trainer_reaches_it():
+    fp16 = ("trainer.precision=fp16", "trainer.loss_scale=128", "trainer.loss_scale_growth_interval=7")
+    config = compose(*DIGITS, *fp16, "trainer.compile=true")
+    _, _, trainer = assemble(config, open_set(name="digits"), ALONE)
+    assert (trainer.scaler.get_scale(), trainer.scaler.get_growth_interval()) == (128, 7)
+    assert trainer.compiled
+    filters = [p for p in trainer.model.parameters() if p.ndim == 4]
+    assert len(filters) > 1
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+
+
 def test_deterministic_runs_are_alike_bit_for_bit_and_a_later_run_is_free_again():
     overrides = (*TINY, "model=resnet20", "trainer.deterministic=true")
     weights = []

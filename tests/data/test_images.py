@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -340,6 +341,18 @@ def test_an_epoch_left_in_the_middle_spoils_no_other(tmp_path, backend):
     for loader, e, expected in ((train, 0, whole), (test, 0, evaluated), (train, 1, other)):
         next(loader.epoch(e))
         assert list(digest(loader.epoch(e))) == expected
+
+
+def test_the_same_processes_decode_every_epoch(tmp_path):
+    generate(tmp_path / "train", 24)
+    generate(tmp_path / "val", 2)
+    train, _ = loaders({**FOLDER, "backend": "torchvision"})
+    serving = []
+    for e in range(2):
+        for _ in train.epoch(e):
+            pids = {process.pid for process in multiprocessing.active_children()}
+        serving.append(pids)
+    assert serving[0] == serving[1] != set()
 
 
 def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeypatch):

@@ -23,8 +23,17 @@ def gradient(loss, logits):
     return torch.autograd.grad(loss, logits)[0]
 
 
+def assert_tempered(ours, z, y, alpha, **options):
+    """Its value is that of cross-entropy, its gradient that of CE(αz)/α, whatever comes back for each entry."""
+    theirs, tempered = F.cross_entropy(z, y, **options), F.cross_entropy(alpha * z, y, **options) / alpha
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=True)
+    back = torch.rand_like(theirs) + 0.5
+    got, expected = (torch.autograd.grad(loss, z, back)[0] for loss in (ours, tempered))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("smoothing", [None, "paper", "uniform"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(6, 10), (4, 7, 3), (2, 5, 3, 2)])
@@ -33,39 +42,43 @@ def test_value_is_cross_entropy_and_gradient_that_of_the_tempered_one(alpha, red
     y = torch.randint(shape[1], (shape[0], *shape[2:]))
     y.view(-1)[0] = -100
     weight = torch.rand(shape[1], dtype=torch.float64) + 0.1 if weighted else None
+    options = {"weight": weight, "reduction": reduction}
     ours = power_grad_cross_entropy(
-        z, y, alpha, weight=weight, reduction=reduction,
-        label_smoothing=EPSILON if smoothing else 0.0, smoothing=smoothing or "paper",
-    )  # fmt: skip
+        z, y, alpha, label_smoothing=EPSILON if smoothing else 0.0, smoothing=smoothing or "paper", **options
+    )
     epsilon = smoothing_options(smoothing, shape[1]) if smoothing else 0.0
-    options = {"weight": weight, "reduction": reduction, "label_smoothing": epsilon}
-    torch.testing.assert_close(ours, F.cross_entropy(z, y, **options), rtol=1e-12, atol=1e-12)
-    expected = gradient(F.cross_entropy(alpha * z, y, **options) / alpha, z)
-    torch.testing.assert_close(gradient(ours, z), expected, rtol=1e-12, atol=1e-12)
+    assert_tempered(ours, z, y, alpha, label_smoothing=epsilon, **options)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("epsilon", [0.0, EPSILON, 1.0])
+@pytest.mark.parametrize("weight", [None, "some zero", "zero"])
+@pytest.mark.parametrize("case", ["another ignored class", "all ignored", "one class", "no samples"])
+def test_where_cross_entropy_has_its_limits(reduction, epsilon, weight, case):
+    """Where torch's mean is 0/0, so is ours."""
+    samples, classes = {"one class": (6, 1), "no samples": (0, 5)}.get(case, (6, 5))
+    z = torch.randn(samples, classes, dtype=torch.float64, requires_grad=True)
+    y = torch.arange(samples) % classes
+    ignored = {"another ignored class": 3, "all ignored": 4}.get(case, -100)
+    if case == "all ignored":
+        y.fill_(ignored)
+    if weight is not None:
+        weight = torch.rand(classes, dtype=torch.float64) * (torch.arange(classes) % 2 if weight == "some zero" else 0)
+    options = {"weight": weight, "ignore_index": ignored, "reduction": reduction, "label_smoothing": epsilon}
+    ours = power_grad_cross_entropy(z, y, 0.3, smoothing="uniform", **options)
+    assert_tempered(ours, z, y, 0.3, **options)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("epsilon", [0.0, EPSILON])
-def test_soft_targets(alpha, weighted, epsilon):
+@pytest.mark.parametrize("epsilon", [0.0, EPSILON, 1.0])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_soft_targets(alpha, weighted, epsilon, reduction):
     z = (3 * torch.randn(6, 10, 2, dtype=torch.float64)).requires_grad_()
     q = torch.rand(6, 10, 2, dtype=torch.float64)  # of any mass, as cross_entropy allows
     weight = torch.rand(10, dtype=torch.float64) if weighted else None
-    ours = power_grad_cross_entropy(z, q, alpha, weight=weight, label_smoothing=epsilon, smoothing="uniform")
-    options = {"weight": weight, "label_smoothing": epsilon}
-    torch.testing.assert_close(ours, F.cross_entropy(z, q, **options), rtol=1e-12, atol=1e-12)
-    expected = gradient(F.cross_entropy(alpha * z, q, **options) / alpha, z)
-    torch.testing.assert_close(gradient(ours, z), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_without_reduction_each_position_has_its_own_gradient():
-    z = torch.randn(5, 7, 3, dtype=torch.float64, requires_grad=True)
-    y = torch.randint(7, (5, 3))
-    losses = power_grad_cross_entropy(z, y, 0.3, reduction="none")
-    assert losses.shape == (5, 3)
-    scale = torch.rand(5, 3, dtype=torch.float64)
-    expected = gradient((scale * F.cross_entropy(0.3 * z, y, reduction="none")).sum() / 0.3, z)
-    torch.testing.assert_close(gradient((scale * losses).sum(), z), expected, rtol=1e-12, atol=1e-12)
+    options = {"weight": weight, "label_smoothing": epsilon, "reduction": reduction}
+    assert_tempered(power_grad_cross_entropy(z, q, alpha, smoothing="uniform", **options), z, q, alpha, **options)
 
 
 def test_alpha_zero_pulls_towards_the_uniform_distribution():

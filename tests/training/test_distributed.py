@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from pgt import layout, workers
+from pgt.assemble import assemble
 from pgt.cli import main
+from pgt.data import open_set
 from pgt.errors import InputError
-from pgt.training.distributed import ALONE, Equipment, check_gpus, check_kernels, cpu_share, lost, visible_gpus
+from pgt.training.distributed import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, lost, visible_gpus
 from pgt.training.loop import Tally
 from tests.conftest import compose
 from tests.training.layouts import in_place, trained
@@ -58,6 +62,34 @@ def test_one_process_and_several_train_the_same_weights(alone, together, name):
         assert several["tested"][key] == pytest.approx(expected, rel=1e-6), key
     assert several["read"] == pytest.approx(one["read"], rel=1e-6)
     assert one["read"][0] == 20 * 24
+
+
+@pytest.fixture
+def one_of_two():
+    """A rank as one of two has it, in a group of its own: all of DDP but the other process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(world_size=2)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_are_sent_once_a_step_whatever_its_groups(one_of_two, groups):
+    config = compose(*SMALL, "model=resnet20_nobn", f"recipe.local_batch={12 // groups}")
+    dataset = open_set(name="synthetic", num_samples=75, num_classes=10, image_size=8)
+    train, _, trainer = assemble(config, dataset, one_of_two)
+    sent = []
+
+    def count(_, bucket):
+        sent.append(bucket.buffer().numel())
+        return allreduce_hook(None, bucket)
+
+    trainer._shared.register_comm_hook(None, count)
+    batches = train.epoch(0)
+    for step in range(2):
+        trainer.train_step([next(batches) for _ in range(groups)], step)
+    assert sum(sent) == 2 * sum(p.numel() for p in trainer.model.parameters())
+    assert trainer._shared.gradient_as_bucket_view  # no second copy of them
+    assert trainer._shared.static_graph == (groups == 1)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -66,6 +66,13 @@ def test_groups_of_a_step_add_up_to_one_batch():
         torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-12)
 
 
+def test_a_step_keeps_no_gradients():
+    """Their memory is free for the next forward pass, and the backward pass writes instead of adding."""
+    subject = trainer(network())
+    subject.train_step(batches(2), 0)
+    assert [name for name, p in subject.parameters if p.grad is not None] == []
+
+
 def test_running_statistics_follow_group_0():
     groups = batches(3)
     accumulated, reference = trainer(network(), rate=0.0), network()
@@ -148,6 +155,17 @@ def test_a_loss_that_is_not_finite_does_not_count_in_the_mean():
     half = [Batch(b.images.half(), b.labels) for b in batches(2)]
     report = subject.train_epoch(Loaded(half), 0, Records(), log_every=2)
     assert report["train_loss"] == pytest.approx(2.0)
+
+
+def test_the_steps_of_an_epoch_that_the_scaler_skips_are_counted():
+    subject = trainer(network(normalized=False), "fp16", rate=1e-3)
+    subject.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    good = [Batch(b.images.half(), b.labels) for b in batches(3)]
+    bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), good[0].labels)
+    first = subject.train_epoch(Loaded([good[0], bad, good[1], bad, good[2]]), 0, Records(), log_every=5)
+    assert (first["skipped_steps"], first["loss_scale"]) == (2, 16.0)
+    second = subject.train_epoch(Loaded([bad, *good, good[0]]), 1, Records(), log_every=5)
+    assert (second["skipped_steps"], second["loss_scale"]) == (1, 8.0)
 
 
 def first_then_infinite():
@@ -239,6 +257,13 @@ def test_every_precision_trains(precision):
     data = [Batch(b.images.to(dtype), b.labels) for b in batches(1)] * 12
     losses = [subject.train_epoch(Loaded(data), e, Records(), 20)["train_loss"] for e in range(2)]
     assert losses[1] < losses[0]
+
+
+def test_tf32_is_on_where_it_is_asked_for_and_off_elsewhere():
+    for name in ("tf32", "fp32", "tf32", "bf16"):
+        Precision(name, "cpu").apply(network())
+        flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        assert flags == (name == "tf32", name == "tf32")
 
 
 def test_a_checkpoint_executes_nothing_and_says_what_is_wrong(tmp_path):
