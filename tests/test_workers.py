@@ -186,7 +186,7 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
     ("arguments", "text"),
     [
         (("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one run"),
-        (("trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
+        (("model=resnet20_nobn", "trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
          "trainer.devices=3, but 2 processes were started on this machine: leave it out"),
         (("recipe.local_batch=8",), "2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8"),
     ],

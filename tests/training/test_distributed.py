@@ -112,7 +112,7 @@ def test_devices_that_cannot_share_a_batch_are_refused_with_the_nearest_that_can
     with pytest.raises(InputError, match=r"5 devices .*take 4, or change the batch"):
         compose(*SMALL, "trainer.devices=5")
     with pytest.raises(InputError, match=r"5 devices cannot share recipe.global_batch=24: take 4 or 6"):
-        compose(*SMALL, "trainer.devices=5", "recipe.local_batch=null")
+        compose(*SMALL, "model=resnet20_nobn", "trainer.devices=5", "recipe.local_batch=null")
     paper = compose("method=pgt").recipe
     assert [layout.largest(paper, n) for n in (0, 1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4, 4]
 
