@@ -46,13 +46,14 @@ class Stop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.wanted and not isinstance(error, Stopped):
+        stopped = isinstance(error, Stopped)
+        if self.wanted and not stopped:
             Stop.unanswered = self.wanted
         while pending := _pending():
             signal.sigwait(pending)
+        for number, handler in self._before.items():  # who asks again, on the way out, is not to end it in disorder
+            signal.signal(number, signal.SIG_IGN if stopped else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._owner:

@@ -127,6 +127,8 @@ def run_all(target: Target, job: Any, count: int, folder: Path, lost: Callable[[
             return _watch(workers, stop)
         finally:
             _end(workers)
+            if sys.stdout.isatty():  # the first rank may have been ended with a progress line there, and no cursor
+                print("\r\x1b[2K\x1b[?25h", end="", flush=True)
 
 
 @contextmanager

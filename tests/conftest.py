@@ -27,6 +27,15 @@ def _own_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _closed():
+    """Processes of a test's loaders end with it."""
+    yield
+    helpers = sys.modules.get("tests.data.helpers")
+    while helpers is not None and helpers.opened:
+        helpers.opened.pop().close()
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pgt.epochs import Breaks
 from pgt.errors import InputError, Stopped
 from pgt.runs import find, read_metrics
 from tests.conftest import ROOT, TINY, train
+from tests.data.helpers import BACKENDS
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4",
        "record.norms_every=2")  # fmt: skip
@@ -145,12 +147,9 @@ LONG = (*TINY, "model=resnet20", "recipe.epochs=12", f"data.num_samples={STEPS *
 
 
 def assert_goes_on(said, epoch, steps):
-    """A run says that it begins after so many steps of an epoch (from 0): after the last, with its evaluation or
-    behind that."""
-    begins = [f", from epoch {epoch + 1}, step {steps + 1}  ->"]
-    if steps == STEPS:
-        begins = [f", from the evaluation of epoch {epoch + 1}  ->", f", from epoch {epoch + 2}  ->"]
-    assert any(begin in said for begin in begins), (epoch, steps, said)
+    """A run says that it begins after so many steps of an epoch (from 0)."""
+    begin = f"epoch {epoch + 1}, step {steps + 1}" if steps < STEPS else f"the evaluation of epoch {epoch + 1}"
+    assert f", from {begin}  ->" in said
 
 
 def begun(*command, steps=10, **options):
@@ -193,12 +192,15 @@ FILES = tuple(override for override in LONG if not override.startswith(("data=",
 """What of `LONG` goes with `images`."""
 
 
-@pytest.mark.parametrize("backend", ["torchvision", "dali"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_signal_to_every_process_stops_in_order(backend):
-    """As Slurm sends it: data workers that died of it would fail the run in the middle of a step."""
+    """As Slurm sends it, twice: data workers that died of it would fail the run in the middle of a step."""
     run = (*FILES, *images("images", backend), "data.workers=1", "recipe.epochs=200")
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, start_new_session=True)
     os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(0.2)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert re.fullmatch(r"pgt: stopped by SIGTERM after step \d of epoch \d+; .*\n", err), err
@@ -294,8 +296,17 @@ def test_processes_that_train_together_end_their_data_workers():
         "trainer.devices=2",
     )
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, steps=2)
-    process.send_signal(signal.SIGTERM)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for _ in range(2):  # as Slurm signals them, and the parent, which asks the first of them, too
+        for pid in (process.pid, *ranks):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)
     _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert len(ranks) == 2
+    assert not list(Path("runs").glob("**/log.rank1.txt"))
     assert re.fullmatch(r"pgt: stopped by SIGTERM after step \d of epoch \d+; .*\n", err), err
 
 
@@ -317,10 +328,11 @@ def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeyp
 
 
 def test_what_two_processes_began_one_goes_on_with(capsys):
-    run = (*LONG, "recipe.epochs=4", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
+    run = (*LONG, "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, "trainer.devices=2", steps=3)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
     epoch, steps = place()
     assert train(*run).world_size == 1
     assert_goes_on(capsys.readouterr().out, epoch, steps)

@@ -74,6 +74,8 @@ class DaliLoader(FileLoader):
 
     def close(self) -> None:
         super().close()
+        for made, _ in self._held:
+            made.synchronize()
         self._pipeline, self._held = None, []
 
     def _next(self) -> Batch | RuntimeError:

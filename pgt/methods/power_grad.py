@@ -91,8 +91,8 @@ def power_grad_cross_entropy(
         A scalar, or [N, d1, ...] without reduction.
 
     Raises:
-        ValueError: `alpha` outside [0, 1] or NaN; an unknown `smoothing` or `reduction`; a target that requires
-            a gradient, or is boolean.
+        ValueError: `alpha` outside [0, 1] or NaN; an unknown `smoothing` or `reduction`; a target or weight
+            that requires a gradient, a target of booleans.
         RuntimeError: when differentiated twice: p' − q is no second derivative of the value.
 
     Example:

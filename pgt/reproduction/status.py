@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgt.reproduction.cost import work
-from pgt.runs import DIVERGED, FINISHED, Summary, find, holder, last_record, method_title
+from pgt.runs import DIVERGED, UNFINISHED, Summary, find, holder, last_record, method_title
 
 TRAINING, STOPPED = "training", "stopped"
 """An unfinished run that a process holds, and one that waits to be gone on with."""
@@ -36,10 +36,10 @@ class Standing:
 
     @property
     def left(self) -> float | None:
-        """Seconds of training, evaluations included, at the speed so far; None where that or the data's size is not
-        known."""
+        """Seconds of training, evaluations included, at the speed so far, for all epochs but the whole ones that are
+        done; None where the speed or the data's size is not known."""
         rest = work(self.summary.identity, self.summary.epochs)
-        if self.status in (FINISHED, DIVERGED) or rest.images is None or not self.images_per_second:
+        if self.status not in (TRAINING, STOPPED) or rest.images is None or not self.images_per_second:
             return None
         return rest.gpu_seconds(self.images_per_second)
 
@@ -55,11 +55,12 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
 
 def _standing(folder: Path, summary: Summary) -> Standing:
     record, path = last_record(folder), folder / "metrics.jsonl"
-    held = "" if summary.status in (FINISHED, DIVERGED) else holder(folder)
+    unfinished = summary.status == UNFINISHED
+    held = holder(folder) if unfinished else ""
     return Standing(
         folder,
         summary,
-        summary.status if summary.status in (FINISHED, DIVERGED) else TRAINING if held else STOPPED,
+        (TRAINING if held else STOPPED) if unfinished else summary.status,
         held,
         summary.images_per_second or record.get("images_per_second"),
         max(0.0, time.time() - path.stat().st_mtime) if record else None,
@@ -100,10 +101,12 @@ def _line(one: Standing, root: Path) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """In the two largest units that it has: `3 d 4 h`, `4 h 5 min`, `5 min`, `6 s`."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    if minutes >= 60:
+    """In one or two units: `3 d 4 h`, `4 h 5 min`, `5 min`, `6 s`."""
+    minutes = round(seconds / 60)
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"

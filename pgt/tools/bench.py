@@ -71,7 +71,7 @@ def _losses_if_they_fit(case: Case, rounds: int, compiled: bool) -> str:
     try:
         return _losses(case, rounds, compiled)
     except torch.OutOfMemoryError:
-        return f"{case}: more memory than is free on {machine(case.device)}"
+        return f"{case}: more memory than is free"
 
 
 def _losses(case: Case, rounds: int, compiled: bool) -> str:

@@ -93,7 +93,7 @@ def measure_if_it_fits(case: Case, rounds: int, length: int) -> str:
 
 
 def measure(case: Case, rounds: int, length: int) -> str:
-    """One case: median time of a step, beside the bare loop's."""
+    """One case: median time of a step, beside the bare loop's and our baseline's."""
     from tabulate import tabulate
 
     torch.backends.cudnn.benchmark = True  # as training has it

@@ -74,7 +74,15 @@ def test_the_last_record_of_a_long_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (59, "59 s"), (90, "2 min"), (3599, "1 h 0 min"), (7380, "2 h 3 min"), (90_000, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (59, "59 s"),
+        (59.7, "1 min"),
+        (90, "2 min"),
+        (3599, "1 h 0 min"),
+        (85_200, "23 h 40 min"),
+        (90_000, "1 d 1 h"),
+    ],
 )
 def test_durations(seconds, text):
     assert status._duration(seconds) == text
