@@ -162,10 +162,10 @@ def test_the_benchmark_of_the_step_prints_a_table():
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
     loops = ["bare loop", "pgt, baseline", "pgt, norms each step", "pgt, PGT α = 0.25", "timm"]
     for rows in (cells[:7], cells[7:]):  # ResNet-18 and ResNet-50
-        assert rows[0] == ["loop", "ms a step", "images/s", "× bare loop"]
+        assert rows[0] == ["loop", "ms a step", "images/s", "× bare loop", "× pgt, baseline"]
         assert [row[0] for row in rows[2:]] == loops
         assert all(float(figure.replace(",", "")) > 0 for row in rows[2:] for figure in row[1:])
-        assert rows[2][3] == "1.000"
+        assert rows[2][3] == rows[3][4] == "1.000"
     assert done.stdout.count("Norms: ") == 2
 
 
