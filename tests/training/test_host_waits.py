@@ -1,0 +1,66 @@
+"""A training step on the meta device: a tensor without data shows who looks at it, as a step on a GPU must not."""
+
+from contextlib import nullcontext
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pgt.assemble import assemble
+from pgt.data import open_set
+from pgt.training.distributed import Ranks
+from pgt.training.precision import Precision
+from tests.conftest import TINY, compose
+
+
+class OnMeta(Ranks):
+    """Alone, on a device that computes shapes only."""
+
+    @property
+    def device(self):
+        return torch.device("meta")
+
+
+class Copies(TorchDispatchMode):
+    """Refuses copies between devices: each would hold up the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in (*args, result) if isinstance(x, torch.Tensor)]
+        if func._overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._to_copy):
+            assert len({tensor.device.type for tensor in tensors}) == 1, func
+        return result
+
+
+@pytest.fixture
+def trainer_and_groups(monkeypatch):
+    monkeypatch.setattr(Precision, "autocast", lambda self: nullcontext())  # there is none on this device
+
+    def made(*overrides):
+        dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
+        loader, _, trainer = assemble(compose(*TINY, *overrides), dataset, OnMeta())
+        return trainer, list(islice(loader.epoch(0), loader.groups_per_step))
+
+    return made
+
+
+@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value", "authors_hook"])
+@pytest.mark.parametrize("bn_statistics", ["first", "mean"])
+def test_a_step_looks_at_no_tensor(trainer_and_groups, method, bn_statistics):
+    options = ("model=resnet20", f"method={method}", f"recipe.bn_statistics={bn_statistics}", "recipe.local_batch=4")
+    trainer, groups = trainer_and_groups(*options)
+    assert len(groups) == 2
+    with Copies():
+        for step in range(2):
+            trainer.train_step(groups, step)
+
+
+def test_a_look_is_seen(trainer_and_groups):
+    trainer, groups = trainer_and_groups("model=resnet20", "method=pgt")
+    trainer.transforms = [lambda parameters, step: parameters[0][1].grad.norm().item()]
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        trainer.train_step(groups, 0)
+    trainer.transforms = [lambda parameters, step: parameters[0][1].grad.mul_(torch.rand(1).to("meta"))]
+    with Copies(), pytest.raises(AssertionError, match="copy"):
+        trainer.train_step(groups, 0)
