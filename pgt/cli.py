@@ -162,6 +162,12 @@ def _plan(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from pgt.tools import doctor
+
+    return doctor.command(options.data, options.runs)
+
+
 def _status(options: argparse.Namespace) -> int:
     from pgt.reproduction import status
 
@@ -239,6 +245,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "validate": _validate,
     "plan": _plan,
     "status": _status,
+    "doctor": _doctor,
     "data": _data,
     "bench": _bench,
     "hook": _hook,

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")
-    for add in (_plan, _status, _table, _figure, _report, _export, _validate, _data, _bench):
+    for add in (_doctor, _plan, _status, _table, _figure, _report, _export, _validate, _data, _bench):
         add(commands)
     commands.add_parser("hook", help="what the published listing computes, by loss scale, batch and precision")
     return made
@@ -135,6 +135,13 @@ def _plan(commands: Commands) -> None:
     speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
     speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
     plan.add_argument("--loader-images-per-second", type=positive, help="that the machine's CPUs deliver")
+
+
+def _doctor(commands: Commands) -> None:
+    """The machine."""
+    doctor = commands.add_parser("doctor", help="check this machine, before hours are spent on it (a minute or two)")
+    doctor.add_argument("--data", type=Path, metavar="ROOT", help="an image folder to look at (default: $IMAGENET)")
+    doctor.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are to be written (default: runs)")
 
 
 def _status(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgt import power_grad_cross_entropy
+from pgt import cli, power_grad_cross_entropy
 from pgt.assemble import assemble
 from pgt.data import open_set
 from pgt.environment import has_dali
@@ -123,3 +123,7 @@ def test_torchvision_feeds_the_gpu_what_the_cpu_shows(tmp_path):
                     assert y.images.is_contiguous(memory_format=torch.channels_last)
                     assert torch.equal(x.labels, y.labels.cpu())
                     torch.testing.assert_close(y.images.cpu(), x.images, rtol=0, atol=1e-5)
+
+
+def test_the_doctor_finds_nothing_bad(capsys):
+    assert cli.main(["doctor"]) == 0, capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""Checks of a machine before hours are spent on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+
+from pgt import data, runs, workers
+from pgt.data.tree import check_imagenet, describe, read_tree
+from pgt.environment import has_dali
+from pgt.errors import InputError
+from pgt.tools import doctor_numerics
+from pgt.tools.finding import BAD, NOTE, OK, Check, Finding, judged, made
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STYLES = {OK: "green", NOTE: "yellow", BAD: "bold red"}
+PIXELS = 0.05
+"""Mean absolute difference of normalised pixels between two JPEG decoders, at most."""
+ROOM, SHARED = 10 * 2**30, 2**30
+"""Bytes that should be free for runs, and in the memory that processes share."""
+SAMPLE = 256
+"""Files that are read to see how fast they come."""
+
+
+def command(root: Path | None, runs_root: Path) -> int:
+    """Make and print every check; returns the exit code: 2 where one is bad.
+
+    Args:
+        root: of an image folder to look at; None: `$IMAGENET`, where it is set.
+        runs_root: where runs are to be written.
+
+    Raises:
+        InputError: started as one of several processes.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    if workers.found() is not None:
+        raise InputError("pgt doctor starts processes of its own: run it once a machine, without torchrun")
+    console = Console(highlight=False)
+    levels = []
+    for name, check in checks(root, runs_root).items():
+        with console.status(f"checking {name}"):
+            findings = list(made(check))
+        for finding in findings:
+            line = Text.assemble((f"{finding.level:5}", STYLES[finding.level]), f"{name:9} {finding.text}")
+            console.print(line, soft_wrap=True)
+        levels += [finding.level for finding in findings]
+    bad = levels.count(BAD)
+    console.print(f"{bad} of {len(levels)} findings are bad" if bad else "nothing stands in the way of training")
+    return InputError.exit_code if bad else 0
+
+
+def checks(root: Path | None, runs_root: Path) -> dict[str, Check]:
+    """What is checked, in order, by the name that it is printed with."""
+    return {
+        "torch": doctor_numerics.torch_and_gpus,
+        "gradient": doctor_numerics.gradients,
+        "compile": doctor_numerics.compilation,
+        "training": doctor_numerics.trainings,
+        "images": images,
+        "data": partial(files, root),
+        "memory": memory,
+        "runs": partial(room, runs_root),
+    }
+
+
+def images() -> Iterator[Finding]:
+    """What DALI makes of JPEGs, beside torchvision on the CPU."""
+    from pgt.tools.bench_loader import generate
+
+    if not has_dali():
+        mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
+        yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, and slower ({mend})")
+        return
+    device = doctor_numerics.devices()[-1]
+    with TemporaryDirectory() as name:
+        for split in ("train", "val"):
+            generate(Path(name) / split, 8)
+        expected = _batches(Path(name), "torchvision", "cpu", torch.device("cpu"))
+        for way in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
+            found = _batches(Path(name), "dali", way, device)
+            apart = max(float((a - b).abs().mean()) for a, b in zip(found, expected, strict=True))
+            yield judged(
+                apart <= PIXELS,
+                f"DALI decoding on the {way.upper()}: pixels differ by {apart:.3f} deviations from torchvision's",
+                f"more than {PIXELS}; take data.dali_device=cpu, or data.backend=torchvision",
+            )
+
+
+def _batches(root: Path, backend: str, dali_device: str, device: torch.device) -> list[Tensor]:
+    """The first training and the first test batch of a folder's images, on the CPU."""
+    from pgt.data.delivery import Delivery
+
+    dataset = data.open_set(
+        name="imagefolder",
+        root=root,
+        image_size=64,
+        interpolation="bilinear",
+        backend=backend,
+        dali_device=dali_device,
+        workers=2,
+        on_bad_file="error",
+        manifest=None,
+    )
+    batches = []
+    for loader in dataset.loaders(Delivery(device, torch.float32, 8, 8, seed=0, drop_last=True)):
+        batches += [batch.images.cpu() for batch in islice(loader.epoch(0), 1)]
+        loader.close()
+    return batches
+
+
+def files(root: Path | None) -> Iterator[Finding]:
+    """The data set: whether it is there, and how fast it comes."""
+    if root is None and "IMAGENET" not in os.environ:
+        yield Finding(NOTE, "IMAGENET is not set, and no --data given: no data set was looked at")
+        return
+    start = time.monotonic()
+    tree = read_tree(root or Path(os.environ["IMAGENET"]))
+    seconds = time.monotonic() - start
+    if root is None:
+        check_imagenet(tree)
+    yield Finding(OK, f"{tree.root}: {describe(tree.counts())}, listed in {seconds:.1f} s")
+    chosen = range(0, len(tree.train), -(-len(tree.train) // SAMPLE))
+    start = time.monotonic()
+    size = sum(len(tree.train.path(index).read_bytes()) for index in chosen)
+    seconds = time.monotonic() - start
+    speed = f"{len(chosen) / seconds:,.0f} a second, {size / seconds / 1e6:,.0f} MB/s"
+    yield Finding(OK, f"{len(chosen)} training images read by one reader: {speed} (fewer, had they not been cached)")
+
+
+def memory() -> Iterator[Finding]:
+    """What the loaders' processes hand their batches over by."""
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free
+        text = f"{free / 2**30:.1f} GiB free in {shared}"
+        wanted = f"{text}: loaders may need more; start containers with --shm-size=8g"
+        yield Finding(OK, text) if free >= SHARED else Finding(NOTE, wanted)
+
+
+def room(runs_root: Path) -> Iterator[Finding]:
+    """Whether runs can be written, moved into place and held."""
+    here = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
+    with TemporaryDirectory(dir=here, prefix=".pgt-doctor-") as name:
+        runs.write_text(Path(name) / "summary.json", "{}")
+        with runs.lock(Path(name)):
+            held = bool(runs.holder(Path(name)))
+    free = shutil.disk_usage(here).free
+    text = f"{runs_root}: can be written, {free / 2**30:,.0f} GiB free"
+    yield judged(held, text, "but its file system knows no locks; mount it with flock, or two processes train one run")
+    if free < ROOM:
+        yield Finding(NOTE, "a run of ResNet-50 keeps 0.4 GB of checkpoints; `pgt plan` adds up a sweep's")
