@@ -17,7 +17,7 @@ from pgt.data import DataSet
 from pgt.epochs import run_epochs
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
-from pgt.sinks import About, Console, Sinks
+from pgt.sinks import About, Console, Screen, Sinks
 from pgt.stopping import Stop
 from pgt.workers import Place
 
@@ -240,12 +240,10 @@ def _new_summary(config: Config, manifest: str) -> Summary:
 
 
 def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
-    from rich.console import Console as Terminal
-
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
     text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{_result(before)}"
-    Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
+    Screen().print(text, markup=False)
 
 
 def _data_options(config: Config) -> dict[str, Any]:
