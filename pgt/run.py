@@ -179,8 +179,10 @@ def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loade
         summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
         start = run_folder.record_start(job.folder, config, summary, ranks.device)
         title = f"{job.label}{describe(config)}"
-        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start)
-        total_steps = config.recipe.epochs * train_loader.steps_per_epoch
+        steps = train_loader.steps_per_epoch
+        total_steps = config.recipe.epochs * steps
+        first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record is of its last step
+        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start, first_step)
         opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
         norms = run_folder.recording(job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1)
         with Stop() as stop, opened as (sink, console, metrics), norms as recorder:
