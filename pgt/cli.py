@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from pgt.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.options import parser
+from pgt.streams import READER_LEFT, written_out
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
 
@@ -30,8 +31,8 @@ groups: {groups}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 130 (Ctrl-C), or
-    143 or 138 (stopped by SIGTERM or SIGUSR1)."""
+    """Run the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 130 (Ctrl-C),
+    141 (nobody reads what it prints), or 143 or 138 (stopped by SIGTERM or SIGUSR1)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["train"]:
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # of standard output: training runs deal with their own
+        return READER_LEFT
     except OSError as error:
         print(f"pgt: {as_input_error(error)}", file=sys.stderr)
         return InputError.exit_code
@@ -57,9 +60,15 @@ def entry() -> NoReturn:
     """The console script: `main`, and the way out of the process."""
     try:
         code = main()
+    except SystemExit as left:  # argparse and Hydra leave so, with a number
+        code = int(left.code or 0)
+    except BrokenPipeError:  # of standard error
+        code = READER_LEFT
     except Exception:  # a fault of ours
         traceback.print_exc()
         code = 1
+    if not written_out():
+        code = code or READER_LEFT
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
         from pgt.workers import leave

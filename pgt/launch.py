@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -51,7 +53,9 @@ def train(arguments: Sequence[str]) -> int:
     if showing:
         overrides = spell_out([override for override in overrides if "=" in override], multirun)
         check_shown(overrides)
-        _hydra([*(a for a in arguments if a.startswith("-") or "=" not in a), *overrides], lambda config: None)
+        with redirect_stdout(io.StringIO()) as shown:  # a reader that leaves early is a fault to Hydra
+            _hydra([*(a for a in arguments if a.startswith("-") or "=" not in a), *overrides], lambda config: None)
+        print(shown.getvalue(), end="")
         return 0
     place = workers.found()
     if place is not None:

@@ -17,7 +17,7 @@ from pgt.data import DataSet
 from pgt.epochs import run_epochs
 from pgt.errors import InputError, TrainingError
 from pgt.runs import DIVERGED, FINISHED, Summary
-from pgt.sinks import About, Console, Sinks
+from pgt.sinks import About, Console, Screen, Sinks
 from pgt.stopping import Stop
 from pgt.workers import Place
 
@@ -179,8 +179,10 @@ def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loade
         summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
         start = run_folder.record_start(job.folder, config, summary, ranks.device)
         title = f"{job.label}{describe(config)}"
-        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start)
-        total_steps = config.recipe.epochs * train_loader.steps_per_epoch
+        steps = train_loader.steps_per_epoch
+        total_steps = config.recipe.epochs * steps
+        first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record is of its last step
+        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start, first_step)
         opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
         norms = run_folder.recording(job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1)
         with Stop() as stop, opened as (sink, console, metrics), norms as recorder:
@@ -240,12 +242,10 @@ def _new_summary(config: Config, manifest: str) -> Summary:
 
 
 def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
-    from rich.console import Console as Terminal
-
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
     text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{_result(before)}"
-    Terminal(highlight=False, soft_wrap=True).print(text, markup=False)
+    Screen().print(text, markup=False)
 
 
 def _data_options(config: Config) -> dict[str, Any]:

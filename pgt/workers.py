@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 from pgt.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.stopping import Stop
+from pgt.streams import silence
 
 CAUSE_SECONDS = 3.0
 """How long to listen, after a first failure, for the one that caused it."""
@@ -263,9 +264,7 @@ def _work(
 
 def _end_silently(number: int, frame: FrameType | None) -> NoReturn:
     """The parent has the reason; what its data workers, ended with it, make of their end is none of the user's."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(silence, stream)
+    silence(1, 2)
     sys.exit(128 + number)
 
 

@@ -12,6 +12,7 @@ MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "text": set(),
+    "streams": set(),
     "runs": {"errors"},
     "config": set(),
     "validate": {"config", "environment", "errors", "layout", "resources"},
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "models": {"types"},
     "data": {"environment", "stopping", "text", "types", "errors"},
     "weight_norms": {"errors"},
-    "sinks": {"types", "errors", "weight_norms"},
+    "sinks": {"runs", "streams", "types", "errors", "weight_norms"},
     "training": {"methods", "models", "data", "environment", "runs", "types", "errors", "weight_norms", "workers"},
     "reproduction": {"resources", "runs", "types", "errors", "weight_norms"},
     "tools": {
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     },
     "layout": {"config", "errors"},
     "stopping": {"errors"},
-    "workers": {"errors", "stopping"},
+    "workers": {"errors", "stopping", "streams"},
     "run": {
         "layout",
         "workers",
@@ -87,6 +88,7 @@ MAY_IMPORT = {
         "reproduction",
         "resources",
         "runs",
+        "streams",
         "tools",
         "validate",
         "workers",
@@ -111,6 +113,7 @@ NO_TORCH = [
     "assemble",
     "epochs",
     "stopping",
+    "streams",
     "text",
     "workers",
 ]

@@ -10,6 +10,7 @@ import pytest
 
 import pgt as package
 from pgt.cli import main
+from pgt.runs import find
 from tests.conftest import ROOT, TINY, pgt
 
 
@@ -144,6 +145,64 @@ def test_ctrl_c_says_how_to_go_on():
             process.kill()
     assert process.returncode == 130
     assert err == "pgt: interrupted; the same command goes on from its last checkpoint\n"
+
+
+def unread(*arguments, lines=0, buffered=True, **streams):
+    """`pgt` writing into a pipe whose reader takes so many lines and leaves: its exit code and standard error."""
+    reader, writer = os.pipe()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "pgt.cli", *arguments]
+    with open(reader) as read:
+        streams = {"stdout": writer, "stderr": subprocess.PIPE, **streams}
+        process = subprocess.Popen(command, env=environment, text=True, **streams)
+        os.close(writer)
+        for _ in range(lines):
+            assert read.readline()
+    _, err = process.communicate(timeout=120)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hook"],
+        ["table", "all"],
+        ["status", "--runs", str(ROOT / "results/runs")],
+        ["train", "--help"],
+        ["train", "--cfg", "job"],
+    ],
+)
+def test_a_reader_that_leaves_early_ends_a_command_in_silence(arguments, buffered):
+    """Where it prints, or where what it has printed is written out at its end."""
+    assert unread(*arguments, buffered=buffered) == (141, "")
+
+
+def test_a_reader_that_leaves_early_ends_help_in_silence():
+    assert unread("--help") == (141, "")
+    assert unread("table", "all", lines=1) == (141, "")
+
+
+def test_an_error_stays_one_where_nobody_reads_it():
+    assert unread("nonsense", stderr=subprocess.STDOUT) == (2, None)
+
+
+def test_training_goes_on_where_nobody_reads_any_more():
+    sweep = ("train", "-m", *TINY, "model=resnet20", "seed=0,1")
+    left = "pgt: nobody reads standard output any more; runs go on and write to log.txt\n"
+    assert unread(*sweep, lines=1) == (0, left)
+    found = find(Path("runs"))
+    assert [summary.status for _, summary in found] == ["finished"] * 2
+    for folder, summary in found:
+        assert f"test {summary.test_top1_final:.2f}%  best" in (folder / "log.txt").read_text().splitlines()[-1]
+    assert unread(*sweep) == (0, left)  # which are reported only
+
+
+def test_processes_that_train_together_go_on_where_nobody_reads():
+    run = (*TINY, "model=resnet20", "recipe.local_batch=4", "trainer.devices=2")
+    assert unread("train", *run, stderr=subprocess.STDOUT) == (0, None)
+    [(_, summary)] = find(Path("runs"))
+    assert (summary.status, summary.world_size) == ("finished", 2)
 
 
 def test_the_benchmark_of_the_loss_prints_a_table():

@@ -1,15 +1,18 @@
 """wandb and TensorBoard: what arrives there is read back; and what happens when they fail."""
 
+import itertools
 import json
 import os
+import signal
 import struct
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pgt import sinks
+from pgt import run_folder, sinks
 from pgt.cli import main
 from pgt.errors import InputError
 from pgt.reproduction.norms import read_norms
@@ -18,6 +21,7 @@ from pgt.sinks import mirrors
 from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
 from pgt.weight_norms import FOLDER, RECORDS, read_layout
 from tests.conftest import TINY, compose, pgt, train
+from tests.test_stopping import STEPS, begun
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
 
@@ -118,6 +122,87 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
     [config] = events.Tensors("config/text_summary")
     assert b"alpha: 0.25" in config.tensor_proto.string_val[0]
     assert "environment/text_summary" in events.Tags()["tensors"]
+
+
+def killed_before_checkpoint(monkeypatch, number, *overrides):
+    """A run that ends with a checkpoint to be written, after each step, evaluation and epoch one."""
+    save, saves = run_folder.save, itertools.count(1)
+
+    def dies(*arguments):
+        if next(saves) == number:
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.run_folder.save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(*overrides, "trainer.checkpoint_minutes=1e-9")
+    time.sleep(1.1 - time.time() % 1)  # files are named, and so ordered, by the second
+
+
+def assert_holds_once(folder):
+    """The event files hold each number of metrics.jsonl once, and no other one; returns what was read."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "histograms": 0, "tensors": 0})
+    events.Reload()
+    found = [((e.step, tag), e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    numbers = {key: value for key, value in expected(folder).items() if not isinstance(value, list)}
+    assert sorted(key for key, _ in found) == sorted(numbers)
+    assert dict(found) == pytest.approx(numbers, rel=1e-6)
+    return events
+
+
+@pytest.mark.parametrize(
+    ("number", "starts"),
+    [
+        (1, [0]),  # no checkpoint yet
+        (2, [0, 1]),
+        (3, [0, 1]),  # the next checkpoint is of the evaluation, which belongs to the second step
+        (4, [0, 1]),  # the epoch's record was written
+        (5, [0, 2]),
+    ],
+)
+def test_tensorboard_forgets_what_a_killed_run_writes_again(monkeypatch, number, starts):
+    run = (*RUN, "record.norms_every=1", "logger=tensorboard")
+    killed_before_checkpoint(monkeypatch, number, *run)
+    train(*run)
+    [folder] = Path("runs").glob("custom/*")
+    events = assert_holds_once(folder)
+    for tag in events.Tags()["histograms"]:
+        assert [event.step for event in events.Histograms(tag)] == [1, 3]
+    for name in ("config", "environment"):
+        assert sorted({event.step for event in events.Tensors(f"{name}/text_summary")}) == starts
+
+
+def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
+    run = (*TINY, "model=resnet20", "recipe.epochs=3", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, steps=12)  # an epoch's nine records, and three
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    train(*run)
+    [folder] = Path("runs").glob("custom/*")
+    assert len(list(folder.glob("tensorboard/*"))) == 2
+    assert_holds_once(folder)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_wandb_has_a_table_of_all_epochs_after_an_interruption(monkeypatch, tmp_path):
+    run = (*RUN, "logger=wandb", "logger.wandb.mode=offline", "trainer.evaluate_every=2")
+    run += (f"paths.runs={tmp_path}/runs",)  # wandb's own process, which all tests share, stays where it began
+    killed_before_checkpoint(monkeypatch, 5, *run)
+    train(*run)
+    [folder] = Path("runs").glob("custom/*")
+    *_, last = sorted(folder.glob("wandb/offline-run-*"))
+    [log] = last.glob("*.wandb")
+    finished_records(log)
+    [path] = last.glob("files/media/table/epochs*.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    records = read_metrics(folder, "epoch")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert rows == [{key: record.get(key) for key in table["columns"]} for record in records]
+    assert "test_top1" in table["columns"]
 
 
 def test_both_at_once_and_the_same_numbers_as_without():
@@ -236,7 +321,7 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
         raise TimeoutError
 
     monkeypatch.setattr(wandb, "init", init)
-    about = About("id", "group", "name", Path("."), {"trainer": {"timeout_minutes": minutes}}, {})
+    about = About("id", "group", "name", Path("."), {"trainer": {"timeout_minutes": minutes}}, {}, 0)
     start_mirrors({"wandb": {"project": "p", "entity": None, "mode": "offline"}}, about, lambda text: None)
     assert asked == [seconds]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from pgt.sinks.console import Console
+from pgt.sinks.console import Console, Screen
 from pgt.sinks.jsonl import JsonLines
 from pgt.sinks.mirrors import About, check, start_mirrors
 from pgt.sinks.norms import NormsFile
@@ -29,4 +29,4 @@ class Sinks:
                 stack.callback(sink.close)
 
 
-__all__ = ["About", "Console", "JsonLines", "NormsFile", "Sinks", "check", "start_mirrors"]
+__all__ = ["About", "Console", "JsonLines", "NormsFile", "Screen", "Sinks", "check", "start_mirrors"]

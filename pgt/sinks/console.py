@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from pgt.streams import silence
 from pgt.types import Record
 
 QUIET_SECONDS = 30
@@ -16,6 +19,22 @@ WIDE = 120
 """Columns from which on there is room for a bar beside the numbers."""
 SPEED_SECONDS = 3600
 """Of the past, that the time left is estimated by: records may be minutes apart."""
+
+
+class Screen(Terminal):
+    """A terminal or a pipe that may lose its reader (`| head`): then it falls silent, and training goes on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, **options)
+
+    def on_broken_pipe(self) -> None:
+        """What rich calls; its own would end the process without a word."""
+        self.quiet = True
+        silence(self.file.fileno())
+        try:
+            print("pgt: nobody reads standard output any more; runs go on and write to log.txt", file=sys.stderr)
+        except BrokenPipeError:
+            silence(2)
 
 
 class Console:
@@ -29,7 +48,7 @@ class Console:
     """
 
     def __init__(self, title: str, total_steps: int, log: Path, terminal: Terminal | None = None) -> None:
-        self.terminal = terminal or Terminal(highlight=False, soft_wrap=True)
+        self.terminal = terminal or Screen()
         self._title, self._total = title, total_steps
         self._log = log.open("a")
         self._spoke = time.monotonic()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.errors import InputError
+from pgt.runs import last_record, read_metrics
 from pgt.types import Record, Sink
 from pgt.weight_norms import FOLDER, Floats, last_norms
 
@@ -30,6 +31,7 @@ class About:
         run_id, group_id, name: of the run; the name is for people.
         folder: of the run.
         config, environment: as their files hold them.
+        first_step: of the records that are still to come; a process that was killed may have written some of them.
     """
 
     run_id: str
@@ -38,6 +40,7 @@ class About:
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
+    first_step: int
 
 
 def check(loggers: Mapping[str, Any]) -> None:
@@ -137,33 +140,36 @@ class WandbRun:
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")  # an interrupted run comes by some steps twice
-        self._epochs: list[Record] = []
 
     def write(self, step: int, record: Record) -> None:
         norms = {tag: self._wandb.Histogram(values) for tag, values in _norms(self._folder, record).items()}
         self._run.log({"step": step, **_named(record), **norms})
-        if record["event"] == "epoch":
-            self._epochs.append(record)
 
     def close(self) -> None:
         """Upload what is left; after a minute without an end `wandb sync` must."""
-        if self._epochs:
-            columns = sorted({key for record in self._epochs for key in record})
-            rows = [[record.get(key) for key in columns] for record in self._epochs]
+        if epochs := read_metrics(self._folder, "epoch"):
+            columns = sorted({key for record in epochs for key in record})
+            rows = [[record.get(key) for key in columns] for record in epochs]
             self._run.log({"epochs": self._wandb.Table(columns=columns, data=rows)})
         self._run.finish()
 
 
 class TensorBoard:
-    """Writes event files into `<run folder>/tensorboard`."""
+    """Writes event files into `<run folder>/tensorboard`: where the run goes on, what it writes again counts."""
 
     def __init__(self, about: About) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._folder = about.folder
         self._writer = EventFileWriter(str(about.folder / "tensorboard"))
-        self._text("config", about.config)
-        self._text("environment", about.environment)
+        first = about.first_step
+        self._add(first, session_log=SessionLog(status=SessionLog.START))  # takes back what is of later steps or of it
+        self._text("config", about.config, first)
+        self._text("environment", about.environment, first)
+        last = last_record(about.folder)
+        if last.get("step") == first:  # the epoch's record is still to come, but its last step's is to stay
+            self.write(last.pop("step"), last)
 
     def write(self, step: int, record: Record) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -176,12 +182,12 @@ class TensorBoard:
         values += [
             Summary.Value(tag=tag, histo=_histogram(norms)) for tag, norms in _norms(self._folder, record).items()
         ]
-        self._add(step, Summary(value=values))
+        self._add(step, summary=Summary(value=values))
 
     def close(self) -> None:
         self._writer.close()
 
-    def _text(self, tag: str, value: Any) -> None:
+    def _text(self, tag: str, value: Any, step: int) -> None:
         """A mapping as indented text, which TensorBoard shows as Markdown code."""
         from omegaconf import OmegaConf
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -192,12 +198,13 @@ class TensorBoard:
         plugin = SummaryMetadata.PluginData(plugin_name="text")
         tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
         metadata = SummaryMetadata(plugin_data=plugin)
-        self._add(0, Summary(value=[Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)]))
+        shown = Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)
+        self._add(step, summary=Summary(value=[shown]))
 
-    def _add(self, step: int, summary: Any) -> None:
+    def _add(self, step: int, **what: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.add_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def _named(record: Record) -> dict[str, Any]:
