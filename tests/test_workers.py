@@ -233,5 +233,6 @@ def test_the_first_host_of_a_node_list(nodes, host):
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(InputError, match=r"trainer.devices=4, but 2 GPUs are visible"):
         train(*TINY, "model=resnet20", "recipe.local_batch=2", "trainer.devices=4")
