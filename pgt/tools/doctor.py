@@ -84,7 +84,7 @@ def images() -> Iterator[Finding]:
         mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
         yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, and slower ({mend})")
         return
-    device = doctor_numerics.devices()[-1]
+    device = doctor_numerics.first_device()
     with TemporaryDirectory() as name:
         for split in ("train", "val"):
             generate(Path(name) / split, 8)
