@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import io
 import math
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,16 @@ EVALUATION_RESIZE = 256 / 224
 DECODED_BY_ALL = {"JPEG", "PNG", "BMP"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow and the file system answer with where a file cannot be read."""
-FILES_FAULT = {None, errno.ENOENT, errno.EACCES, errno.ELOOP, errno.EISDIR}
+FILES_FAULT = {
+    None,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ENXIO,
+}
 """Error numbers that speak of one file (Pillow's have none), not of a disk that is in trouble."""
 STAND_INS = 100
 """Files that are tried in the place of an unreadable one."""
@@ -227,7 +238,7 @@ def read(path: Path) -> tuple[bytes, int, int]:
     Raises:
         OSError, SyntaxError, ValueError, DecompressionBombError: it is no image, or a truncated one.
     """
-    data = path.read_bytes()
+    data = contents(path)
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
@@ -237,6 +248,23 @@ def read(path: Path) -> tuple[bytes, int, int]:
         if not _ends(data, image.format):
             image.load()
     return data, height, width
+
+
+def contents(path: Path) -> bytes:
+    """All of a regular file. What else may lie there, a pipe say, is not waited for.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no regular file.
+    """
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        os.set_blocking(file.fileno(), True)  # else Lustre answers EAGAIN where another machine has just written
+        return file.readall()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode(path: Path) -> None:

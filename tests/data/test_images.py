@@ -1,10 +1,13 @@
 """Image files through both backends: what is shown of them, and what happens to odd ones."""
 
+import contextlib
 import io
 import itertools
 import json
 import multiprocessing
 import os
+import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image, ImageFile
 from scipy import stats
 
 from pgt import data, models
+from pgt.data import reader
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box, read
 from pgt.data.tree import scan
 from pgt.environment import has_dali
@@ -299,6 +303,56 @@ def test_a_file_that_cannot_be_opened(tmp_path, backend):
         epoch({**FOLDER, "backend": backend}, global_batch=4, local_batch=4)
 
 
+@pytest.fixture
+def _soon():
+    """What waits for ever ends the test."""
+    signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it waits"))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+NO_FILE = {
+    "device.jpg": "not a regular file",
+    "directory.jpg": "Is a directory",
+    "gone.jpg": "No such file or directory",
+    "loop.jpg": "Too many levels of symbolic links",
+    "pipe.jpg": "not a regular file",
+    "socket.jpg": "No such device or address",
+    "through a file.jpg": "Not a directory",
+}
+
+
+def no_files(folder):
+    """What is no file under each name of `NO_FILE`."""
+    (folder / "device.jpg").symlink_to("/dev/null")
+    (folder / "directory.jpg").mkdir()
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):
+        made.bind("socket.jpg")
+    (folder / "through a file.jpg").symlink_to("../dog/0.jpg/x")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("_soon")
+def test_what_is_no_file_is_a_bad_one_and_a_link_is_none(tmp_path, backend):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    cat = tmp_path / "train" / "cat"
+    (cat / "linked.jpg").symlink_to("../dog/0.jpg")
+    no_files(cat)
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip"}
+    _, labels, loader = epoch(options, global_batch=12, local_batch=12)
+    assert {path.name for path in loader.skipped} == set(NO_FILE)
+    assert sorted(labels.tolist()) == [0] * (2 + 3) + [1] * (3 + 4)  # "linked.jpg" stands for three, a dog for four
+    for name in NO_FILE:
+        if name != "pipe.jpg":
+            (cat / name).rmdir() if name == "directory.jpg" else (cat / name).unlink()
+    with pytest.raises(InputError, match=r"^cannot read the image train/cat/pipe.jpg: not a regular file; mend or"):
+        epoch({**options, "on_bad_file": "error"}, global_batch=6, local_batch=6)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
     """Also where each is found to be broken by decoding only, and where nothing else is left."""
@@ -318,7 +372,7 @@ def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
 def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_path, backend, monkeypatch):
     """A file that can be read on second thought is not a bad file."""
     tree(tmp_path, {"a.jpg": WHOLE})
-    original, calls = Path.read_bytes, []
+    original, calls = reader.contents, []
 
     def once(path):
         if path.name == "a.jpg" and not calls:
@@ -326,7 +380,7 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
             raise OSError(5, "Input/output error")
         return original(path)
 
-    monkeypatch.setattr(Path, "read_bytes", once)
+    monkeypatch.setattr(reader, "contents", once)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg: it could not be read at first, now it can: is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)

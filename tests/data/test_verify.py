@@ -9,7 +9,7 @@ from pgt.data import tree as trees
 from pgt.errors import InputError
 from tests.conftest import TINY, compose, pgt, train
 from tests.data.helpers import FOLDER
-from tests.data.test_images import WHOLE, tree
+from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 
 RUN = (*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
        "recipe.local_batch=4", "model=resnet20")  # fmt: skip
@@ -51,6 +51,16 @@ def test_verify_names_what_is_broken_and_train_refuses_or_skips(tmp_path):
     assert "warning: 2 unreadable files left out: " in log.read_text()
     [metrics] = tmp_path.glob("runs/**/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[-1])["skipped_files"] == 2
+
+
+def test_verify_names_what_is_no_file(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    no_files(tmp_path / "train" / "cat")
+    done = pgt("data", "verify", ".", "--workers", "1")
+    assert done.returncode == 2
+    for name, reason in NO_FILE.items():
+        assert f"train/cat/{name}: {reason}\n" in done.stdout
+    assert "unreadable: 7\n" in done.stdout
 
 
 def test_wnids_are_compared_with_imagenet(tmp_path):
