@@ -206,7 +206,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Replace `path` by readable JSON."""
     with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        file.write(text.encode(errors="backslashreplace"))  # of file names that are no UTF-8; JSON has the same escapes
 
 
 @contextmanager

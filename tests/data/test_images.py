@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.tools.bench_loader import generate
 from pgt.types import IGNORE_INDEX
+from tests.conftest import pgt
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 
 LEVEL = 1 / (255 * 0.224)
@@ -184,6 +186,12 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(size, side):
     assert np.array_equal(np.asarray(reference), np.asarray(resized.crop((left, top, left + side, top + side))))
 
 
+def bitmap_of_15_bits():
+    pixels = np.random.default_rng(0).integers(0, 1 << 15, (90, 120), dtype="<u2").tobytes()
+    sizes = struct.pack("<IiiHHIIiiII", 40, 120, 90, 1, 16, 0, len(pixels), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + sizes + pixels
+
+
 ODD = {
     "png named.JPEG": encoded(photo(), "PNG"),
     "cmyk.jpg": encoded(photo(mode="CMYK")),
@@ -196,6 +204,10 @@ ODD = {
     "webp.webp": encoded(photo(), "WEBP", lossless=True),
     "16 bit.png": encoded(Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257), "PNG"),
     "comment behind the end.jpg": encoded(photo()) + b"x" * 500,
+    "bytes between.jpg": encoded(photo())[:20] + bytes(5) + encoded(photo())[20:],
+    "zeros for an end.jpg": encoded(photo())[:-2] + bytes(6),
+    "no end.png": encoded(photo(), "PNG")[:-12],
+    "15 bits.bmp": bitmap_of_15_bits(),
 }
 
 
@@ -234,6 +246,16 @@ def test_what_is_no_image_by_its_name_shifts_no_class(tmp_path):
     assert [str(files.path(i).relative_to(tmp_path)) for i in range(4)] == [
         "train/cat/a.jpg", "train/dog/0.jpg", "train/dog/1.jpg", "train/dog/2.jpg"]  # fmt: skip
     assert files.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_a_class_that_is_a_link_to_nowhere_shifts_no_class(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    for split in ("train", "val"):
+        (tmp_path / split / "bird").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="train/bird"):
+        data.open_set(**{**FOLDER, "backend": "dali"})
+    done = pgt("train", "data=imagefolder", "data.root=.")
+    assert (done.returncode, done.stderr) == (2, "pgt: train/bird: No such file or directory\n")
 
 
 def test_an_empty_class_folder_is_refused(tmp_path):
@@ -420,6 +442,7 @@ def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeyp
 
 REST = """
 import json, sys
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     states = json.loads(sys.argv[2])
@@ -450,6 +473,7 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path, backend, world_size):
 
 READ_AHEAD = """
 import sys
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     workers = int(sys.argv[1])
@@ -469,6 +493,7 @@ def test_files_read_ahead_in_other_processes_change_nothing(tmp_path):
 
 MEMORY = """
 import sys, os, torch
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, loaders
 def resident():
     pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]
