@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pgt import data, sinks, workers
@@ -64,6 +65,8 @@ def train(arguments: Sequence[str]) -> int:
     configs = compose_all(overrides, multirun)
     for config in configs:
         _check(config)
+    if len(configs) > 1:
+        _check_data(configs)
     total, Stop.unanswered = len(configs), 0
     failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
@@ -85,7 +88,8 @@ def train(arguments: Sequence[str]) -> int:
             failures.append(TrainingError.exit_code)
             traceback.print_exc()
 
-    _hydra([*(["-m"] if multirun else []), *overrides], job)
+    with TemporaryDirectory(prefix="pgt-") as notes:  # Hydra's on a sweep; each run has its own
+        _hydra([*(["-m", f"hydra.sweep.dir='{notes}'"] if multirun else []), *overrides], job)
     if failures and total > 1:
         print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
     return max(failures, default=0)
@@ -118,6 +122,14 @@ def _check(config: Config) -> None:
     check_size(config)
     data.check(**asdict(config.data))
     sinks.check(config.logger.chosen())
+
+
+def _check_data(configs: Sequence[Config]) -> None:
+    """Raises InputError for data that are not what they are called: once, and not in each run of a sweep."""
+    from pgt.run import data_options
+
+    for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
+        data.open_set(**dict(options))
 
 
 def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:

@@ -84,7 +84,7 @@ def prepare(config: Config, label: str) -> Job | Summary:
     Raises:
         InputError: as `run`.
     """
-    dataset = data.open_set(**_data_options(config))
+    dataset = data.open_set(**data_options(config))
     fresh = _new_summary(config, dataset.manifest)
     folder = Path(config.paths.runs) / (config.experiment or "custom") / fresh.run_id
     before = None if config.trainer.force else runs.read_summary(folder)
@@ -248,7 +248,7 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
     Screen().print(text, markup=False)
 
 
-def _data_options(config: Config) -> dict[str, Any]:
+def data_options(config: Config) -> dict[str, Any]:
     """What `pgt.data.open_set` takes of a config."""
     options = {key: value for key, value in asdict(config.data).items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:

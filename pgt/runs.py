@@ -7,15 +7,17 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from pgt.errors import InputError
+from pgt.errors import InputError, as_input_error
 
 SCHEMA_VERSION = 1
 
@@ -100,7 +102,7 @@ def read_summary(folder: Path) -> Summary | None:
         if values["version"] != SCHEMA_VERSION:
             raise InputError(f"{path} has schema version {values['version']}, this pgt reads {SCHEMA_VERSION}")
         return Summary(**{item.name: values[item.name] for item in fields(Summary) if item.name in values})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
         raise InputError(
             f"cannot read {path} ({kind}): delete this file, and its run goes on from its checkpoint"
@@ -108,7 +110,7 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
-    """(folder, summary) of every run under `root`, sorted by folder.
+    """(folder, summary) of every run under `root`, sorted by folder; a warning for each whose summary cannot be read.
 
     Args:
         root: the runs folder.
@@ -117,10 +119,20 @@ def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]
     top = root / experiment if experiment else root
     found = []
     for path in sorted(top.glob("**/summary.json")):
-        summary = read_summary(path.parent)
+        try:
+            summary = read_summary(path.parent)
+        except (InputError, OSError) as error:
+            _warn(str(as_input_error(error) if isinstance(error, OSError) else error))
+            continue
         if summary is not None:
             found.append((path.parent, summary))
     return found
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once, however often a command looks."""
+    print(f"pgt: warning: a run is left out: {text}", file=sys.stderr)
 
 
 def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
@@ -194,7 +206,8 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Replace `path` by readable JSON."""
     with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        file.write(text.encode(errors="backslashreplace"))  # of file names that are no UTF-8; JSON has the same escapes
 
 
 @contextmanager

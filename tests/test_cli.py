@@ -77,6 +77,17 @@ def test_bad_input_exits_2_with_one_line_and_writes_nothing(arguments):
     assert written() == []
 
 
+def test_data_that_are_not_as_they_should_be_get_one_line_for_a_whole_sweep():
+    for split in ("train", "val"):
+        Path(split, "cat").mkdir(parents=True)
+    before = written()
+    done = pgt("train", "-m", "data=imagefolder", "data.root=.", "seed=0,1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "pgt: no images under train: expected train/<class>/*.jpg, .png, ...\n"
+    assert pgt("train", "-m", "data=cifar10", "data.root=.", "seed=0,1").returncode == 2  # a line for each run
+    assert written() == before
+
+
 def test_cfg_and_info_are_hydras_and_train_nothing():
     shown = pgt("train", "--cfg", "job", "experiment=demo/bn", "method=gc")
     assert shown.returncode == 0
@@ -107,6 +118,7 @@ def test_a_sweep_trains_each_and_again_returns_each_at_once():
     assert first.returncode == 0, first.stderr
     assert "[2/2] resnet20 on synthetic pgt" in first.stdout
     assert len(list(Path("runs/custom").iterdir())) == 2
+    assert os.listdir("runs") == ["custom"]
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.json*")}
     again = pgt(*sweep)
     assert again.returncode == 0

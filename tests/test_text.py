@@ -1,6 +1,9 @@
+import os
+from pathlib import Path
+
 import pytest
 
-from pgt.text import some
+from pgt.text import printable, some
 
 
 @pytest.mark.parametrize(
@@ -11,3 +14,9 @@ from pgt.text import some
 def test_lists_are_cut_where_they_get_long(count, first, both):
     assert some(range(count), 3) == first
     assert some(range(count), 3, last=True) == both
+
+
+def test_any_name_is_one_line_of_utf8():
+    name = os.fsdecode(b"b\xc3\xa4r\n\xff\x1b .jpg")
+    assert printable(Path("a") / name) == "a/bär\\n\\udcff\\x1b .jpg"
+    assert some([name], 1).encode()

@@ -100,18 +100,14 @@ class DaliLoader(FileLoader):
         return copies
 
     def _set_aside(self, epoch: int, group: np.ndarray, error: RuntimeError) -> None:
-        """Find the files that DALI could not decode among those of a group.
+        """Do without the files that DALI could not decode among those of a group, or without DALI's decoding of it.
 
         Raises:
-            InputError: files are not to be left out.
-            RuntimeError: `error`, where none of them is broken.
+            InputError: files are broken, and not to be left out.
+            RuntimeError: `error`, where the files are not at fault.
         """
         used = {self.reader.sample(epoch, index).index for index in group.tolist()}
-        broken = [index for index in sorted(used) if not self.reader.decodes(index)]
-        if not broken:
-            raise error
-        self.reader.broken.update(broken)
-        self.note(torch.tensor(broken))
+        self.note(torch.tensor(self.reader.set_aside(used, error)))
 
     def _begin_at(self, position: int) -> None:
         """Build the pipeline whose first batch is the group at `position`, counted over all epochs."""

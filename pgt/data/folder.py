@@ -142,10 +142,8 @@ class _Pixels(Dataset[Decoded]):
                 pixels = evaluation_pixels(sample.data, sample.view, self.reader.size, self.interpolation)
             else:
                 pixels = training_pixels(sample.data, sample.view)
-        except (*UNREADABLE, RuntimeError):  # its end is there, and something before it is wrong
-            if self.reader.decodes(sample.index):
-                raise
-            self.reader.broken.add(sample.index)
+        except UNREADABLE as error:  # its end is there, and something before it is wrong
+            self.reader.set_aside({sample.index}, error)
             return self[key]
         return pixels.permute(1, 2, 0).contiguous(), sample.label, sample.unreadable
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import io
 import math
+import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,24 @@ from pgt.data.sampler import VIEW, Sampler, generator
 from pgt.data.tree import Files
 from pgt.errors import InputError
 from pgt.stopping import leave_with_parent_only
+from pgt.text import printable
 from pgt.types import IGNORE_INDEX
 
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 100
 EVALUATION_RESIZE = 256 / 224
-DECODED_BY_ALL = {"JPEG", "PNG", "BMP"}
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow and the file system answer with where a file cannot be read."""
-FILES_FAULT = {None, errno.ENOENT, errno.EACCES, errno.ELOOP, errno.EISDIR}
+DECODED_BY_ALL = {"JPEG", "PNG"}
+UNREADABLE = Exception
+"""What Pillow and the file system answer with where a file cannot be read: Pillow, with whatever it stumbles over."""
+FILES_FAULT = {
+    None,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ENXIO,
+}
 """Error numbers that speak of one file (Pillow's have none), not of a disk that is in trouble."""
 STAND_INS = 100
 """Files that are tried in the place of an unreadable one."""
@@ -116,6 +128,7 @@ class Reader:
         seed: of the augmentation; None: evaluation, no augmentation.
         replace: look for another file in the place of an unreadable one.
         broken: files that are known to be unreadable.
+        odd: files that Pillow decodes and a backend may not; it gets them decoded.
     """
 
     files: Files
@@ -123,6 +136,7 @@ class Reader:
     seed: int | None
     replace: bool = False
     broken: set[int] = field(default_factory=set)
+    odd: set[int] = field(default_factory=set)
 
     def sample(self, epoch: int, index: int) -> Sample:
         """Sample `index` (−1: padding) as `epoch` shows it."""
@@ -134,7 +148,7 @@ class Reader:
             if place in self.broken:
                 continue
             try:
-                data, height, width = read(self.files.path(place))
+                data, height, width = read(self.files.path(place), decoded=place in self.odd)
             except UNREADABLE:
                 continue
             if self.seed is None:
@@ -144,9 +158,22 @@ class Reader:
             return Sample(data, int(self.files.labels[place]), view, place, index if offset else -1)
         return self._blank(index)
 
-    def decodes(self, index: int) -> bool:
-        """Whether all of file `index` (−1: padding) can be decoded."""
-        return index < 0 or self._error(index) is None
+    def set_aside(self, indices: set[int], error: Exception) -> list[int]:
+        """The broken ones among files one of which a backend could not decode; where none is, all are odd from now on.
+
+        Args:
+            indices: of the files; −1 is padding.
+
+        Raises:
+            Exception: `error`, where they are odd already: another thing is wrong.
+        """
+        broken = [index for index in sorted(indices - {-1}) if self._error(index) is not None]
+        self.broken.update(broken)
+        if not broken:
+            if indices <= self.odd:
+                raise error
+            self.odd.update(indices)
+        return broken
 
     def is_bad(self, index: int) -> bool:
         """Whether file `index` itself is at fault, now that it could not be read."""
@@ -158,8 +185,8 @@ class Reader:
         error = self._error(index)
         reason = why(error) if error else "it could not be read at first, now it can: is the disk all right?"
         return InputError(
-            f"cannot read the image {self.files.path(index)}: {reason}; mend or remove it, or leave such files out by "
-            "data.on_bad_file=skip (`pgt data verify` finds them all)"
+            f"cannot read the image {printable(self.files.path(index))}: {reason}; mend or remove it, or leave such "
+            "files out by data.on_bad_file=skip (`pgt data verify` finds them all)"
         )
 
     def _error(self, index: int) -> Exception | None:
@@ -219,31 +246,48 @@ class Stream:
         )
 
 
-def read(path: Path) -> tuple[bytes, int, int]:
+def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
     """An image file as bytes that every backend decodes alike, its height and its width.
 
-    Decodes the file only where its header is odd or its end is missing.
+    Decodes the file only where its header is odd or its end is missing, or where it shall be `decoded`.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: it is no image, or a truncated one.
+        UNREADABLE: it is no image, or a truncated one.
     """
-    data = path.read_bytes()
+    data = contents(path)
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
-        if image.format not in DECODED_BY_ALL or _deep(image) or image.mode == "CMYK":
+        if decoded or image.format not in DECODED_BY_ALL or _deep(image) or image.mode == "CMYK":
             return bitmap(rgb(image)), height, width
         if not _ends(data, image.format):
             image.load()
     return data, height, width
 
 
+def contents(path: Path) -> bytes:
+    """All of a regular file. What else may lie there, a pipe say, is not waited for.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no regular file.
+    """
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        os.set_blocking(file.fileno(), True)  # else Lustre answers EAGAIN where another machine has just written
+        return file.readall()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def decode(path: Path) -> None:
     """Read an image file, and decode all of it.
 
     Raises:
-        OSError, SyntaxError, ValueError, DecompressionBombError: it cannot be.
+        UNREADABLE: it cannot be.
     """
     data, _, _ = read(path)
     with Image.open(io.BytesIO(data)) as image:
@@ -265,7 +309,7 @@ def why(error: Exception) -> str:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
-    return str(error)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def bitmap(image: Image.Image) -> bytes:

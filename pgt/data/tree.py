@@ -106,9 +106,11 @@ def scan(split: Path) -> Files:
 
     Raises:
         InputError: no image in it, or in one of its class folders.
+        OSError: a class folder cannot be listed; a link to nowhere may have been one.
     """
     with os.scandir(split) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        classes = sorted(entry.name for entry in shown if entry.is_dir() or not os.path.exists(entry))
     names: list[bytes] = []
     labels: list[int] = []
     empty = []

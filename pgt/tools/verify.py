@@ -18,7 +18,7 @@ from pgt import runs
 from pgt.data.reader import UNREADABLE, decode, why
 from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
-from pgt.text import some
+from pgt.text import printable, some
 from pgt.workers import uninterrupted
 
 CHUNK = 64
@@ -120,7 +120,7 @@ def report(verified: Verified) -> str:
     if verified.ignored:
         lines.append(f"ignored: {verified.ignored:,} entries of class folders that are hidden or not named as images")
     lines.append(f"unreadable: {len(verified.unreadable):,}")
-    lines += [f"  {path}: {reason}" for path, reason in list(verified.unreadable.items())[:SHOWN]]
+    lines += [f"  {printable(path)}: {reason}" for path, reason in list(verified.unreadable.items())[:SHOWN]]
     if len(verified.unreadable) > SHOWN:
         lines.append(f"  and {len(verified.unreadable) - SHOWN:,} more")
     return "\n".join(lines)

@@ -1,10 +1,14 @@
 """Image files through both backends: what is shown of them, and what happens to odd ones."""
 
+import contextlib
 import io
 import itertools
 import json
 import multiprocessing
 import os
+import signal
+import socket
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +18,14 @@ from PIL import Image, ImageFile
 from scipy import stats
 
 from pgt import data, models
+from pgt.data import reader
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box, read
 from pgt.data.tree import scan
 from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.tools.bench_loader import generate
 from pgt.types import IGNORE_INDEX
+from tests.conftest import pgt
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 
 LEVEL = 1 / (255 * 0.224)
@@ -180,6 +186,12 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(size, side):
     assert np.array_equal(np.asarray(reference), np.asarray(resized.crop((left, top, left + side, top + side))))
 
 
+def bitmap_of_15_bits():
+    pixels = np.random.default_rng(0).integers(0, 1 << 15, (90, 120), dtype="<u2").tobytes()
+    sizes = struct.pack("<IiiHHIIiiII", 40, 120, 90, 1, 16, 0, len(pixels), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + sizes + pixels
+
+
 ODD = {
     "png named.JPEG": encoded(photo(), "PNG"),
     "cmyk.jpg": encoded(photo(mode="CMYK")),
@@ -192,6 +204,10 @@ ODD = {
     "webp.webp": encoded(photo(), "WEBP", lossless=True),
     "16 bit.png": encoded(Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257), "PNG"),
     "comment behind the end.jpg": encoded(photo()) + b"x" * 500,
+    "bytes between.jpg": encoded(photo())[:20] + bytes(5) + encoded(photo())[20:],
+    "zeros for an end.jpg": encoded(photo())[:-2] + bytes(6),
+    "no end.png": encoded(photo(), "PNG")[:-12],
+    "15 bits.bmp": bitmap_of_15_bits(),
 }
 
 
@@ -230,6 +246,16 @@ def test_what_is_no_image_by_its_name_shifts_no_class(tmp_path):
     assert [str(files.path(i).relative_to(tmp_path)) for i in range(4)] == [
         "train/cat/a.jpg", "train/dog/0.jpg", "train/dog/1.jpg", "train/dog/2.jpg"]  # fmt: skip
     assert files.labels.tolist() == [0, 1, 1, 1]
+
+
+def test_a_class_that_is_a_link_to_nowhere_shifts_no_class(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    for split in ("train", "val"):
+        (tmp_path / split / "bird").symlink_to("elsewhere")
+    with pytest.raises(OSError, match="train/bird"):
+        data.open_set(**{**FOLDER, "backend": "dali"})
+    done = pgt("train", "data=imagefolder", "data.root=.")
+    assert (done.returncode, done.stderr) == (2, "pgt: train/bird: No such file or directory\n")
 
 
 def test_an_empty_class_folder_is_refused(tmp_path):
@@ -299,6 +325,56 @@ def test_a_file_that_cannot_be_opened(tmp_path, backend):
         epoch({**FOLDER, "backend": backend}, global_batch=4, local_batch=4)
 
 
+@pytest.fixture
+def _soon():
+    """What waits for ever ends the test."""
+    signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail("it waits"))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+NO_FILE = {
+    "device.jpg": "not a regular file",
+    "directory.jpg": "Is a directory",
+    "gone.jpg": "No such file or directory",
+    "loop.jpg": "Too many levels of symbolic links",
+    "pipe.jpg": "not a regular file",
+    "socket.jpg": "No such device or address",
+    "through a file.jpg": "Not a directory",
+}
+
+
+def no_files(folder):
+    """What is no file under each name of `NO_FILE`."""
+    (folder / "device.jpg").symlink_to("/dev/null")
+    (folder / "directory.jpg").mkdir()
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(folder):
+        made.bind("socket.jpg")
+    (folder / "through a file.jpg").symlink_to("../dog/0.jpg/x")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("_soon")
+def test_what_is_no_file_is_a_bad_one_and_a_link_is_none(tmp_path, backend):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    cat = tmp_path / "train" / "cat"
+    (cat / "linked.jpg").symlink_to("../dog/0.jpg")
+    no_files(cat)
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip"}
+    _, labels, loader = epoch(options, global_batch=12, local_batch=12)
+    assert {path.name for path in loader.skipped} == set(NO_FILE)
+    assert sorted(labels.tolist()) == [0] * (2 + 3) + [1] * (3 + 4)  # "linked.jpg" stands for three, a dog for four
+    for name in NO_FILE:
+        if name != "pipe.jpg":
+            (cat / name).rmdir() if name == "directory.jpg" else (cat / name).unlink()
+    with pytest.raises(InputError, match=r"^cannot read the image train/cat/pipe.jpg: not a regular file; mend or"):
+        epoch({**options, "on_bad_file": "error"}, global_batch=6, local_batch=6)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
     """Also where each is found to be broken by decoding only, and where nothing else is left."""
@@ -318,7 +394,7 @@ def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
 def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_path, backend, monkeypatch):
     """A file that can be read on second thought is not a bad file."""
     tree(tmp_path, {"a.jpg": WHOLE})
-    original, calls = Path.read_bytes, []
+    original, calls = reader.contents, []
 
     def once(path):
         if path.name == "a.jpg" and not calls:
@@ -326,7 +402,7 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
             raise OSError(5, "Input/output error")
         return original(path)
 
-    monkeypatch.setattr(Path, "read_bytes", once)
+    monkeypatch.setattr(reader, "contents", once)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg: it could not be read at first, now it can: is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
@@ -366,6 +442,7 @@ def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeyp
 
 REST = """
 import json, sys
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     states = json.loads(sys.argv[2])
@@ -396,6 +473,7 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path, backend, world_size):
 
 READ_AHEAD = """
 import sys
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     workers = int(sys.argv[1])
@@ -415,6 +493,7 @@ def test_files_read_ahead_in_other_processes_change_nothing(tmp_path):
 
 MEMORY = """
 import sys, os, torch
+from tests.conftest import pgt
 from tests.data.helpers import FOLDER, loaders
 def resident():
     pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]

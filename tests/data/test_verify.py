@@ -1,6 +1,7 @@
 """`pgt data verify`, and what `pgt train` makes of it."""
 
 import json
+import os
 
 import pytest
 
@@ -9,7 +10,7 @@ from pgt.data import tree as trees
 from pgt.errors import InputError
 from tests.conftest import TINY, compose, pgt, train
 from tests.data.helpers import FOLDER
-from tests.data.test_images import WHOLE, tree
+from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 
 RUN = (*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
        "recipe.local_batch=4", "model=resnet20")  # fmt: skip
@@ -51,6 +52,33 @@ def test_verify_names_what_is_broken_and_train_refuses_or_skips(tmp_path):
     assert "warning: 2 unreadable files left out: " in log.read_text()
     [metrics] = tmp_path.glob("runs/**/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[-1])["skipped_files"] == 2
+
+
+def test_verify_names_what_is_no_file(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE})
+    no_files(tmp_path / "train" / "cat")
+    done = pgt("data", "verify", ".", "--workers", "1")
+    assert done.returncode == 2
+    for name, reason in NO_FILE.items():
+        assert f"train/cat/{name}: {reason}\n" in done.stdout
+    assert "unreadable: 7\n" in done.stdout
+
+
+def test_bad_files_of_any_name(tmp_path):
+    """Named in one line, written down, left out."""
+    names = [os.fsdecode(b"\xff\xfe.jpg"), "two\nlines.jpg"]
+    tree(tmp_path, {"a.jpg": WHOLE, **dict.fromkeys(names, b"")})
+    run = (*RUN, "data.on_bad_file=skip", "recipe.global_batch=6", "recipe.local_batch=6")
+    assert train(*run).skipped_files == 2
+    done = pgt("data", "verify", ".", env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert "  train/cat/two\\nlines.jpg: not an image\n  train/cat/\\udcff\\udcfe.jpg: not an image\n" in done.stdout
+    assert done.returncode == 2
+    assert json.loads((tmp_path / "pgt-manifest.json").read_text())["unreadable"] == sorted(
+        f"train/cat/{name}" for name in names
+    )
+    with pytest.raises(InputError, match=r"2 unreadable files: train/cat/two\\nlines.jpg, train/cat/\\udcff"):
+        train(*RUN, "seed=1")
+    assert train(*run, "seed=1").skipped_files == 2
 
 
 def test_wnids_are_compared_with_imagenet(tmp_path):

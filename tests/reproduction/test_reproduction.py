@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pgt import runs
 from pgt.cli import main
 from pgt.config import identity
 from pgt.errors import InputError
 from pgt.reproduction import figures, formats, tables
 from pgt.reproduction.groups import read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
-from pgt.runs import Summary, group_id, run_id, write_summary
+from pgt.runs import Summary, find, group_id, run_id, write_summary
 from tests.conftest import compose
 
 
@@ -175,6 +176,27 @@ def test_unknown_runs_folder_is_refused():
 def test_a_wrong_name_gets_a_way_out_that_works(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["table", "demo"], ["table", "1"], ["status"], ["report", "--no-figures"], ["plan", "experiment=demo/bn"]],
+)
+def test_a_damaged_summary_leaves_out_its_run_alone(arguments, capsys):
+    runs._warn.cache_clear()
+    for seed in range(3):
+        plant("demo/bn", "pgt", seed, 90.0, 90.0 + seed, curve=(50,))
+    [path] = (folder / "summary.json" for folder, summary in find(Path("runs")) if summary.seed == 1)
+    path.write_text(path.read_text()[:99])
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        f"pgt: warning: a run is left out: cannot read {path} (JSONDecodeError): delete this file, and its run goes on "
+        "from its checkpoint\n"
+    )
+    if arguments == ["table", "demo"]:
+        assert "91.00 ± 1.41" in said.out
+    assert sorted(summary.seed for _, summary in find(Path("runs"))) == [0, 2]
 
 
 def test_a_difference_is_between_runs_that_differ_in_the_method_alone():
