@@ -17,8 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
+from pgt.data.image_file import UNREADABLE, rgb
 from pgt.data.loader import FileLoader
-from pgt.data.reader import UNREADABLE, Reader, View, rgb
+from pgt.data.reader import Reader, View
 from pgt.data.sampler import Sampler
 from pgt.stopping import leave_with_parent_only
 from pgt.types import Batch

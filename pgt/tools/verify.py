@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from pgt import runs
-from pgt.data.reader import UNREADABLE, decode, why
+from pgt.data.image_file import UNREADABLE, decode, why
 from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
 from pgt.text import printable, some

@@ -18,8 +18,9 @@ from PIL import Image, ImageFile
 from scipy import stats
 
 from pgt import data, models
-from pgt.data import reader
-from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box, read
+from pgt.data import image_file
+from pgt.data.image_file import read
+from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box
 from pgt.data.tree import scan
 from pgt.environment import has_dali
 from pgt.errors import InputError
@@ -394,7 +395,7 @@ def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
 def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_path, backend, monkeypatch):
     """A file that can be read on second thought is not a bad file."""
     tree(tmp_path, {"a.jpg": WHOLE})
-    original, calls = reader.contents, []
+    original, calls = image_file.contents, []
 
     def once(path):
         if path.name == "a.jpg" and not calls:
@@ -402,7 +403,7 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
             raise OSError(5, "Input/output error")
         return original(path)
 
-    monkeypatch.setattr(reader, "contents", once)
+    monkeypatch.setattr(image_file, "contents", once)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg: it could not be read at first, now it can: is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
