@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+import pgt
 from pgt import runs
 from pgt.errors import InputError
 from pgt.methods import power_grad_cross_entropy
@@ -158,11 +159,11 @@ def trained(
     words = ["experiment=demo/nobn", "method=pgt", "recipe.epochs=1", "recipe.warmup_epochs=0"]
     words += [f"recipe.global_batch={16 * most}", f"trainer.devices={count}", *overrides]
     shown = shlex.join([*(f"{key}={value}" for key, value in environment.items()), "pgt", "train", *words])
-    command = [sys.executable, "-m", "pgt.cli", "train", *words, f"paths.runs={folder}"]
+    command = [sys.executable, "-P", "-m", "pgt.cli", "train", *words, f"paths.runs={folder}"]
+    path = os.pathsep.join([str(Path(pgt.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, "PYTHONPATH": path, **environment}  # this pgt, not one that lies where the user stands
     try:
-        done = subprocess.run(
-            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60 * MINUTES
-        )
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60 * MINUTES)
     except subprocess.TimeoutExpired:
         raise InputError(
             f"`{shown}` has not ended within {MINUTES:g} minutes; with NCCL_DEBUG=INFO before it, it may say why"
