@@ -61,7 +61,7 @@ def entry() -> NoReturn:
     try:
         code = main()
     except SystemExit as left:  # argparse and Hydra leave so, with a number
-        code = int(left.code or 0)
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BrokenPipeError:  # of standard error
         code = READER_LEFT
     except Exception:  # a fault of ours

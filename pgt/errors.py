@@ -11,8 +11,10 @@ class InputError(Exception):
     """By another of the processes that run into it together."""
 
 
-def as_input_error(error: OSError) -> InputError:
+def as_input_error(error: InputError | OSError) -> InputError:
     """A file that cannot be read or written, in one line."""
+    if isinstance(error, InputError):
+        return error
     where = f"{error.filename}: " if error.filename else ""
     return InputError(f"{where}{error.strerror or error}")
 

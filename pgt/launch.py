@@ -88,8 +88,12 @@ def train(arguments: Sequence[str]) -> int:
             failures.append(TrainingError.exit_code)
             traceback.print_exc()
 
-    with TemporaryDirectory(prefix="pgt-") as notes:  # Hydra's on a sweep; each run has its own
-        _hydra([*(["-m", f"hydra.sweep.dir='{notes}'"] if multirun else []), *overrides], job)
+    if multirun:
+        with TemporaryDirectory(prefix="pgt-") as notes:  # Hydra's on the sweep; each run has its own
+            quoted = notes.replace("'", "\\'")
+            _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], job)
+    else:
+        _hydra(overrides, job)
     if failures and total > 1:
         print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
     return max(failures, default=0)

@@ -122,7 +122,7 @@ def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]
         try:
             summary = read_summary(path.parent)
         except (InputError, OSError) as error:
-            _warn(str(as_input_error(error) if isinstance(error, OSError) else error))
+            _warn(str(as_input_error(error)))
             continue
         if summary is not None:
             found.append((path.parent, summary))
@@ -233,7 +233,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        InputError: another process holds it, and keeps it for `LOCK_SECONDS`.
+        InputError: another process holds it, and keeps it for `LOCK_SECONDS`; its file system knows no locks.
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -248,6 +248,11 @@ def lock(folder: Path) -> Iterator[None]:
                         f"{folder} is being trained by another process ({file.read()}): wait for it, or stop it"
                     ) from None
                 time.sleep(0.2)
+            except OSError as error:
+                raise InputError(
+                    f"the file system of {folder} knows no locks ({error.strerror}): mount it with flock, or set "
+                    "paths.runs to another one"
+                ) from None
         try:
             file.truncate(0)
             file.write(f"{platform.node()}, process {os.getpid()}")

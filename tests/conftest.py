@@ -71,4 +71,5 @@ def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """The `pgt` command in a process of its own."""
     command = [sys.executable, "-m", "pgt.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, **options)
+    options = {"timeout": 240, **options}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)

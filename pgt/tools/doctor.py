@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from pgt import data, runs, workers
-from pgt.data.tree import check_imagenet, describe, read_tree
+from pgt.data.image_file import UNREADABLE, read, why
+from pgt.data.tree import MANIFEST, check_imagenet, describe, read_tree
 from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.tools import doctor_numerics
 from pgt.tools.finding import BAD, NOTE, OK, Check, Finding, judged, made
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
 STYLES = {OK: "green", NOTE: "yellow", BAD: "bold red"}
@@ -43,36 +46,47 @@ def command(root: Path | None, runs_root: Path) -> int:
     Raises:
         InputError: started as one of several processes.
     """
-    from rich.console import Console
     from rich.text import Text
 
     if workers.found() is not None:
-        raise InputError("pgt doctor starts processes of its own: run it once a machine, without torchrun")
-    console = Console(highlight=False)
-    levels = []
+        raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
+    console, told = _terminal(), []
     for name, check in checks(root, runs_root).items():
         with console.status(f"checking {name}"):
-            findings = list(made(check))
+            findings = [finding for finding in made(check) if finding not in told]  # one cause may have many effects
         for finding in findings:
             line = Text.assemble((f"{finding.level:5}", STYLES[finding.level]), f"{name:9} {finding.text}")
             console.print(line, soft_wrap=True)
-        levels += [finding.level for finding in findings]
-    bad = levels.count(BAD)
-    console.print(f"{bad} of {len(levels)} findings are bad" if bad else "nothing stands in the way of training")
+        told += findings
+    bad = sum(finding.level == BAD for finding in told)
+    console.print(f"{bad} of {len(told)} findings are bad" if bad else "nothing of this stands in the way of training")
     return InputError.exit_code if bad else 0
 
 
+def _terminal() -> Console:
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # as of `print`, for `pgt.cli` to end by
+
+    return Terminal(highlight=False)
+
+
 def checks(root: Path | None, runs_root: Path) -> dict[str, Check]:
-    """What is checked, in order, by the name that it is printed with."""
+    """What is checked, in order, by the name that it is printed with.
+
+    What is quick comes first. Trainings come before this process takes hold of a GPU: it may admit one at a time.
+    """
     return {
         "torch": doctor_numerics.torch_and_gpus,
-        "gradient": doctor_numerics.gradients,
-        "compile": doctor_numerics.compilation,
-        "training": doctor_numerics.trainings,
-        "images": images,
         "data": partial(files, root),
         "memory": memory,
         "runs": partial(room, runs_root),
+        "training": doctor_numerics.trainings,
+        "gradient": doctor_numerics.gradients,
+        "compile": doctor_numerics.compilation,
+        "images": images,
     }
 
 
@@ -94,8 +108,9 @@ def images() -> Iterator[Finding]:
             apart = max(float((a - b).abs().mean()) for a, b in zip(found, expected, strict=True))
             yield judged(
                 apart <= PIXELS,
-                f"DALI decoding on the {way.upper()}: pixels differ by {apart:.3f} deviations from torchvision's",
-                f"more than {PIXELS}; take data.dali_device=cpu, or data.backend=torchvision",
+                f"DALI decoding on the {way.upper()}: pixels differ by {apart:.3f} deviations (at most {PIXELS}) from "
+                "torchvision's",
+                "take data.dali_device=cpu, or data.backend=torchvision",
             )
 
 
@@ -115,26 +130,36 @@ def _batches(root: Path, backend: str, dali_device: str, device: torch.device) -
         manifest=None,
     )
     batches = []
-    for loader in dataset.loaders(Delivery(device, torch.float32, 8, 8, seed=0, drop_last=True)):
-        batches += [batch.images.cpu() for batch in islice(loader.epoch(0), 1)]
-        loader.close()
+    train, test = dataset.loaders(Delivery(device, torch.float32, 8, 8, seed=0, drop_last=True))
+    with closing(train), closing(test):
+        for loader in (train, test):
+            batches += [batch.images.cpu() for batch in islice(loader.epoch(0), 1)]
     return batches
 
 
 def files(root: Path | None) -> Iterator[Finding]:
     """The data set: whether it is there, and how fast it comes."""
-    if root is None and "IMAGENET" not in os.environ:
+    imagenet = os.environ.get("IMAGENET")
+    if root is not None and not root.is_dir():
+        raise InputError(f"no folder {root}: --data must hold train/<class>/ and val/<class>/")
+    if root is None and not imagenet:
         yield Finding(NOTE, "IMAGENET is not set, and no --data given: no data set was looked at")
         return
     start = time.monotonic()
-    tree = read_tree(root or Path(os.environ["IMAGENET"]))
+    tree = read_tree(root or Path(imagenet or ""))
     seconds = time.monotonic() - start
     if root is None:
         check_imagenet(tree)
     yield Finding(OK, f"{tree.root}: {describe(tree.counts())}, listed in {seconds:.1f} s")
+    if not (tree.root / MANIFEST).is_file():
+        yield Finding(NOTE, f"no {MANIFEST} there: `pgt data verify {tree.root}` decodes every image and writes it")
     chosen = range(0, len(tree.train), -(-len(tree.train) // SAMPLE))
     start = time.monotonic()
-    size = sum(len(tree.train.path(index).read_bytes()) for index in chosen)
+    try:
+        size = sum(len(read(tree.train.path(index))[0]) for index in chosen)
+    except UNREADABLE as error:
+        yield Finding(NOTE, f"not every image can be read ({why(error)}): `pgt data verify {tree.root}` names them")
+        return
     seconds = time.monotonic() - start
     speed = f"{len(chosen) / seconds:,.0f} a second, {size / seconds / 1e6:,.0f} MB/s"
     yield Finding(OK, f"{len(chosen)} training images read by one reader: {speed} (fewer, had they not been cached)")
@@ -152,13 +177,18 @@ def memory() -> Iterator[Finding]:
 
 def room(runs_root: Path) -> Iterator[Finding]:
     """Whether runs can be written, moved into place and held."""
-    here = next(path for path in (runs_root.absolute(), *runs_root.absolute().parents) if path.exists())
-    with TemporaryDirectory(dir=here, prefix=".pgt-doctor-") as name:
-        runs.write_text(Path(name) / "summary.json", "{}")
-        with runs.lock(Path(name)):
-            held = bool(runs.holder(Path(name)))
+    here = next(p for p in (runs_root.absolute(), *runs_root.absolute().parents) if p.exists() or p.is_symlink())
+    try:
+        with TemporaryDirectory(dir=here, prefix=".pgt-doctor-") as name:
+            runs.write_text(Path(name) / "summary.json", "{}")
+            with runs.lock(Path(name)):
+                held = bool(runs.holder(Path(name)))
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {runs_root} ({error.strerror}): take another folder, for `pgt train` by paths.runs"
+        ) from None
     free = shutil.disk_usage(here).free
     text = f"{runs_root}: can be written, {free / 2**30:,.0f} GiB free"
-    yield judged(held, text, "but its file system knows no locks; mount it with flock, or two processes train one run")
+    yield judged(held, text, "but locks do not hold there; mount it with flock, or two processes train one run")
     if free < ROOM:
         yield Finding(NOTE, "a run of ResNet-50 keeps 0.4 GB of checkpoints; `pgt plan` adds up a sweep's")

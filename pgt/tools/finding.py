@@ -30,9 +30,7 @@ def made(check: Check) -> Iterator[Finding]:
     """The findings of a check; what it raises is one of them."""
     try:
         yield from check()
-    except InputError as error:
-        yield Finding(BAD, str(error))
-    except OSError as error:
+    except (InputError, OSError) as error:
         yield Finding(BAD, str(as_input_error(error)))
     except Exception as error:  # a broken installation raises anything
         first = (str(error) or "no reason given").strip().splitlines()[0]

@@ -1,5 +1,6 @@
 """`pgt doctor`: the whole of it on this machine, and each check where something is wrong."""
 
+import errno
 import os
 import re
 
@@ -22,12 +23,13 @@ def levels(findings):
     return [finding.level for finding in findings]
 
 
+@pytest.mark.timeout(600)
 def test_a_sound_machine(tmp_path):
     for split in ("train", "val"):
         generate(tmp_path / "set" / split, 3)
-    done = pgt("doctor", "--data", "set", "--runs", "somewhere/runs")
+    done = pgt("doctor", "--data", "set", "--runs", "somewhere/runs", timeout=580)
     *lines, last = done.stdout.splitlines()
-    assert (done.returncode, done.stderr, last) == (0, "", "nothing stands in the way of training"), done.stdout
+    assert (done.returncode, done.stderr, last) == (0, "", "nothing of this stands in the way of training"), done.stdout
     found = [LINE.fullmatch(line).groups() for line in lines]
     assert list(dict.fromkeys(name for _, name, _ in found)) == list(doctor.checks(None, tmp_path))
     said = {name: (level, text) for level, name, text in reversed(found)}
@@ -53,6 +55,13 @@ def test_each_bad_finding_is_told_and_the_others_are_made(monkeypatch, capsys):
     ]
 
 
+def test_one_cause_is_told_once(monkeypatch, capsys):
+    same = Finding(BAD, "no driver: install one")
+    monkeypatch.setattr(doctor, "checks", lambda *_: {name: lambda: iter([same]) for name in "abc"})
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().out.splitlines() == [f"bad  a         {same.text}", "1 of 1 findings are bad"]
+
+
 def test_whatever_a_check_raises_is_a_finding():
     def raising(error):
         def check():
@@ -75,7 +84,7 @@ def test_it_is_not_one_of_several_processes(monkeypatch, capsys):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     assert cli.main(["doctor"]) == 2
-    assert "without torchrun" in capsys.readouterr().err
+    assert "not by torchrun" in capsys.readouterr().err
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
@@ -96,36 +105,74 @@ def test_a_compiler_that_is_not_there_is_worth_knowing(monkeypatch):
 
 
 def test_trainings_are_compared_in_every_way_that_there_is(monkeypatch):
-    weights, asked = {"w": torch.tensor([3.0, 4.0])}, []
+    weights, asked = torch.tensor([3.0, 4.0]), []
 
-    def trained(folder, most, count, environment=None, *overrides):
-        asked.append((most, count, environment, *overrides))
-        moved = {"w": weights["w"] + (0.1 if count == 4 and not overrides else 0.0)}
-        return moved, 3.0 if overrides == ("trainer.precision=fp16",) else 2.0
+    def trained(root, *overrides, **variables):
+        asked.append((*overrides, *variables))
+        if overrides[-1] == "trainer.precision=bf16":
+            raise InputError("no such kernels")
+        moved = {"w": weights + (0.01 if overrides[-1] == "trainer.devices=4" else 0.0)}
+        return moved, 2.05 if overrides[-1] == "trainer.precision=fp16" else 2.0  # as without any training
 
     monkeypatch.setattr(doctor_numerics, "visible_gpus", lambda: 4)
     monkeypatch.setattr(doctor_numerics, "trained", trained)
     found = list(doctor_numerics.trainings())
+    batch, four = "recipe.global_batch=32", "trainer.devices=4"
     assert asked == [
-        (4, 1, {"CUDA_VISIBLE_DEVICES": ""}),
-        (4, 1, None),
-        (4, 4, None),
-        (4, 4, {}, "trainer.precision=bf16"),
-        (4, 4, {}, "trainer.precision=fp16"),
+        (batch, "trainer.devices=1", "CUDA_VISIBLE_DEVICES"),
+        (batch, "trainer.devices=1"),
+        (batch, four),
+        (batch, four, "trainer.precision=bf16"),
+        (batch, four, "trainer.precision=fp16"),
     ]
-    assert levels(found) == [OK, BAD, OK, BAD]
-    assert "differ by 3e-02 of their norm" in found[1].text  # 0.1·√2 of 5
-    assert "differs by 50.0%" in found[3].text
+    assert levels(found) == [OK, BAD, BAD, BAD]
+    assert "differ by 3e-03 (at most 1e-03) of their norm" in found[1].text  # 0.01·√2 of 5
+    assert found[2].text == "no such kernels"
+    assert "differs by 2.50%" in found[3].text
+
+
+@pytest.mark.parametrize(("gpus", "batch"), [(0, 32), (1, 32), (3, 33), (8, 32), (40, 40)])
+def test_the_batch_is_one_that_all_can_share(monkeypatch, gpus, batch):
+    asked = []
+    monkeypatch.setattr(doctor_numerics, "visible_gpus", lambda: gpus)
+
+    def trained(root, batch, *overrides, **variables):
+        asked.append(batch)
+        return {"w": torch.ones(1)}, 1.0
+
+    monkeypatch.setattr(doctor_numerics, "trained", trained)
+    assert set(levels(doctor_numerics.trainings())) == {OK}
+    assert set(asked) == {f"recipe.global_batch={batch}"}
+
+
+@pytest.mark.parametrize("place", ["a[1]", "k=v", "it's, too"])
+def test_a_training_needs_no_plain_path(tmp_path, place):
+    (tmp_path / place).mkdir()
+    weights, loss = doctor_numerics.trained(tmp_path / place, "trainer.devices=1", "recipe.global_batch=449")
+    assert loss > 0
+    assert "fc.weight" in weights
 
 
 def test_a_training_that_fails_or_hangs_says_how_to_see_it(tmp_path, monkeypatch):
     (tmp_path / "pgt").mkdir()
     (tmp_path / "pgt" / "__init__.py").touch()  # not this one is meant
-    with pytest.raises(InputError, match=r"^`A=1 pgt train .*recipe.epochs=0` fails: recipe.epochs must be at least 1"):
-        doctor_numerics.trained(tmp_path, 2, 1, {"A": "1"}, "recipe.epochs=0")
+    shown = r"^`A=1 pgt train .*recipe.epochs=0 paths.runs=/tmp/doctor` fails: recipe.epochs must be at least 1"
+    with pytest.raises(InputError, match=shown):
+        doctor_numerics.trained(tmp_path, "recipe.epochs=0", A="1")
     monkeypatch.setattr(doctor_numerics, "MINUTES", 0.001)
-    with pytest.raises(InputError, match=r"devices=2` has not ended within 0.001 minutes.*NCCL_DEBUG"):
-        doctor_numerics.trained(tmp_path, 2, 2)
+    monkeypatch.setattr(doctor_numerics, "visible_gpus", lambda: 2)
+    with pytest.raises(InputError, match=r"devices=2 .*` has not ended within 0.001 minutes.*NCCL_DEBUG"):
+        doctor_numerics.trained(tmp_path, "trainer.devices=2")
+
+
+def test_the_reason_is_the_line_that_names_the_error():
+    cuda = (
+        "torch.AcceleratorError: CUDA error: an illegal memory access\nSearch for it\nCompile with `TORCH_USE_CUDA_DSA`"
+    )
+    reason = doctor_numerics._reason
+    assert reason(f"Traceback:\n  x()\n{cuda}\n") == "torch.AcceleratorError: CUDA error: an illegal memory access"
+    assert reason(f"pgt: rank 1 failed: {cuda}") == f"rank 1 failed: {cuda.splitlines()[0]}"
+    assert (reason("Killed\n"), reason("")) == ("Killed", "")
 
 
 @pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI")
@@ -143,9 +190,15 @@ def test_a_data_set_that_is_not_there_or_not_whole(tmp_path, monkeypatch):
     monkeypatch.delenv("IMAGENET", raising=False)
     assert levels(made(lambda: doctor.files(None))) == [NOTE]
     [finding] = made(lambda: doctor.files(tmp_path / "nowhere"))
-    assert (finding.level, "data.root must hold" in finding.text) == (BAD, True)
+    assert (finding.level, "--data must hold" in finding.text) == (BAD, True)
     for split in ("train", "val"):
         generate(tmp_path / split, 2)
+    assert levels(made(lambda: doctor.files(tmp_path))) == [OK, NOTE, OK]
+    os.mkfifo(tmp_path / "train" / "class0" / "pipe.jpg")
+    *_, finding = made(lambda: doctor.files(tmp_path))
+    assert (finding.level, "pgt data verify" in finding.text) == (NOTE, True)
+    (tmp_path / "train" / "class0" / "pipe.jpg").unlink()
+    (tmp_path / "pgt-manifest.json").touch()
     assert levels(made(lambda: doctor.files(tmp_path))) == [OK, OK]
     monkeypatch.setenv("IMAGENET", str(tmp_path))
     [finding] = made(lambda: doctor.files(None))
@@ -161,8 +214,20 @@ def test_little_shared_memory_is_worth_knowing(monkeypatch):
 def test_a_runs_folder_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     assert levels(made(lambda: doctor.room(tmp_path / "file" / "runs"))) == [BAD]
+    (tmp_path / "link").symlink_to("nowhere")
+    assert levels(made(lambda: doctor.room(tmp_path / "link"))) == [BAD]
     assert levels(doctor.room(tmp_path / "runs")) == [OK]
     monkeypatch.setattr(runs, "holder", lambda folder: "")
     monkeypatch.setattr(doctor, "ROOM", 2**60)
     assert levels(doctor.room(tmp_path / "runs")) == [BAD, NOTE]
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    [finding] = made(lambda: doctor.room(tmp_path))
+    assert (finding.level, "knows no locks" in finding.text, "flock" in finding.text) == (BAD, True, True)
