@@ -88,12 +88,7 @@ def train(arguments: Sequence[str]) -> int:
             failures.append(TrainingError.exit_code)
             traceback.print_exc()
 
-    if multirun:
-        with TemporaryDirectory(prefix="pgt-") as notes:  # Hydra's on the sweep; each run has its own
-            quoted = notes.replace("'", "\\'")
-            _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], job)
-    else:
-        _hydra(overrides, job)
+    _go_through(overrides, multirun, job)
     if failures and total > 1:
         print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
     return max(failures, default=0)
@@ -134,6 +129,16 @@ def _check_data(configs: Sequence[Config]) -> None:
 
     for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
         data.open_set(**dict(options))
+
+
+def _go_through(overrides: Sequence[str], multirun: bool, job: Callable[[DictConfig], None]) -> None:
+    """Let Hydra call `job` with the config of each run; what it notes of a sweep is kept by nobody."""
+    if not multirun:
+        _hydra(overrides, job)
+        return
+    with TemporaryDirectory(prefix="pgt-") as notes:
+        quoted = notes.replace("'", "\\'")
+        _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], job)
 
 
 def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
