@@ -63,10 +63,7 @@ def train(arguments: Sequence[str]) -> int:
         return _as_rank(overrides, multirun, place)
     overrides = spell_out(overrides, multirun)
     configs = compose_all(overrides, multirun)
-    for config in configs:
-        _check(config)
-    if len(configs) > 1:
-        _check_data(configs)
+    _check_all(configs)
     total, Stop.unanswered = len(configs), 0
     failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
     started = itertools.count(1)
@@ -123,12 +120,16 @@ def _check(config: Config) -> None:
     sinks.check(config.logger.chosen())
 
 
-def _check_data(configs: Sequence[Config]) -> None:
-    """Raises InputError for data that are not what they are called: once, and not in each run of a sweep."""
+def _check_all(configs: Sequence[Config]) -> None:
+    """Raises InputError or OSError for what is plainly not there, and for data of a sweep that are not what they are
+    called: once, and not in each run."""
     from pgt.run import data_options
 
-    for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
-        data.open_set(**dict(options))
+    for config in configs:
+        _check(config)
+    if len(configs) > 1:
+        for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
+            data.open_set(**dict(options))
 
 
 def _go_through(overrides: Sequence[str], multirun: bool, job: Callable[[DictConfig], None]) -> None:
