@@ -179,7 +179,6 @@ def unread(*arguments, lines=0, buffered=True, **streams):
     "arguments",
     [
         ["hook"],
-        ["doctor"],
         ["table", "all"],
         ["status", "--runs", str(ROOT / "results/runs")],
         ["train", "--help"],
@@ -191,8 +190,9 @@ def test_a_reader_that_leaves_early_ends_a_command_in_silence(arguments, buffere
     assert unread(*arguments, buffered=buffered) == (141, "")
 
 
-def test_a_reader_that_leaves_early_ends_help_in_silence():
+def test_a_reader_that_leaves_early_ends_help_and_the_doctor_in_silence():
     assert unread("--help") == (141, "")
+    assert unread("doctor") == (141, "")
 
 
 def test_an_error_stays_one_where_nobody_reads_it():

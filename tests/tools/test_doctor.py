@@ -145,10 +145,10 @@ def test_the_batch_is_one_that_all_can_share(monkeypatch, gpus, batch):
     assert set(asked) == {f"recipe.global_batch={batch}"}
 
 
-@pytest.mark.parametrize("place", ["a[1]", "k=v", "it's, too"])
-def test_a_training_needs_no_plain_path(tmp_path, place):
-    (tmp_path / place).mkdir()
-    weights, loss = doctor_numerics.trained(tmp_path / place, "trainer.devices=1", "recipe.global_batch=449")
+def test_a_training_needs_no_plain_path(tmp_path):
+    place = tmp_path / "it's, k=[1]"
+    place.mkdir()
+    weights, loss = doctor_numerics.trained(place, "trainer.devices=1", "recipe.global_batch=449")
     assert loss > 0
     assert "fc.weight" in weights
 
