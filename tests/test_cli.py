@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import pgt as package
 from pgt.cli import main
 from pgt.runs import find
+from pgt.tools.bench import each_that_fits
 from tests.conftest import ROOT, TINY, pgt
 
 
@@ -307,3 +309,14 @@ def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):
     assert main(["train", "experiment=demo/bn", "--cfg", "job"]) == 0
     assert main(["train", "experiment=demo/all", "--cfg", "job"]) == 2
     assert "names 2 runs: add -m" in capfd.readouterr().err
+
+
+def test_a_benchmark_goes_on_past_a_case_that_does_not_fit(monkeypatch):
+    def measured(case):
+        if case == "large":
+            raise torch.OutOfMemoryError
+        return f"{case}: measured"
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "this GPU")
+    told = each_that_fits(["small", "large", "other"], measured)
+    assert told.split("\n\n") == ["small: measured", "large: more memory than this GPU has", "other: measured"]

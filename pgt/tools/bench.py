@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from pgt.methods import AuthorsHookCrossEntropy, power_grad_cross_entropy, surro
 
 ALPHA = 0.25
 
+T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: dict[str, Loss] = {
@@ -64,14 +67,23 @@ def losses(rounds: int, compiled: bool) -> str:
         rounds: measured rounds; each goes through all losses once.
         compiled: measure `COMPILED` under torch.compile, too.
     """
-    return "\n\n".join(_losses_if_they_fit(case, rounds, compiled) for case in cases())
+    return each_that_fits(cases(), lambda case: _losses(case, rounds, compiled))
 
 
-def _losses_if_they_fit(case: Case, rounds: int, compiled: bool) -> str:
+def each_that_fits(cases: Iterable[T], measure: Callable[[T], str]) -> str:
+    """The measurement of each case, or that the GPU has not the memory for it, as Markdown."""
+    return "\n\n".join(_if_it_fits(case, measure) for case in cases)
+
+
+def _if_it_fits(case: T, measure: Callable[[T], str]) -> str:
     try:
-        return _losses(case, rounds, compiled)
+        return measure(case)
     except torch.OutOfMemoryError:
-        return f"{case}: more memory than is free"
+        return f"{case}: more memory than {torch.cuda.get_device_name()} has"
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _losses(case: Case, rounds: int, compiled: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import statistics
 import time
@@ -16,6 +15,7 @@ from torch import nn
 from pgt import models
 from pgt.environment import cpus
 from pgt.methods import PowerGradCrossEntropy
+from pgt.tools.bench import each_that_fits
 from pgt.training import optimizer
 from pgt.training.loop import Trainer
 from pgt.training.precision import Precision
@@ -76,26 +76,14 @@ def steps(rounds: int, length: int) -> str:
         rounds: each goes through all loops once.
         length: steps of a loop in a round.
     """
-    return "\n\n".join(measure_if_it_fits(case, rounds, length) for case in cases())
-
-
-def measure_if_it_fits(case: Case, rounds: int, length: int) -> str:
-    """`measure`, or that the GPU has not the memory for it."""
-    torch.compiler.reset()  # which gives up compiling a function after some variants of it
-    try:
-        return measure(case, rounds, length)
-    except torch.OutOfMemoryError:
-        return f"{case}: more memory than {torch.cuda.get_device_name()} has"
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    return each_that_fits(cases(), lambda case: measure(case, rounds, length))
 
 
 def measure(case: Case, rounds: int, length: int) -> str:
     """One case: median time of a step, beside the bare loop's and our baseline's."""
     from tabulate import tabulate
 
+    torch.compiler.reset()  # which gives up compiling a function after some variants of it
     torch.backends.cudnn.benchmark = True  # as training has it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders: dict[str, Callable[[Case, Batch], Steps]] = {

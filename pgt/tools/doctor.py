@@ -139,14 +139,14 @@ def _batches(root: Path, backend: str, dali_device: str, device: torch.device) -
 
 def files(root: Path | None) -> Iterator[Finding]:
     """The data set: whether it is there, and how fast it comes."""
-    imagenet = os.environ.get("IMAGENET")
+    place = root or os.environ.get("IMAGENET")
     if root is not None and not root.is_dir():
         raise InputError(f"no folder {root}: --data must hold train/<class>/ and val/<class>/")
-    if root is None and not imagenet:
+    if not place:
         yield Finding(NOTE, "IMAGENET is not set, and no --data given: no data set was looked at")
         return
     start = time.monotonic()
-    tree = read_tree(root or Path(imagenet or ""))
+    tree = read_tree(Path(place))
     seconds = time.monotonic() - start
     if root is None:
         check_imagenet(tree)
