@@ -146,7 +146,7 @@ def _plan(options: argparse.Namespace) -> int:
     from pgt.reproduction import cost, plan
     from pgt.validate import check_size
 
-    for name in ("IMAGENET", "CIFAR"):
+    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
         os.environ.setdefault(name, "not set")  # data.root costs nothing, and a plan is made before there are data
     configs = compose_all(options.overrides, multirun=True)
     for config in configs:

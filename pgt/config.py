@@ -234,6 +234,7 @@ class Config:
 
 DATA: dict[str, type[Data]] = {
     "imagenet": ImageFolder,
+    "tiny_imagenet": ImageFolder,
     "imagefolder": ImageFolder,
     "cifar10": Cifar,
     "cifar100": Cifar,

@@ -7,6 +7,7 @@ from typing import Any
 
 SIZES = {
     "imagenet": (1_281_167, 50_000),
+    "tiny_imagenet": (100_000, 10_000),
     "cifar10": (50_000, 10_000),
     "cifar100": (50_000, 10_000),
     "digits": (898, 899),

@@ -9,7 +9,7 @@ from pgt.errors import InputError
 from pgt.methods import LOSSES
 from pgt.methods import TRANSFORMS as METHODS
 from pgt.models import MODELS
-from pgt.resources import conf_dir
+from pgt.resources import conf_dir, read_conf
 from pgt.runs import group_id, run_id
 from tests.conftest import compose
 
@@ -21,10 +21,11 @@ def choices(group):
 
 def test_every_experiment_composes_and_is_short(monkeypatch):
     monkeypatch.setenv("IMAGENET", ".")
+    monkeypatch.setenv("TINY_IMAGENET", ".")
     monkeypatch.setenv("CIFAR", ".")
     names = choices("experiment")
     assert len(names) > 40
-    grids = [name for name in names if name.startswith("grid/")]
+    grids = [name for name in names if "sweep" in read_conf(f"experiment/{name}")]
     single = [name for name in names if name not in grids]
     composed = compose_all([f"experiment={','.join(single)}"], multirun=True)
     composed += compose_all([f"experiment={','.join(grids)}", "method.alpha=0.3"], multirun=True)
@@ -39,6 +40,7 @@ def test_every_experiment_composes_and_is_short(monkeypatch):
 @pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer", "logger"])
 def test_every_choice_of_every_group_composes(group, monkeypatch):
     monkeypatch.setenv("IMAGENET", ".")
+    monkeypatch.setenv("TINY_IMAGENET", ".")
     monkeypatch.setenv("CIFAR", ".")
     for choice in choices(group):
         config = compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
@@ -68,7 +70,10 @@ def test_schema_groups_and_code_name_the_same_things():
         (["metod=pgt"], "unknown key 'metod': did you mean 'method'?"),
         (["method=pgtt"], "unknown method 'pgtt': did you mean 'pgt'?"),
         (["experiment=demo/bm"], "unknown experiment 'demo/bm': did you mean 'demo/bn'?"),
-        (["data.root=x"], "unknown key 'data.root': it goes with data=cifar10 or cifar100 or imagefolder or imagenet"),
+        (
+            ["data.root=x"],
+            "unknown key 'data.root': it goes with data=cifar10 or cifar100 or imagefolder or imagenet or tiny_imagenet",
+        ),
         (["+nonsense=1"], "unknown key 'nonsense'; see `pgt train --cfg job` for the keys"),
         (["method.alpha=1.3"], "method.alpha must lie in [0, 1], got 1.3"),
         (["method.alpha=nan"], "method.alpha must be finite, got nan"),

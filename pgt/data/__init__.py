@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt.data.tree import Tree, check_imagenet, check_manifest, check_root, read_tree
+from pgt.data.tree import Tree, check_counts, check_manifest, check_root, read_tree
 from pgt.environment import has_dali
 from pgt.errors import InputError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pgt.data.delivery import Delivery
     from pgt.types import Loader
 
-FOLDERS = ("imagenet", "imagefolder")
+FOLDERS = ("imagenet", "tiny_imagenet", "imagefolder")
 CIFAR = ("cifar10", "cifar100")
 BACKENDS = ("dali", "torchvision")
 
@@ -61,8 +61,8 @@ def open_set(name: str, **options: Any) -> DataSet:
     """A data set: no torch yet, and no image read.
 
     Args:
-        name: `imagenet`, `imagefolder`, `cifar10`, `cifar100`, `digits` or `synthetic`.
-        options: the rest of its config, all of it but `drop_last`; and `interpolation` for the first two.
+        name: `imagenet`, `tiny_imagenet`, `imagefolder`, `cifar10`, `cifar100`, `digits` or `synthetic`.
+        options: the rest of its config, all of it but `drop_last`; and `interpolation` for the first three.
 
     Raises:
         InputError: no such set or backend; folders that are not there, are not what they are called, or are not what
@@ -72,8 +72,7 @@ def open_set(name: str, **options: Any) -> DataSet:
         if options["backend"] not in BACKENDS:
             raise InputError(f"no data.backend is called {options['backend']}: take one of {', '.join(BACKENDS)}")
         tree = read_tree(Path(options.pop("root")))
-        if name == "imagenet":
-            check_imagenet(tree)
+        check_counts(tree, name)
         digest, manifest = tree.digest(), options.pop("manifest")
         skip = options["on_bad_file"] == "skip"
         unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)

@@ -17,8 +17,11 @@ from pgt.text import some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
-IMAGENET = (1000, 1_281_167, 50_000)
-"""Classes, training and validation images of ImageNet-1K (ILSVRC 2012)."""
+COUNTS = {
+    "imagenet": (1000, 1_281_167, 50_000),  # ImageNet-1K, ILSVRC 2012
+    "tiny_imagenet": (200, 100_000, 10_000),
+}
+"""Classes, training and validation images of the data sets of folders that have a fixed number."""
 SHOWN = 5
 """Names in a message."""
 
@@ -134,11 +137,11 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def check_imagenet(tree: Tree) -> None:
-    """Raises InputError unless the counts are those of ImageNet-1K."""
-    if tree.counts() != IMAGENET:
+def check_counts(tree: Tree, name: str) -> None:
+    """Raises InputError unless the counts are those of the data set of that name, where it has fixed ones."""
+    if name in COUNTS and tree.counts() != COUNTS[name]:
         raise InputError(
-            f"{tree.root} is not ImageNet-1K: {describe(tree.counts())}, not {describe(IMAGENET)}; "
+            f"{tree.root} is not {name}: {describe(tree.counts())}, not {describe(COUNTS[name])}; "
             "complete it (`pgt data verify` says more), or train on it as data=imagefolder"
         )
 

@@ -14,6 +14,7 @@ from pgt.tools.weights import BEST, Source
 LICENSE = "apache-2.0"
 DATA_SETS = {
     "imagenet": ("ImageNet-1K", "imagenet-1k"),
+    "tiny_imagenet": ("Tiny-ImageNet-200", "zh-plus/tiny-imagenet"),
     "cifar10": ("CIFAR-10", "cifar10"),
     "cifar100": ("CIFAR-100", "cifar100"),
 }

@@ -17,7 +17,7 @@ import torch
 
 from pgt import data, runs, workers
 from pgt.data.image_file import UNREADABLE, read, why
-from pgt.data.tree import MANIFEST, check_imagenet, describe, read_tree
+from pgt.data.tree import MANIFEST, check_counts, describe, read_tree
 from pgt.environment import has_dali
 from pgt.errors import InputError
 from pgt.tools import doctor_numerics
@@ -149,7 +149,7 @@ def files(root: Path | None) -> Iterator[Finding]:
     tree = read_tree(Path(place))
     seconds = time.monotonic() - start
     if root is None:
-        check_imagenet(tree)
+        check_counts(tree, "imagenet")
     yield Finding(OK, f"{tree.root}: {describe(tree.counts())}, listed in {seconds:.1f} s")
     if not (tree.root / MANIFEST).is_file():
         yield Finding(NOTE, f"no {MANIFEST} there: `pgt data verify {tree.root}` decodes every image and writes it")

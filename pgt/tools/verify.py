@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from pgt import runs
 from pgt.data.image_file import UNREADABLE, decode, why
-from pgt.data.tree import IMAGENET, MANIFEST, Files, Tree, check_root, describe, read_tree
+from pgt.data.tree import COUNTS, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.errors import InputError
 from pgt.text import printable, some
 from pgt.workers import uninterrupted
@@ -115,8 +115,9 @@ def report(verified: Verified) -> str:
         f"file list: {verified.digest}",
     ]
     if all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        whole = tree.counts() == IMAGENET
-        lines.append("ImageNet-1K: complete" if whole else f"not all of ImageNet-1K, which has {describe(IMAGENET)}")
+        known = [name for name, counts in COUNTS.items() if counts == tree.counts()]
+        less = f"not all of ImageNet-1K, which has {describe(COUNTS['imagenet'])}"
+        lines.append(f"{known[0]}: complete" if known else less)
     if verified.ignored:
         lines.append(f"ignored: {verified.ignored:,} entries of class folders that are hidden or not named as images")
     lines.append(f"unreadable: {len(verified.unreadable):,}")

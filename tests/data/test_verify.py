@@ -123,11 +123,9 @@ def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGENET", str(tmp_path))
     config = compose("data=imagenet", *[o for o in RUN if not o.startswith("data")])
     assert (config.data.name, config.data.root) == ("imagenet", str(tmp_path))
-    with pytest.raises(
-        InputError, match="is not ImageNet-1K: 2 classes, 4 training and 2 validation images, not 1,000"
-    ):
+    with pytest.raises(InputError, match="is not imagenet: 2 classes, 4 training and 2 validation images, not 1,000"):
         train("data=imagenet")
-    monkeypatch.setattr(trees, "IMAGENET", (2, 4, 2))
+    monkeypatch.setitem(trees.COUNTS, "imagenet", (2, 4, 2))
     summary = train("data=imagenet", "data.image_size=32", *[o for o in RUN if not o.startswith("data")])
     assert summary.identity["data"]["name"] == "imagenet"
 

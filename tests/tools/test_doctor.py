@@ -202,7 +202,7 @@ def test_a_data_set_that_is_not_there_or_not_whole(tmp_path, monkeypatch):
     assert levels(made(lambda: doctor.files(tmp_path))) == [OK, OK]
     monkeypatch.setenv("IMAGENET", str(tmp_path))
     [finding] = made(lambda: doctor.files(None))
-    assert (finding.level, "is not ImageNet-1K" in finding.text) == (BAD, True)
+    assert (finding.level, "is not imagenet" in finding.text) == (BAD, True)
 
 
 def test_little_shared_memory_is_worth_knowing(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pgt import runs
+from pgt.data.tree import COUNTS
 from pgt.cli import main
 from pgt.models import build
 from pgt.reproduction import published
@@ -155,8 +156,8 @@ def test_imagenet_is_all_of_imagenet_and_is_set_beside_the_paper(folders, capsys
     checkpoint = authors_checkpoint(Path("a.pth.tar"), build("resnet18_nobn", 10))
     command = ["validate", str(checkpoint), "--data", str(folders), "--data-name", "imagenet", "--image-size", "32"]
     assert main(command) == 2
-    assert "is not ImageNet-1K" in capsys.readouterr().err
-    monkeypatch.setattr("pgt.data.tree.IMAGENET", (10, 20, 20))
+    assert "is not imagenet" in capsys.readouterr().err
+    monkeypatch.setitem(COUNTS, "imagenet", (10, 20, 20))
     assert main(command) == 0
     text = capsys.readouterr().out
     measured = numbers(text)["top-1 %"][0]
