@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pgt import runs
-from pgt.data.tree import COUNTS
 from pgt.cli import main
+from pgt.data.tree import COUNTS
 from pgt.models import build
 from pgt.reproduction import published
 from pgt.tools import networks, validate, weights
