@@ -41,9 +41,9 @@ type: $(READY)  ## mypy, strict where pyproject.toml says so
 	$(BIN)/mypy
 
 bench: $(READY)  ## our loss, loaders and step beside what one would pick instead
-	$(BIN)/pgt bench loss --compiled
-	$(BIN)/pgt bench loader
-	$(BIN)/pgt bench step
+	$(BIN)/python -m scripts.bench.loss --compiled
+	$(BIN)/python -m scripts.bench.loader
+	$(BIN)/python -m scripts.bench.step
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done

@@ -25,9 +25,9 @@ from typing import IO
 from rich.console import Console
 from rich.progress import track
 
+from pgt.core.errors import InputError, as_input_error
+from pgt.core.machine import cpus
 from pgt.data.tree import IMAGENET, describe, read_tree
-from pgt.environment import cpus
-from pgt.errors import InputError, as_input_error
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"

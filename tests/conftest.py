@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgt.compose import compose_all
-from pgt.config import Config
-from pgt.run import run
-from pgt.runs import Summary
+from pgt.config.compose import compose_all
+from pgt.config.schema import Config
+from pgt.launch.run import run
+from pgt.runs.folder import Summary
 
 ROOT = Path(__file__).resolve().parent.parent
 

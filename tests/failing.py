@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from pgt.errors import InputError, TrainingError
+from pgt.core.errors import InputError, TrainingError
 
 
 class GoneError(RuntimeError):

@@ -2,21 +2,23 @@ import itertools
 
 import pytest
 
-from pgt.compose import compose_all, expand
-from pgt.config import DATA, SCHEDULES, TRANSFORMS, identity
+from pgt.config.compose import compose_all, expand
+from pgt.config.identity import group_id, identity, run_id
+from pgt.config.resources import conf_dir, read_conf
+from pgt.config.schema import DATA, SCHEDULES, TRANSFORMS
+from pgt.core.errors import InputError
 from pgt.data import open_set
-from pgt.errors import InputError
 from pgt.methods import LOSSES
 from pgt.methods import TRANSFORMS as METHODS
 from pgt.models import MODELS
-from pgt.resources import conf_dir, read_conf
-from pgt.runs import group_id, run_id
 from tests.conftest import compose
 
 
 def choices(group):
     folder = conf_dir() / group
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml") if path.stem != "all"
+    )
 
 
 def test_every_experiment_composes_and_is_short(monkeypatch):
@@ -72,7 +74,7 @@ def test_schema_groups_and_code_name_the_same_things():
         (["experiment=demo/bm"], "unknown experiment 'demo/bm': did you mean 'demo/bn'?"),
         (
             ["data.root=x"],
-            "unknown key 'data.root': it goes with data=cifar10 or cifar100 or imagefolder or imagenet or tiny_imagenet",
+            "unknown key 'data.root': it goes with data=cifar10 or cifar100 or imagefolder or imagenet or tiny_ima",
         ),
         (["+nonsense=1"], "unknown key 'nonsense'; see `pgt train --cfg job` for the keys"),
         (["method.alpha=1.3"], "method.alpha must lie in [0, 1], got 1.3"),

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgt import cli, power_grad_cross_entropy
-from pgt.assemble import assemble
+from pgt import power_grad_cross_entropy
+from pgt.cli.main import main as cli
+from pgt.core.machine import has_dali
 from pgt.data import open_set
-from pgt.environment import has_dali
-from pgt.tools.bench_loader import generate
-from pgt.training.distributed import ALONE
+from pgt.tools.doctor import generate
+from pgt.training.assemble import assemble
+from pgt.training.ranks import ALONE
 from pgt.training.recorder import Recorder
 from tests.conftest import TINY, compose, train
 from tests.data.helpers import FOLDER, loaders

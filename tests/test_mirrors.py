@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgt import run_folder, sinks
-from pgt.cli import main
-from pgt.errors import InputError
+from pgt.cli.main import main
+from pgt.core.errors import InputError
 from pgt.reproduction.norms import read_norms
-from pgt.runs import read_metrics
-from pgt.sinks import mirrors
-from pgt.sinks.mirrors import About, Mirror, WandbRun, start_mirrors
-from pgt.weight_norms import FOLDER, RECORDS, read_layout
+from pgt.runs import mirrors
+from pgt.runs.folder import read_metrics
+from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
+from pgt.runs.norms import FOLDER, RECORDS, read_layout
+from pgt.training import folder as run_folder
 from tests.conftest import TINY, compose, pgt, train
 from tests.test_stopping import STEPS, begun
 
@@ -134,7 +134,7 @@ def killed_before_checkpoint(monkeypatch, number, *overrides):
         save(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pgt.run_folder.save", dies)
+        patch.setattr("pgt.training.folder.save", dies)
         with pytest.raises(KeyboardInterrupt):
             train(*overrides, "trainer.checkpoint_minutes=1e-9")
     time.sleep(1.1 - time.time() % 1)  # files are named, and so ordered, by the second
@@ -246,7 +246,7 @@ def test_a_mirror_that_fails_at_its_end_fails_no_run(monkeypatch, capsys):
     def close(self):
         raise TimeoutError("no network")
 
-    monkeypatch.setattr("pgt.sinks.mirrors.TensorBoard.close", close)
+    monkeypatch.setattr("pgt.runs.mirrors.TensorBoard.close", close)
     assert main(["train", *TINY, "model=resnet20", "logger=tensorboard"]) == 0
     assert "no network" in capsys.readouterr().out
 
@@ -262,9 +262,9 @@ def test_a_service_that_cannot_be_reached_stops_no_training(monkeypatch):
 
 
 def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch):
-    monkeypatch.setattr("pgt.sinks.mirrors.find_spec", lambda name: None)
+    monkeypatch.setattr("pgt.runs.mirrors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^logger=wandb needs the package wandb: pip install wandb"):
-        sinks.check({"wandb": {}})
+        mirrors.check({"wandb": {}})
     assert start_mirrors({}, None, print) == []
     done = pgt("train", *RUN, "logger=wandbb")
     assert (done.returncode, done.stdout) == (2, "")
@@ -290,23 +290,23 @@ def test_wandb_online_without_a_key_is_refused_before_anything_is_written(no_key
     assert not Path("runs").exists()
     Path(".netrc").write_text(ENTRY.format(host="example.org", login="someone", key="secret"))
     with pytest.raises(InputError, match="wandb has no API key"):
-        sinks.check({"wandb": {"mode": "online"}})
-    sinks.check({"wandb": {"mode": "offline"}})
+        mirrors.check({"wandb": {"mode": "online"}})
+    mirrors.check({"wandb": {"mode": "offline"}})
 
 
 def test_a_key_is_found_where_wandb_leaves_it(no_key, monkeypatch):
     online = {"wandb": {"mode": "online"}}
     entry = ENTRY.format(host="api.wandb.ai", login="user", key="a" * 40)
     Path(".netrc").write_text(entry)
-    sinks.check(online)
+    mirrors.check(online)
     Path(".netrc").rename("elsewhere")
     monkeypatch.setenv("NETRC", "elsewhere")
-    sinks.check(online)
+    mirrors.check(online)
     Path("elsewhere").write_text("machine\n")
     with pytest.raises(InputError, match="wandb has no API key"):
-        sinks.check(online)
+        mirrors.check(online)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    sinks.check(online)
+    mirrors.check(online)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

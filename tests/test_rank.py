@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore
 
-from pgt import rank
-from pgt.errors import InputError
+from pgt.core.errors import InputError
+from pgt.launch import rank
 from tests.conftest import ROOT, TINY
 from tests.test_workers import free_port
 
 SCRIPT = """
 import time
-from pgt import cli, rank
-from pgt.compose import compose_all
-from pgt.workers import Place
+from pgt.cli.main import main as cli
+from pgt.launch import rank
+from pgt.config.compose import compose_all
+from pgt.core.machine import Place
 
 place = Place({rank}, 2, {rank}, 2, "tcp://127.0.0.1:{port}")
 compose = lambda: compose_all({overrides})[0]

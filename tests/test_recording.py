@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.norms import read_norms, zeroed_out
-from pgt.runs import find, read_metrics
+from pgt.runs.folder import find, read_metrics
 from pgt.training import evaluation
 from tests.conftest import TINY, train
 
@@ -90,7 +90,7 @@ def test_force_starts_over_and_another_networks_norms_are_refused():
 
 def test_zeroed_filters_are_reported(monkeypatch, capsys):
     assert "zeroed" not in str(train(*RUN, "paths.runs=plain")) + capsys.readouterr().out
-    monkeypatch.setattr("pgt.weight_norms.ZEROED_OUT", 0.7)  # what some filters are born with
+    monkeypatch.setattr("pgt.runs.norms.ZEROED_OUT", 0.7)  # what some filters are born with
     train(*RECORDED)
     [said] = re.findall(r"zeroed-out filters: (\d+), in convolutions 1 \((\d+)\)", capsys.readouterr().out)
     assert "zeroed-out filters: " in (folder() / "log.txt").read_text()

@@ -12,17 +12,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from pgt import run_folder
-from pgt.assemble import assemble
-from pgt.cli import main
-from pgt.config import identity
+from pgt.cli.main import main
+from pgt.config.identity import identity, run_id
+from pgt.config.resources import conf_dir
+from pgt.core.errors import InputError, TrainingError
 from pgt.data import open_set
-from pgt.errors import InputError, TrainingError
+from pgt.launch.run import run
 from pgt.methods import TRANSFORMS
-from pgt.resources import conf_dir
-from pgt.run import run
-from pgt.runs import Summary, find, lock, read_metrics, read_summary, run_id
-from pgt.training.distributed import ALONE
+from pgt.runs.folder import Summary, find, lock, read_metrics, read_summary
+from pgt.training import folder as run_folder
+from pgt.training.assemble import assemble
+from pgt.training.ranks import ALONE
 from tests.conftest import ROOT, TINY, compose, pgt, train
 
 DIGITS = ("experiment=demo/bn", "recipe.epochs=3", "recipe.warmup_epochs=1")
@@ -212,7 +212,7 @@ def test_an_interrupted_forced_run_does_not_bring_the_old_one_back(capsys):
     old = train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgt.epochs._epoch", interrupt)
+        patch.setattr("pgt.training.epochs._epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert (read_summary(folder()).status, read_summary(folder()).epochs) == ("unfinished", 0)
@@ -293,7 +293,7 @@ def test_smoothing_that_the_classes_do_not_allow_is_refused():
 
 
 def test_a_run_in_progress_is_not_joined(monkeypatch):
-    monkeypatch.setattr("pgt.runs.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("pgt.runs.folder.LOCK_SECONDS", 0.3)
     train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")
     before = read_summary(folder())
@@ -332,7 +332,7 @@ def test_it_learns_from_image_folders(tmp_path):
 
 
 def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch):
-    from pgt import epochs, run
+    from pgt.training import epochs, run
 
     measured = ("train_top1", "train_loss", "images_per_second", "test_top1", "test_top5", "test_loss",
                 "test_loss_alpha", "test_logit_norm", "test_ece", "test_ece_alpha")  # fmt: skip

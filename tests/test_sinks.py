@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console as Terminal
 
-from pgt.errors import InputError
-from pgt.sinks import Console, JsonLines, Sinks, console
+from pgt.core.errors import InputError
+from pgt.runs import console
+from pgt.runs.console import Console
+from pgt.runs.records import JsonLines
+from pgt.runs.sinks import Sinks
 
 RECORD = {"event": "epoch", "epoch": 1, "train_loss": 0.5, "train_top1": 80.0, "test_top1": 70.0, "lr": 0.1,
           "loss_scale": 1.0, "images_per_second": 1234.5}  # fmt: skip

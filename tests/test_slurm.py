@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pgt.runs import find
+from pgt.runs.folder import find
 from tests.conftest import ROOT, TINY, pgt, program
 from tests.test_stopping import assert_same, result
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pgt import stopping
-from pgt.cli import main
-from pgt.epochs import Breaks
-from pgt.errors import InputError, Stopped
-from pgt.runs import find, read_metrics
+from pgt.cli.main import main
+from pgt.core import signals as stopping
+from pgt.core.errors import InputError, Stopped
+from pgt.runs.folder import find, read_metrics
+from pgt.training.epochs import Breaks
 from tests.conftest import ROOT, TINY, train
 from tests.data.helpers import BACKENDS
 
@@ -72,7 +72,7 @@ def whole(tmp_path_factory):
 
 def stopped_at(monkeypatch, look, *more):
     with monkeypatch.context() as patch:
-        patch.setattr("pgt.run.Stop", lambda: Asked(look))
+        patch.setattr("pgt.training.run.Stop", lambda: Asked(look))
         with pytest.raises(Stopped) as caught:
             train(*RUN, *more)
     return str(caught.value)
@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_within_an_epoch(monkeypat
         pause(breaks)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pgt.epochs.Breaks.pause", dies)
+        patch.setattr("pgt.training.epochs.Breaks.pause", dies)
         with pytest.raises(KeyboardInterrupt):
             train(*RUN, "trainer.checkpoint_minutes=1e-9")
     capsys.readouterr()
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_within_an_epoch(monkeypat
 
 def test_checkpoints_within_an_epoch_wait_for_their_time(monkeypatch):
     saved = []
-    monkeypatch.setattr("pgt.run_folder.save", lambda *arguments: saved.append(arguments))
+    monkeypatch.setattr("pgt.training.folder.save", lambda *arguments: saved.append(arguments))
     train(*RUN)
     assert len(saved) == 2
     train(*RUN, "trainer.checkpoint_minutes=1e-9", "trainer.force=true")
@@ -231,7 +231,7 @@ def test_files_that_were_left_out_before_it_was_stopped_count(monkeypatch, look)
     for name in ("3", "4", "5"):
         Path("images", "train", "a", f"{name}.png").write_bytes(b"")
     with monkeypatch.context() as patch:
-        patch.setattr("pgt.run.Stop", lambda: Asked(look))
+        patch.setattr("pgt.training.run.Stop", lambda: Asked(look))
         with pytest.raises(Stopped):
             train(*run)
     assert train(*run).skipped_files == 3
@@ -246,7 +246,7 @@ def test_a_request_that_comes_too_late_for_a_run_stops_the_sweep(monkeypatch, ca
             os.kill(os.getpid(), signal.SIGUSR1)
         return "finished"
 
-    monkeypatch.setattr("pgt.run._result", asked)
+    monkeypatch.setattr("pgt.training.run._result", asked)
     monkeypatch.setattr(stopping.Stop, "unanswered", 0)
     assert main(["train", "-m", *RUN, "seed=0,1,2"]) == 138
     assert capsys.readouterr().err == "pgt: stopped by SIGUSR1 between two runs; the same command goes on there\n"
@@ -352,7 +352,7 @@ def test_torchrun_passes_the_request_on():
 
 STOP = """
 import os, signal, subprocess, sys, time
-from pgt.stopping import Stop
+from pgt.core.signals import Stop
 
 before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
 with Stop() as stop:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pgt.text import printable, some
+from pgt.core.words import printable, some
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pgt import workers
-from pgt.errors import InputError, TrainingError
-from pgt.runs import find
-from pgt.workers import Place, first_host, found
+from pgt.core.errors import InputError, TrainingError
+from pgt.core.machine import Place, first_host, found
+from pgt.launch import workers
+from pgt.runs.folder import find
 from tests import failing
 from tests.conftest import ROOT, TINY, train
 

@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgt.core.errors import InputError
+from pgt.core.machine import has_dali
 from pgt.data.tree import Tree, check_counts, check_manifest, check_root, read_tree
-from pgt.environment import has_dali
-from pgt.errors import InputError
 
 if TYPE_CHECKING:
+    from pgt.core.types import Loader
     from pgt.data.delivery import Delivery
-    from pgt.types import Loader
 
 FOLDERS = ("imagenet", "tiny_imagenet", "imagefolder")
 CIFAR = ("cifar10", "cifar100")

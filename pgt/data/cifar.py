@@ -11,10 +11,10 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, extract_archive
 
+from pgt.core.errors import InputError
+from pgt.core.types import Loader
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.memory import CropAndFlip, MemoryLoader
-from pgt.errors import InputError
-from pgt.types import Loader
 
 SETS: dict[str, type[datasets.CIFAR10]] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 PADDING = 4

@@ -11,11 +11,11 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.tensors import TensorListCPU
 from torch import Tensor
 
+from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, Stream
 from pgt.data.sampler import Sampler
-from pgt.types import Batch
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 THREADS_A_READER = 4

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pgt.core.errors import InputError
+from pgt.core.machine import cpus
 from pgt.data.sampler import Sampler
-from pgt.environment import cpus
-from pgt.errors import InputError
 
 EVALUATION_BATCH = 256
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pgt.core.types import Loader
 from pgt.data.delivery import Delivery
 from pgt.data.memory import CropAndFlip, MemoryLoader
-from pgt.types import Loader
 
 SPLIT_SEED = 0
 TEST_SHARE = 0.5

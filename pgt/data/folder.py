@@ -16,13 +16,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from pgt.core.signals import leave_with_parent_only
+from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.image_file import UNREADABLE, rgb
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, View
 from pgt.data.sampler import Sampler
-from pgt.stopping import leave_with_parent_only
-from pgt.types import Batch
 
 Decoded = tuple[Tensor, int, int]
 """Pixels uint8 [S, S, 3], label, index of the unreadable file that this stands for or −1."""

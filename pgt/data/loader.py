@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pgt.core.errors import InputError
+from pgt.core.types import Batch
 from pgt.data.reader import Reader
 from pgt.data.sampler import Sampler
-from pgt.errors import InputError
-from pgt.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor

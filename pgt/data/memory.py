@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from pgt.core.types import IGNORE_INDEX, Batch
 from pgt.data.delivery import Delivery
 from pgt.data.loader import GroupLoader
 from pgt.data.sampler import SHIFT, Sampler, generator
-from pgt.types import IGNORE_INDEX, Batch
 
 Augment = Callable[[Tensor, Tensor, int], Tensor]
 """(images [N, 3, H, W], their sample indices [N], epoch) -> images."""

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pgt.core.errors import InputError
+from pgt.core.signals import leave_with_parent_only
+from pgt.core.types import IGNORE_INDEX
+from pgt.core.words import printable
 from pgt.data.image_file import UNREADABLE, bitmap, decode, files_fault, read, why
 from pgt.data.sampler import VIEW, Sampler, generator
 from pgt.data.tree import Files
-from pgt.errors import InputError
-from pgt.stopping import leave_with_parent_only
-from pgt.text import printable
-from pgt.types import IGNORE_INDEX
 
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 100
 EVALUATION_RESIZE = 256 / 224

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pgt.core.types import Loader
 from pgt.data.delivery import Delivery
 from pgt.data.memory import MemoryLoader
-from pgt.types import Loader
 
 
 def load(delivery: Delivery, num_samples: int, num_classes: int, image_size: int) -> tuple[Loader, Loader]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pgt.errors import InputError
-from pgt.text import some
+from pgt.core.errors import InputError
+from pgt.core.words import some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"

@@ -20,7 +20,7 @@ from pgt.methods.smoothing import smooth_labels, uniform_epsilon
 from pgt.methods.surrogate import SurrogateCrossEntropy, surrogate_cross_entropy
 
 if TYPE_CHECKING:
-    from pgt.types import GradientTransform
+    from pgt.core.types import GradientTransform
 
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "exact": PowerGradCrossEntropy,

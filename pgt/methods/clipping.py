@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from pgt.types import NamedParameters
+    from pgt.core.types import NamedParameters
 
 
 def clip_grad_norm(parameters: NamedParameters, step: int = 0, *, max_norm: float) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgt.errors import InputError
-from pgt.resources import SIZES, published_dir
+from pgt.config.resources import SIZES, published_dir
+from pgt.core.errors import InputError
 
 SIZE = 224
 """Pixels of ImageNet's images, a side."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.statistics import Sample
 
 FORMATS = ("terminal", "markdown", "csv", "latex")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgt.errors import InputError
-from pgt.resources import choices
-from pgt.runs import FINISHED, Summary, find, method_label, method_title
+from pgt.config.identity import method_label, method_title
+from pgt.config.resources import choices
+from pgt.core.errors import InputError
+from pgt.runs.folder import FINISHED, Summary, find
 
 METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
 """The paper's order."""

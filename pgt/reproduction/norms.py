@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgt.errors import InputError
-from pgt.weight_norms import (
+from pgt.core.errors import InputError
+from pgt.runs.norms import (
     FOLDER,
     LOGITS,
     RECORDS,

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pgt.config.identity import method_label
+from pgt.config.resources import read_conf
 from pgt.reproduction import published
 from pgt.reproduction.groups import flat, setting_of, unlike
 from pgt.reproduction.published import Row
@@ -22,8 +24,7 @@ from pgt.reproduction.statistics import (
     judge_difference,
     sample,
 )
-from pgt.resources import read_conf
-from pgt.runs import DIVERGED, FINISHED, UNFINISHED, Summary, method_label, progress
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, Summary, progress
 
 EXACT, HOOK = "exact", "authors_hook"
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgt.config.identity import run_id
 from pgt.reproduction.cost import Speed, Work, work
-from pgt.runs import DIVERGED, FINISHED, Summary, find, progress, run_id
+from pgt.runs.folder import DIVERGED, FINISHED, Summary, find, progress
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 

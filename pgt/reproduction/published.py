@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pgt.resources import published_dir
+from pgt.config.resources import published_dir
 
 BATCH = 1024
 """Of Tables 1 and 3."""
@@ -117,11 +117,6 @@ def difference(row: Row) -> float | None:
     """Published test top-1 minus its baseline's, points."""
     other = baseline(row)
     return row.test_top1 - other.test_top1 if other else None
-
-
-def experiments(table: int) -> list[str]:
-    """The experiments of a table's rows, each once."""
-    return list(dict.fromkeys(row.experiment for row in rows(table)))
 
 
 def _read(name: str) -> list[dict[str, str]]:

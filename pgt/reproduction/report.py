@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt.errors import InputError
+from pgt.config.identity import method_label, method_title
+from pgt.core.errors import InputError
+from pgt.core.files import write_text
+from pgt.core.machine import now
 from pgt.reproduction import figures, norms, paper, published, sheets, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import flat, unlike
-from pgt.runs import FINISHED, Summary, find, method_label, method_title, now, read_epochs, write_text
+from pgt.runs.folder import FINISHED, Summary, find, read_epochs
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -12,7 +12,7 @@ from pgt.reproduction.groups import nested
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
-from pgt.runs import Summary
+from pgt.runs.folder import Summary
 
 NETWORKS = {
     "resnet18": "ResNet-18",

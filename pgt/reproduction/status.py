@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgt.config.identity import method_title
 from pgt.reproduction.cost import work
-from pgt.runs import DIVERGED, UNFINISHED, Summary, find, holder, last_record, method_title
+from pgt.runs.folder import DIVERGED, UNFINISHED, Summary, find, holder, last_record
 
 TRAINING, STOPPED = "training", "stopped"
 """An unfinished run that a process holds, and one that waits to be gone on with."""

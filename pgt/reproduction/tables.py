@@ -11,7 +11,7 @@ from typing import Any
 from pgt.reproduction.formats import Table, datum, sample_data
 from pgt.reproduction.groups import Group, data_of, flat, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
-from pgt.runs import FINISHED
+from pgt.runs.folder import FINISHED
 
 HEADERS = ("Experiment", "Method", "α", "n", "Train top-1 %", "Diff", "Test top-1 %", "Diff", "Best epoch %")
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from pgt.resources import read_conf
+from pgt.config.resources import read_conf
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"

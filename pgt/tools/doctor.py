@@ -13,13 +13,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 
-from pgt import data, runs, workers
+from pgt import data
+from pgt.core.errors import InputError
+from pgt.core.files import write_text
+from pgt.core.machine import found, has_dali
 from pgt.data.image_file import UNREADABLE, read, why
 from pgt.data.tree import MANIFEST, check_counts, describe, read_tree
-from pgt.environment import has_dali
-from pgt.errors import InputError
+from pgt.runs import folder as runs
 from pgt.tools import doctor_numerics
 from pgt.tools.finding import BAD, NOTE, OK, Check, Finding, judged, made
 
@@ -48,7 +52,7 @@ def command(root: Path | None, runs_root: Path) -> int:
     """
     from rich.text import Text
 
-    if workers.found() is not None:
+    if found() is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
     console, told = _terminal(), []
     for name, check in checks(root, runs_root).items():
@@ -92,7 +96,6 @@ def checks(root: Path | None, runs_root: Path) -> dict[str, Check]:
 
 def images() -> Iterator[Finding]:
     """What DALI makes of JPEGs, beside torchvision on the CPU."""
-    from pgt.tools.bench_loader import generate
 
     if not has_dali():
         mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
@@ -180,7 +183,7 @@ def room(runs_root: Path) -> Iterator[Finding]:
     here = next(p for p in (runs_root.absolute(), *runs_root.absolute().parents) if p.exists() or p.is_symlink())
     try:
         with TemporaryDirectory(dir=here, prefix=".pgt-doctor-") as name:
-            runs.write_text(Path(name) / "summary.json", "{}")
+            write_text(Path(name) / "summary.json", "{}")
             with runs.lock(Path(name)):
                 held = bool(runs.holder(Path(name)))
     except OSError as error:
@@ -192,3 +195,14 @@ def room(runs_root: Path) -> Iterator[Finding]:
     yield judged(held, text, "but locks do not hold there; mount it with flock, or two processes train one run")
     if free < ROOM:
         yield Finding(NOTE, "a run of ResNet-50 keeps 0.4 GB of checkpoints; `pgt plan` adds up a sweep's")
+
+
+def generate(folder: Path, count: int) -> None:
+    """Write JPEGs of 500x375, about as large in bytes as ImageNet's, in two classes; the same ones each time."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"class{index % 2}" / f"{index}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+        grain = Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8))
+        Image.blend(blobs, grain.filter(ImageFilter.GaussianBlur(0.6)), 0.4).save(path, quality=92)

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pgt
-from pgt import runs
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.methods import power_grad_cross_entropy
+from pgt.runs import folder as runs
 from pgt.tools.finding import NOTE, OK, Finding, judged, made
-from pgt.training.distributed import check_kernels, visible_gpus
+from pgt.training.ranks import check_kernels, visible_gpus
 
 Trained: TypeAlias = tuple[Mapping[str, Tensor], float]
 """Weights and training loss."""

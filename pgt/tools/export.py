@@ -12,12 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pgt import data, runs
+from pgt import data
+from pgt.core.errors import InputError
+from pgt.core.files import atomic_write
 from pgt.data import digits
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.reader import EVALUATION_RESIZE
-from pgt.errors import InputError
-from pgt.runs import FINISHED
+from pgt.runs.folder import FINISHED
 from pgt.tools import card, networks, weights
 from pgt.tools.weights import Source
 
@@ -144,7 +145,7 @@ def _write(folder: Path, state: dict[str, Tensor], config: Mapping[str, Any], te
     try:
         new.mkdir(parents=True)
         for name, content in contents.items():
-            with runs.atomic_write(new / name) as file:
+            with atomic_write(new / name) as file:
                 file.write(content)
         replaced = folder.is_dir()
         if replaced:

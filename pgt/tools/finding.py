@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pgt.errors import InputError, as_input_error
+from pgt.core.errors import InputError, as_input_error
 
 OK, NOTE, BAD = "ok", "note", "bad"
 

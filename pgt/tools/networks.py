@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor, nn
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.models import MODELS, build
 
 COUNTER = "num_batches_tracked"

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgt import runs
-from pgt.errors import InputError
-from pgt.runs import Summary
+from pgt.config.identity import method_label
+from pgt.core.errors import InputError
+from pgt.runs import folder as runs
+from pgt.runs.folder import Summary
 
 BEST, LAST = "best", "last"
 PLAIN = [
@@ -105,7 +106,7 @@ def read_run(folder: Path, which: str) -> Source:
             "schedule": config["schedule"]["name"],
             "batch": config["recipe"]["global_batch"],
             "label_smoothing": config["method"]["label_smoothing"],
-            "method": runs.method_label(config).replace(config["method"]["implementation"], "pgt"),
+            "method": method_label(config).replace(config["method"]["implementation"], "pgt"),
             "alpha": config["method"]["alpha"],
         }
         name = config["model"]["name"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pgt.errors import InputError
-from pgt.runs import atomic_write
+from pgt.core.errors import InputError
+from pgt.core.files import atomic_write
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pgt.errors import InputError
-from pgt.training.distributed import ALONE, Ranks
+from pgt.core.errors import InputError
+from pgt.core.types import IGNORE_INDEX, Loader
 from pgt.training.precision import Precision
-from pgt.types import IGNORE_INDEX, Loader
+from pgt.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

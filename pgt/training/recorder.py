@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pgt.core.types import IGNORE_INDEX, NamedParameters
+from pgt.runs.norms import Floats, Layer, Layout, count_zeroed
 from pgt.training.evaluation import logit_statistics
-from pgt.types import IGNORE_INDEX, NamedParameters
-from pgt.weight_norms import Floats, Layer, Layout, count_zeroed
 
 
 def layout(model: nn.Module) -> Layout:

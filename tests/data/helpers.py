@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from pgt import data
+from pgt.core.machine import has_dali
 from pgt.data.delivery import Delivery
-from pgt.environment import has_dali
 
 BACKENDS = ["dali", "torchvision"] if has_dali() else ["torchvision"]
 

@@ -10,8 +10,8 @@ import torch
 from torchvision import datasets
 
 from pgt import data
+from pgt.core.errors import InputError
 from pgt.data.memory import CropAndFlip
-from pgt.errors import InputError
 from tests.conftest import TINY, train
 from tests.data.helpers import loaders
 

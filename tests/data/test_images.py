@@ -18,14 +18,14 @@ from PIL import Image, ImageFile
 from scipy import stats
 
 from pgt import data, models
+from pgt.core.errors import InputError
+from pgt.core.machine import has_dali
+from pgt.core.types import IGNORE_INDEX
 from pgt.data import image_file
 from pgt.data.image_file import read
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box
 from pgt.data.tree import scan
-from pgt.environment import has_dali
-from pgt.errors import InputError
-from pgt.tools.bench_loader import generate
-from pgt.types import IGNORE_INDEX
+from pgt.tools.doctor import generate
 from tests.conftest import pgt
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from pgt import data
-from pgt.errors import InputError
-from pgt.resources import SIZES
-from pgt.types import IGNORE_INDEX
+from pgt.config.resources import SIZES
+from pgt.core.errors import InputError
+from pgt.core.types import IGNORE_INDEX
 from tests.data.helpers import BACKENDS, FOLDER, loaders
 
 SETS = {

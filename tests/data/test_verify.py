@@ -6,8 +6,8 @@ import os
 import pytest
 
 from pgt import data
+from pgt.core.errors import InputError
 from pgt.data import tree as trees
-from pgt.errors import InputError
 from tests.conftest import TINY, compose, pgt, train
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
@@ -132,9 +132,9 @@ def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):
 
 def test_the_backend_is_what_is_there(tmp_path, monkeypatch):
     tree(tmp_path, {"a.jpg": WHOLE})
-    monkeypatch.setattr("pgt.validate.has_dali", lambda: True)
+    monkeypatch.setattr("pgt.config.rules.has_dali", lambda: True)
     assert compose(*RUN).data.backend == "dali"
-    monkeypatch.setattr("pgt.validate.has_dali", lambda: False)
+    monkeypatch.setattr("pgt.config.rules.has_dali", lambda: False)
     monkeypatch.setattr("pgt.data.has_dali", lambda: False)
     assert compose(*RUN).data.backend == "torchvision"
     with pytest.raises(InputError, match=r"data\.backend=dali needs NVIDIA DALI: pip install"):

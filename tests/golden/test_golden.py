@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from pgt.run import run
-from pgt.runs import find, read_metrics
+from pgt.launch.run import run
+from pgt.runs.folder import find, read_metrics
 from tests.conftest import compose
 
 FOLDER = Path(__file__).resolve().parent

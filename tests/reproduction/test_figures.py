@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgt.cli import main
-from pgt.errors import InputError
+from pgt.cli.main import main
+from pgt.core.errors import InputError
 from pgt.reproduction import figures, report
 from pgt.reproduction.figures import curves, filters, grid
 from pgt.reproduction.figures.style import COLOURS
@@ -180,7 +180,7 @@ def test_tables_plan_and_report_of_200_runs_need_no_torch():
         copy = shutil.copytree(folder, folder.parent / f"{index:012x}")
         other = values | {"run_id": f"{index:012x}", "seed": index}
         (copy / "summary.json").write_text(json.dumps(other))
-    code = "import sys; from pgt.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
+    code = "import sys; from pgt.cli.main import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     for arguments in (["table", "all"], ["table", "demo"], ["report", "--no-figures"], ["plan", "experiment=demo/all"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

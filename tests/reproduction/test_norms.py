@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.norms import read_norms, zeroed_out
-from pgt.sinks import NormsFile
-from pgt.weight_norms import FOLDER, Layer, Layout
+from pgt.runs.norms import FOLDER, Layer, Layout, NormsFile
 
 LAYOUT = Layout((Layer(1, "conv1", 3), Layer(2, "block.conv", 2), Layer(3, "last", 4)), features=5)
 VALUES = 6 + 5 + 9

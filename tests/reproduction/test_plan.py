@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pgt.cli import main
-from pgt.compose import compose_all
-from pgt.config import identity
-from pgt.errors import InputError
+from pgt.cli.main import main
+from pgt.config.compose import compose_all
+from pgt.config.identity import identity
+from pgt.core.errors import InputError
 from pgt.reproduction import cost
 from pgt.reproduction.plan import Machine, plan
 from tests.conftest import ROOT, TINY, train
@@ -141,7 +141,7 @@ def test_a_plan_of_what_was_trained_says_done():
 
 
 def test_a_plan_needs_neither_data_nor_torch():
-    code = "import sys; from pgt.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    code = "import sys; from pgt.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
     arguments = ["plan", "experiment=table2/batch256_pgt,grid/alpha_resnet20_cifar10", "method.alpha=0.3"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={})
     assert done.stdout.endswith("0 False\n"), done.stderr

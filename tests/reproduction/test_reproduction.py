@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pgt import runs
-from pgt.cli import main
-from pgt.config import identity
-from pgt.errors import InputError
+from pgt.cli.main import main
+from pgt.config.identity import group_id, identity, run_id
+from pgt.core.errors import InputError
 from pgt.reproduction import figures, formats, tables
 from pgt.reproduction.groups import read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
-from pgt.runs import Summary, find, group_id, run_id, write_summary
+from pgt.runs import folder as runs
+from pgt.runs.folder import Summary, find, write_summary
 from tests.conftest import compose
 
 

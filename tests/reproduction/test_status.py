@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pgt import runs
-from pgt.cli import main
+from pgt.cli.main import main
 from pgt.reproduction import status
+from pgt.runs import folder as runs
 from tests.conftest import compose
 from tests.reproduction.test_reproduction import plant, plant_summary
 

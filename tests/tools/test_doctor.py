@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgt import cli, runs
-from pgt.environment import has_dali
-from pgt.errors import InputError
+from pgt.cli.main import main as cli
+from pgt.core.errors import InputError
+from pgt.core.machine import has_dali
+from pgt.runs import folder as runs
 from pgt.tools import doctor, doctor_numerics
-from pgt.tools.bench_loader import generate
+from pgt.tools.doctor import generate
 from pgt.tools.finding import BAD, NOTE, OK, Finding, made
 from tests.conftest import pgt
 

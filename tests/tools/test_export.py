@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
-from pgt import runs
-from pgt.cli import main
+from pgt.cli.main import main
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.folder import evaluation_pixels
 from pgt.data.reader import central_view
 from pgt.models import build
+from pgt.runs import folder as runs
 from pgt.tools import export
 from tests.conftest import compose
 

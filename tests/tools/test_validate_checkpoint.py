@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pgt import runs
-from pgt.cli import main
+from pgt.cli.main import main
 from pgt.data.tree import COUNTS
 from pgt.models import build
 from pgt.reproduction import published
-from pgt.tools import networks, validate, weights
+from pgt.runs import folder as runs
+from pgt.tools import evaluate as validate
+from pgt.tools import networks, weights
 from tests.conftest import ROOT, TINY, train
 from tests.data.test_cifar import archive
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from pgt.assemble import assemble
 from pgt.data import open_set
-from pgt.training.distributed import joined, meet
+from pgt.training.assemble import assemble
 from pgt.training.evaluation import evaluate
+from pgt.training.ranks import joined, meet
 from pgt.training.recorder import Recorder
 
 STEPS = 20

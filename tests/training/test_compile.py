@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from pgt import workers
+from pgt.core.types import Batch
+from pgt.launch import workers
 from pgt.methods import PowerGradCrossEntropy
 from pgt.training import optimizer
-from pgt.training.distributed import ALONE, joined, lost, meet
-from pgt.training.loop import Trainer
 from pgt.training.precision import Precision
-from pgt.types import Batch
+from pgt.training.ranks import ALONE, joined, lost, meet
+from pgt.training.trainer import Trainer
 
 STEPS = 4
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, which it hides

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from pgt import layout, workers
-from pgt.assemble import assemble
-from pgt.cli import main
+from pgt.cli.main import main
+from pgt.config import sharing
+from pgt.core.errors import InputError
 from pgt.data import open_set
-from pgt.errors import InputError
-from pgt.training.distributed import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, lost, visible_gpus
-from pgt.training.loop import Tally
+from pgt.launch import workers
+from pgt.training.assemble import assemble
+from pgt.training.ranks import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, lost, visible_gpus
+from pgt.training.trainer import Tally
 from tests.conftest import compose
 from tests.training.layouts import in_place, trained
 
@@ -114,7 +115,7 @@ def test_devices_that_cannot_share_a_batch_are_refused_with_the_nearest_that_can
     with pytest.raises(InputError, match=r"5 devices cannot share recipe.global_batch=24: take 4 or 6"):
         compose(*SMALL, "model=resnet20_nobn", "trainer.devices=5", "recipe.local_batch=null")
     paper = compose("method=pgt").recipe
-    assert [layout.largest(paper, n) for n in (0, 1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4, 4]
+    assert [sharing.largest(paper, n) for n in (0, 1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4, 4]
 
 
 class Threads:

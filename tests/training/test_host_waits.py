@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pgt.assemble import assemble
 from pgt.data import open_set
-from pgt.training.distributed import Ranks
+from pgt.training.assemble import assemble
 from pgt.training.precision import Precision
+from pgt.training.ranks import Ranks
 from tests.conftest import TINY, compose
 
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from pgt import workers
+from pgt.core.types import IGNORE_INDEX, Batch
+from pgt.launch import workers
 from pgt.methods import PowerGradCrossEntropy, clip_grad_norm
 from pgt.models import build
 from pgt.training import optimizer
-from pgt.training.distributed import ALONE, lost
-from pgt.training.loop import Trainer
 from pgt.training.precision import Precision
+from pgt.training.ranks import ALONE, lost
 from pgt.training.recorder import Recorder, layout
-from pgt.types import IGNORE_INDEX, Batch
+from pgt.training.trainer import Trainer
 from tests.conftest import compose
 from tests.training.layouts import Kept, recorded, recorded_in_place
 

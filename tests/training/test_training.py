@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pgt.errors import InputError, TrainingError
+from pgt.core.errors import InputError, TrainingError
+from pgt.core.types import IGNORE_INDEX, Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.training import checkpoint, optimizer
+from pgt.training.batch_norm import running_statistics
 from pgt.training.evaluation import evaluate
-from pgt.training.loop import Trainer
-from pgt.training.norms import running_statistics
 from pgt.training.precision import Precision
-from pgt.types import IGNORE_INDEX, Batch
+from pgt.training.trainer import Trainer
 
 
 def trainer(model, precision="fp32", loss=None, rate=0.1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.figures import curves, filters, grid, style, transform
 
 NUMBERS = sorted({2, 4, *filters.FIGURES, *grid.EXPERIMENTS})

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
 from pgt.reproduction.groups import Group, data_of, read_groups
-from pgt.runs import find, read_epochs
+from pgt.runs.folder import find, read_epochs
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
 

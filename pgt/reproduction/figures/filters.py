@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
 from pgt.reproduction.groups import read_groups
 from pgt.reproduction.norms import Norms, read_norms, zeroed_out
-from pgt.runs import FINISHED, find
+from pgt.runs.folder import FINISHED, find
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
 from pgt.reproduction.groups import Group, data_of, flat, read_groups, setting_of
 from pgt.reproduction.statistics import sample

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pgt.errors import InputError
+from pgt.core.errors import InputError
 
 COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
 """Okabe and Ito's palette, told apart by the colour-blind; grey in the place of its yellow."""

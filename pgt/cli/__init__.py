@@ -1,0 +1,1 @@
+"""The `pgt` command."""

@@ -1,0 +1,5 @@
+"""`python -m pgt.cli`: the `pgt` command."""
+
+from pgt.cli.main import entry
+
+entry()

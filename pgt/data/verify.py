@@ -1,0 +1,168 @@
+"""Every file of an image folder opened and decoded once, and what was found written down."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from pgt.core.errors import InputError
+from pgt.core.files import write_json
+from pgt.core.machine import now
+from pgt.core.signals import uninterrupted
+from pgt.core.words import printable, some
+from pgt.data.image_file import UNREADABLE, decode, why
+from pgt.data.tree import COUNTS, MANIFEST, Files, Tree, check_root, describe, read_tree
+
+CHUNK = 64
+"""Files that a process takes at a time."""
+SHOWN = 20
+"""Unreadable files that are listed by name; the manifest has all."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a tree consists of.
+
+    Attributes:
+        tree: its files.
+        digest: of their list.
+        unreadable: files that cannot be decoded, relative to the root, and why.
+        ignored: files in class folders that are no part of the set: hidden, or no image's extension.
+        smallest: images in the smallest class of the training set.
+    """
+
+    tree: Tree
+    digest: str
+    unreadable: dict[str, str]
+    ignored: int
+    smallest: int
+
+
+def verify(root: Path, workers: int) -> Verified:
+    """Decode every image of `<root>/train` and `<root>/val`.
+
+    Args:
+        workers: processes that decode.
+
+    Raises:
+        InputError: a folder that is missing or empty, or splits whose classes differ.
+    """
+    tree = read_tree(root)
+    unreadable: dict[str, str] = {}
+    for name, files in (("train", tree.train), ("val", tree.test)):
+        for index, reason in _undecodable(files, workers, name):
+            unreadable[str(files.path(index).relative_to(root))] = reason
+    ignored = sum(_entries(files) - len(files) for files in (tree.train, tree.test))
+    return Verified(tree, tree.digest(), unreadable, ignored, int(np.bincount(tree.train.labels).min()))
+
+
+def _entries(files: Files) -> int:
+    return sum(len(list((files.folder / name).iterdir())) for name in files.classes)
+
+
+def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str]]:
+    """(index, reason) of each file that cannot be decoded, under a progress bar where there is a terminal."""
+    chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _remember, (files,)) as pool,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task(title, total=len(files))
+        with uninterrupted():
+            results = pool.map(_broken, chunks)
+        for chunk, found in zip(chunks, results, strict=True):
+            progress.advance(task, len(chunk))
+            yield from found
+
+
+_files: Files
+"""Of the split that a process decodes."""
+
+
+def _remember(files: Files) -> None:
+    global _files
+    _files = files
+
+
+def _broken(indices: range) -> list[tuple[int, str]]:
+    """(index, reason) of each of the files that cannot be decoded."""
+    found = []
+    for index in indices:
+        try:
+            decode(_files.path(index))
+        except UNREADABLE as error:
+            found.append((index, why(error)))
+    return found
+
+
+def report(verified: Verified) -> str:
+    """What was found, as text."""
+    tree = verified.tree
+    classes = tree.train.classes
+    lines = [
+        f"{tree.root}: {describe(tree.counts())}",
+        f"classes in order: {some(classes, 3, last=True)}; the smallest has {verified.smallest:,} training images",
+        f"file list: {verified.digest}",
+    ]
+    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        known = [name for name, counts in COUNTS.items() if counts == tree.counts()]
+        less = f"not all of ImageNet-1K, which has {describe(COUNTS['imagenet'])}"
+        lines.append(f"{known[0]}: complete" if known else less)
+    if verified.ignored:
+        lines.append(f"ignored: {verified.ignored:,} entries of class folders that are hidden or not named as images")
+    lines.append(f"unreadable: {len(verified.unreadable):,}")
+    lines += [f"  {printable(path)}: {reason}" for path, reason in list(verified.unreadable.items())[:SHOWN]]
+    if len(verified.unreadable) > SHOWN:
+        lines.append(f"  and {len(verified.unreadable) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def write_manifest(verified: Verified, path: Path) -> None:
+    """Write as JSON what `pgt train` compares with.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    classes, train, test = verified.tree.counts()
+    try:
+        write_json(
+            path,
+            {
+                "digest": verified.digest,
+                "classes": classes,
+                "train": train,
+                "val": test,
+                "unreadable": sorted(verified.unreadable),
+                "time": now(),
+            },
+        )
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
+
+
+def command(root: Path, workers: int, output: Path | None) -> None:
+    """Verify, print and write; raises InputError where files are unreadable."""
+    path = output or root / MANIFEST
+    check_root(root)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: name another place by --output, and by data.manifest when you train")
+    verified = verify(root, workers)
+    print(report(verified))
+    write_manifest(verified, path)
+    print(f"written to {path}")
+    if verified.unreadable:
+        raise InputError(
+            f"{len(verified.unreadable)} files under {root} cannot be read: mend or remove them and verify again, or "
+            "train without them by data.on_bad_file=skip"
+        )

@@ -1,0 +1,235 @@
+"""A run is a folder: its identity, what lies in it, and how it is written. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pgt.core.errors import InputError, as_input_error
+from pgt.core.files import write_json
+
+SCHEMA_VERSION = 1
+
+UNFINISHED, FINISHED, DIVERGED = "unfinished", "finished", "diverged"
+
+
+@dataclass
+class Summary:
+    """`summary.json`: what a run came to. Accuracies in percent; None until measured.
+
+    Attributes:
+        identity: the config values behind `run_id`.
+        status: `unfinished`, `finished` or `diverged`.
+        epochs: epochs done.
+        train_top1, train_loss: running over the last epoch's augmented batches.
+        test_top1_best: over all epochs; `test_top1_final` and the rest are the last epoch's.
+        test_loss_alpha: cross-entropy at α·z.
+        test_ece, test_ece_alpha: expected calibration error at z and at α·z, percent.
+        images_per_second: training speed, evaluation apart.
+        skipped_files: images left out because they could not be read.
+        manifest: names the data (see `pgt.data.DataSet`).
+        commit: of this program, with `+` where the tree was not clean; its version when installed without git.
+        started, finished: ISO 8601, UTC.
+        reason: why a run diverged.
+    """
+
+    run_id: str
+    group_id: str
+    experiment: str | None
+    identity: dict[str, Any]
+    seed: int
+    manifest: str
+    commit: str
+    started: str
+    status: str = UNFINISHED
+    epochs: int = 0
+    train_top1: float | None = None
+    train_loss: float | None = None
+    test_top1_best: float | None = None
+    test_top1_final: float | None = None
+    test_top5_final: float | None = None
+    test_loss: float | None = None
+    test_loss_alpha: float | None = None
+    test_logit_norm: float | None = None
+    test_ece: float | None = None
+    test_ece_alpha: float | None = None
+    images_per_second: float | None = None
+    skipped_files: int = 0
+    world_size: int = 1
+    finished: str | None = None
+    reason: str | None = None
+    version: int = field(default=SCHEMA_VERSION)
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Replace the folder's `summary.json`."""
+    write_json(folder / "summary.json", asdict(summary))
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """The folder's summary, or None where there is none.
+
+    Raises:
+        InputError: a summary that cannot be read.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if values["version"] != SCHEMA_VERSION:
+            raise InputError(f"{path} has schema version {values['version']}, this pgt reads {SCHEMA_VERSION}")
+        return Summary(**{item.name: values[item.name] for item in fields(Summary) if item.name in values})
+    except (ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise InputError(
+            f"cannot read {path} ({kind}): delete this file, and its run goes on from its checkpoint"
+        ) from None
+
+
+def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
+    """(folder, summary) of every run under `root`, sorted by folder; a warning for each whose summary cannot be read.
+
+    Args:
+        root: the runs folder.
+        experiment: only this one, or all that its name is a folder of (`demo` finds `demo/bn`).
+    """
+    top = root / experiment if experiment else root
+    found = []
+    for path in sorted(top.glob("**/summary.json")):
+        try:
+            summary = read_summary(path.parent)
+        except (InputError, OSError) as error:
+            _warn(str(as_input_error(error)))
+            continue
+        if summary is not None:
+            found.append((path.parent, summary))
+    return found
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once, however often a command looks."""
+    print(f"pgt: warning: a run is left out: {text}", file=sys.stderr)
+
+
+def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out.
+
+    Args:
+        event: only the records of this `event`; there are many others, which are not even parsed.
+
+    Raises:
+        InputError: there is no such file, or a line of it is no record.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"there is no {path}: copy it beside its summary.json")
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        if event and f'"event": "{event}"' not in line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise InputError(f"{path}, line {number}: no record; the file is damaged") from None
+    return records
+
+
+TAIL = 1 << 16
+"""Bytes that hold the last records of a file."""
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    """The newest whole record of `metrics.jsonl`, read from its end; empty where there is none."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    for line in reversed(lines):
+        with suppress(ValueError):
+            if line.endswith(b"\n") and isinstance(record := json.loads(line), dict):
+                return record
+    return {}
+
+
+def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
+    """The epoch records of a run, one for each epoch of its summary.
+
+    Raises:
+        InputError: `metrics.jsonl` is damaged, or lacks some.
+    """
+    epochs = read_metrics(folder, "epoch")
+    if [record["epoch"] for record in epochs[: summary.epochs]] != list(range(summary.epochs)):
+        raise InputError(f"{folder / 'metrics.jsonl'} lacks epochs that summary.json counts: the file is damaged")
+    return epochs[: summary.epochs]
+
+
+def progress(summary: Summary) -> tuple[bool, int]:
+    """How far a run has come: the greater, the farther."""
+    return summary.status != UNFINISHED, summary.epochs
+
+
+LOCK_SECONDS = 10
+"""How long to wait for a run's folder: the data workers of a killed process hold it for some seconds."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process.
+
+    Raises:
+        InputError: another process holds it, and keeps it for `LOCK_SECONDS`; its file system knows no locks.
+    """
+    with (folder / "lock").open("a+") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise InputError(
+                        f"{folder} is being trained by another process ({file.read()}): wait for it, or stop it"
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                raise InputError(
+                    f"the file system of {folder} knows no locks ({error.strerror}): mount it with flock, or set "
+                    "paths.runs to another one"
+                ) from None
+        try:
+            file.truncate(0)
+            file.write(f"{platform.node()}, process {os.getpid()}")
+            file.flush()
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def holder(folder: Path) -> str:
+    """The process that holds a run's folder, as `lock` names it; empty where none does."""
+    try:
+        with (folder / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or "a process"
+            return ""
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,240 @@
+"""Weights evaluated on a test set, beside what was recorded of them and what the paper says."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from pgt import data
+from pgt.config.resources import choices, read_conf
+from pgt.core.errors import InputError
+from pgt.core.machine import has_dali
+from pgt.core.types import Batch, Loader
+from pgt.data.delivery import EVALUATION_BATCH, Delivery
+from pgt.reproduction import published
+from pgt.tools import networks, weights
+from pgt.tools.weights import Source
+from pgt.training.evaluation import evaluate
+from pgt.training.precision import Precision
+
+WIDTH = 120
+RECIPE = ("model", "modify_softmax", "sched", "lr", "warmup_lr", "min_lr", "warmup_epochs", "epochs", "cooldown_epochs",
+          "decay_epochs", "decay_rate", "batch_size", "world_size", "opt", "momentum", "weight_decay", "smoothing",
+          "clip_grad", "clip_mode", "amp", "seed")  # fmt: skip
+"""Training arguments that are printed first, in timm's names and the authors'."""
+MEASURES = {
+    "test_top1": "top-1 %",
+    "test_top5": "top-5 %",
+    "test_loss": "loss at z",
+    "test_loss_alpha": "loss at α·z",
+    "test_ece": "calibration error at z %",
+    "test_ece_alpha": "calibration error at α·z %",
+    "test_logit_norm": "norm of z",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says of the evaluation; None: as the checkpoint says, or as is usual.
+
+    Attributes:
+        root: folder of the data set.
+        data: name of the data set.
+        model: name of the network.
+        alpha: the α of α·z.
+        batch: images of a forward pass.
+        workers: that decode.
+        image_size: pixels a side.
+        precision: of the forward pass.
+    """
+
+    root: Path | None = None
+    data: str | None = None
+    model: str | None = None
+    alpha: float | None = None
+    batch: int | None = None
+    workers: int | None = None
+    image_size: int | None = None
+    precision: str | None = None
+
+
+def command(checkpoint: Path, which: str | None, options: Options) -> None:
+    """Read, evaluate and print.
+
+    Raises:
+        InputError: weights, network or data cannot be used, or do not fit each other.
+    """
+    if options.alpha is not None and not 0 <= options.alpha <= 1:
+        raise InputError(f"--alpha must lie between 0 and 1, got {options.alpha:g}")
+    source = weights.read(checkpoint, which)
+    name, model = networks.fit(source.path, source.state, options.model or source.model)
+    print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
+    for line in _said_of_training(source):
+        print(line)
+    chosen = data_options(source, options, name)
+    alpha = _first(options.alpha, source.alpha, 1.0)
+    if (trained := source.known.get("alpha", alpha)) != alpha and options.alpha is None:
+        print(f"calibrated: its classifier was multiplied by the α = {trained:g} of its training, so that z is α·z")
+    precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
+    where = " ".join(str(part) for part in (chosen["name"], chosen.get("root", "")) if part)
+    by = f", {chosen['interpolation']}, {chosen['backend']}" if "backend" in chosen else ""
+    measured, count = measure(source.path, model, chosen, alpha, precision, options.batch or EVALUATION_BATCH)
+    print(f"\n{count:,} images of {where}{by}, {precision}, α = {alpha:g}\n\n{table(measured, source.recorded)}")
+    if chosen["name"] == "imagenet":
+        known = dict(source.known) if source.known or options.alpha is None else {"alpha": options.alpha}
+        print(f"\n{comparison(name, known, measured['test_top1'])}")
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def data_options(source: Source, options: Options, model: str) -> dict[str, Any]:
+    """What `pgt.data.open_set` takes: as the command line says, else the run, else conf/data.
+
+    Raises:
+        InputError: no such data set, an option that it does not have, or no root.
+    """
+    told = dict(source.config.get("data", {}))
+    name = options.data or told.get("name", "imagefolder")
+    chosen = {**_defaults(name), "name": name}
+    if told.get("name") == name:
+        chosen |= {key: value for key, value in told.items() if key in chosen}
+    chosen.pop("drop_last", None)
+    given = {"root": options.root, "workers": options.workers, "image_size": options.image_size}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key not in chosen or name == "synthetic":
+            option = "data" if key == "root" else key.replace("_", "-")
+            raise InputError(f"data set {name} has no {key}: leave --{option} out")
+        chosen[key] = str(value) if key == "root" else value
+    if "root" in chosen and not chosen["root"]:
+        raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")
+    if name in data.FOLDERS:
+        chosen["interpolation"] = (
+            source.config.get("model", {}).get("interpolation") or read_conf(f"model/{model}")["interpolation"]
+        )
+        if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
+            chosen["backend"] = "torchvision"  # Pillow's resize, by which the authors evaluated
+        if options.root is not None:
+            chosen["manifest"] = None
+    return chosen
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The data set's config, without a root."""
+    names = choices("data")
+    if name not in names:
+        raise InputError(f"no data set is called {name}: take one of {', '.join(names)}")
+    file = "imagefolder" if name in data.FOLDERS else name  # imagenet's is imagefolder's with a root
+    return {key: None if key == "root" else value for key, value in read_conf(f"data/{file}").items()}
+
+
+def measure(
+    path: Path, model: torch.nn.Module, chosen: Mapping[str, Any], alpha: float, precision_name: str, batch: int
+) -> tuple[dict[str, float], int]:
+    """`pgt.training.evaluation.evaluate` on the GPU, where there is one, and how many images it saw.
+
+    Raises:
+        InputError: the data set cannot be read, or has other classes than the network.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = Precision(precision_name, device.type)
+    delivery = Delivery(device, precision.dtype, 1, 1, seed=0, drop_last=False, evaluation_batch=batch)
+    _, test = data.open_set(**chosen).loaders(delivery)
+    classes = model.get_submodule("fc").out_features
+    if test.num_classes != classes:
+        raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
+    model = precision.apply(model).to(device, memory_format=torch.channels_last)
+    with closing(test):
+        measured = evaluate(model, _WithProgress(test), alpha, precision)
+    return measured, test.num_samples - len(test.skipped)
+
+
+class _WithProgress:
+    """A test loader under a progress bar, where there is a terminal."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self.num_classes = loader, loader.num_classes
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=self._loader.num_samples)
+            for batch in self._loader.epoch(index):
+                yield batch
+                progress.advance(task, len(batch.labels))
+
+
+def _said_of_training(source: Source) -> Iterator[str]:
+    """What run, checkpoint and log say, as lines."""
+    if source.recorded:
+        yield f"after epoch {source.recorded['epoch'] + 1} of {source.config['recipe']['epochs']}"
+    if source.arguments:
+        first = {key: source.arguments[key] for key in RECIPE if key in source.arguments}
+        others = {key: source.arguments[key] for key in sorted(source.arguments) if key not in first}
+        for title, part in (("trained with", first), ("and", others)):
+            if part:
+                text = " ".join(f"{key}={value}" for key, value in part.items())
+                yield textwrap.fill(f"{title} {text}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    if log := weights.read_authors_log(source.path):
+        epoch, best = max(log, key=lambda line: line[1])
+        yield f"summary.csv: test top-1 {best:g} in epoch {epoch} (best), {log[-1][1]:g} in epoch {log[-1][0]} (last)"
+
+
+def table(measured: Mapping[str, float], recorded: Mapping[str, float]) -> str:
+    """What was measured, beside what the run recorded of the same weights."""
+    headers = ["", "measured"] + (["recorded"] if recorded else [])
+    columns = [measured] + ([recorded] if recorded else [])
+    rows = [[label, *(_number(column.get(key)) for column in columns)] for key, label in MEASURES.items()]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def comparison(model: str, known: Mapping[str, Any], top1: float) -> str:
+    """The rows of the paper that such a network could be, with what stands against them.
+
+    Args:
+        known: of its training, by the names of `published.Row`.
+        top1: measured, percent.
+    """
+    rows = [row for row in published.all_rows() if row.model == model]
+    rows = [row for row in rows if all(getattr(row, key) == value for key, value in known.items())]
+    if not rows:
+        setting = ", ".join(f"{key} {value}" for key, value in known.items())
+        return f"the paper has no row of {model}" + (f" with {setting}" if setting else "")
+    headers = ("paper", "schedule", "batch", "method", "α", "ε", "published", "README", "measured − published", "notes")
+    cells = [
+        [
+            f"Table {row.table}, row {row.number}",
+            row.schedule,
+            str(row.batch),
+            row.method,
+            f"{row.alpha:g}",
+            f"{row.label_smoothing:g}",
+            f"{row.test_top1:g}",
+            "" if row.readme_top1 is None else f"{row.readme_top1:g}",
+            f"{top1 - row.test_top1:+.3f}",
+            ", ".join(map(str, row.notes)),
+        ]
+        for row in rows
+    ]
+    notes = sorted({note for row in rows for note in row.notes})
+    text = [tabulate(cells, headers, tablefmt="github", disable_numparse=True)]
+    text += [f"{number}. {published.NOTES[number]}" for number in notes]
+    return "\n".join([text[0], "", *text[1:]]) if notes else text[0]

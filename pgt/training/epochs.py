@@ -1,0 +1,155 @@
+"""The epochs of a run: each trained, evaluated where it is due, recorded, and added to the summary; and put away,
+between any two steps, when time is up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pgt.core.errors import Stopped, TrainingError
+from pgt.core.words import some
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgt.config.schema import Config
+    from pgt.core.signals import Stop
+    from pgt.core.types import Loader, Sink
+    from pgt.runs.folder import Summary
+    from pgt.training.ranks import Ranks
+    from pgt.training.trainer import Trainer
+
+
+def run_epochs(
+    config: Config,
+    trainer: Trainer,
+    loaders: tuple[Loader, Loader],
+    summary: Summary,
+    sink: Sink,
+    save: Callable[[Summary, dict[str, Any], bool], None],
+    stop: Stop,
+) -> Summary:
+    """Train and evaluate what is left, on every rank alike.
+
+    Args:
+        save: called with the summary, the state that training goes on from, and whether the epoch that has ended was
+            the best so far; after each epoch, and each `trainer.checkpoint_minutes` between two steps.
+
+    Raises:
+        Stopped: a rank has been asked to; the state is saved.
+        TrainingError: the loss is no longer finite.
+    """
+    breaks = Breaks(trainer, loaders[0], save, stop, 60 * config.trainer.checkpoint_minutes, summary)
+    for epoch in range(summary.epochs, config.recipe.epochs):
+        record = _epoch(config, trainer, loaders, epoch, sink, breaks)
+        best = record.get("test_top1", -1.0) > (-1.0 if summary.test_top1_best is None else summary.test_top1_best)
+        breaks.summary = summary = _updated(summary, record)
+        breaks.save(best)
+    return summary
+
+
+DUE = 1
+"""What a rank wants of a break: a checkpoint. A signal's number, all of which are larger: to stop, too."""
+
+
+@dataclass
+class Breaks:
+    """The moments between two batches, where a run can be put away.
+
+    Attributes:
+        seconds: between two checkpoints.
+        summary: after the last whole epoch.
+    """
+
+    trainer: Trainer
+    loader: Loader
+    write: Callable[[Summary, dict[str, Any], bool], None]
+    stop: Stop
+    seconds: float
+    summary: Summary
+    saved: float = field(default_factory=time.monotonic)
+
+    def save(self, best: bool = False) -> None:
+        """Checkpoint. All ranks do it together, and the first one writes."""
+        state = {"loader": self.loader.state_dict(), "skipped": _skipped(self.trainer.ranks, self.loader)}
+        self.write(self.summary, {**self.trainer.state_dict(), **state}, best)
+        self.saved = time.monotonic()
+
+    def pause(self) -> None:
+        """Checkpoint where one is due, and stop where any rank has been asked to; all ranks agree on both."""
+        ranks = self.trainer.ranks
+        due = ranks.first and time.monotonic() - self.saved >= self.seconds
+        wanted = ranks.highest(self.stop.wanted or (DUE if due else 0))
+        if wanted:
+            self.save()
+        if wanted > DUE:
+            ranks.highest(0)  # nobody goes before the first one has written: schedulers end the others then
+            done = self.trainer.progress
+            raise Stopped(wanted, f"after step {done.steps} of epoch {done.epoch + 1}")
+
+
+def _epoch(
+    config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink, breaks: Breaks
+) -> dict[str, Any]:
+    """Train one epoch, and evaluate where it is due; returns its record."""
+    from pgt.training.evaluation import evaluate
+
+    train_loader, test_loader = loaders
+    trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every, breaks.pause)
+    record = {"event": "epoch", "epoch": epoch, **trained}
+    trainer.share_buffers()
+    if (epoch + 1) % config.trainer.evaluate_every == 0 or epoch + 1 == config.recipe.epochs:
+        record |= evaluate(
+            trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
+        )
+    record |= _left_out(_skipped(trainer.ranks, *loaders))
+    if trainer.recorder is not None:
+        zeroed = list(trainer.recorder.zeroed_out().values())
+        record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
+    sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
+    if not math.isfinite(record.get("test_loss", 0.0)):
+        hint = record.get("warning", "try a smaller recipe.lr_peak")
+        raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: {hint}")
+    return record
+
+
+def _skipped(ranks: Ranks, *loaders: Loader) -> list[str]:
+    """Paths of the files that could not be read so far, on any rank."""
+    own = [str(path) for loader in loaders for path in loader.skipped]
+    return sorted({path for part in ranks.gather(own) for path in part})
+
+
+def _left_out(skipped: list[str]) -> dict[str, Any]:
+    """What a record says of them."""
+    if not skipped:
+        return {}
+    return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {some(skipped, 3)}"}
+
+
+def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
+    """The summary after the epoch of `record`."""
+    speed, epoch = summary.images_per_second or record["images_per_second"], record["epoch"]
+    trained = replace(
+        summary,
+        epochs=epoch + 1,
+        train_top1=record["train_top1"],
+        train_loss=record["train_loss"],
+        skipped_files=record.get("skipped_files", 0),
+        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
+    )
+    if "test_top1" not in record:  # not every epoch is evaluated
+        return trained
+    return replace(
+        trained,
+        test_top1_best=max(summary.test_top1_best or 0.0, record["test_top1"]),
+        test_top1_final=record["test_top1"],
+        test_top5_final=record["test_top5"],
+        test_loss=record["test_loss"],
+        test_loss_alpha=record["test_loss_alpha"],
+        test_logit_norm=record["test_logit_norm"],
+        test_ece=record["test_ece"],
+        test_ece_alpha=record["test_ece_alpha"],
+    )

@@ -1,0 +1,162 @@
+"""What lies in the folder of a run while it goes on: written, read back, taken away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgt.config.schema import Config
+from pgt.core import machine as environment
+from pgt.core.errors import InputError
+from pgt.core.files import atomic_write, write_json
+from pgt.core.machine import now
+from pgt.runs import folder as runs
+from pgt.runs import norms as weight_norms
+from pgt.runs.folder import Summary
+
+if TYPE_CHECKING:
+    import torch
+
+    from pgt.core.types import Loader
+    from pgt.runs.console import Console
+    from pgt.runs.mirrors import About
+    from pgt.runs.records import JsonLines
+    from pgt.runs.sinks import Sinks
+    from pgt.training.recorder import Recorder
+    from pgt.training.trainer import Trainer
+
+
+def clear(folder: Path) -> None:
+    """Take away what a run would go on from."""
+    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("tensorboard", weight_norms.FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def save(
+    folder: Path, recorder: Recorder | None, metrics: JsonLines, summary: Summary, state: dict[str, Any], best: bool
+) -> None:
+    """Checkpoint: `last.pt`, and the weights as `best.pt` where they are those of the best epoch so far.
+
+    Args:
+        state: of trainer and loader.
+    """
+    from pgt.training import checkpoint
+
+    if recorder is not None:
+        recorder.sync()
+    if best:
+        checkpoint.save(folder / "checkpoints" / "best.pt", {"model": state["model"]})
+    whole = {**state, "metrics_size": metrics.sync(), "summary": asdict(summary)}
+    checkpoint.save(folder / "checkpoints" / "last.pt", whole)
+    runs.write_summary(folder, summary)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint, on the CPU, where there is one."""
+    from pgt.training import checkpoint
+
+    path = folder / "checkpoints" / "last.pt"
+    return checkpoint.load(path, "cpu") if path.is_file() else None
+
+
+def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
+    """Put trainer and loader where the checkpoint `state` of the folder left them; what else that holds, and `step`:
+    the optimizer steps done in all."""
+    from pgt.training import checkpoint
+
+    path = folder / "checkpoints" / "last.pt"
+    if state is not None and "progress" not in state and "epoch" in state:
+        commit = state["summary"].get("commit", "unknown")
+        raise InputError(
+            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
+            "start over"
+        )
+    if state is None:
+        return {"step": 0, "metrics_size": 0, "summary": {}}
+    try:
+        trainer.load_state_dict(state)
+        loader.load_state_dict(state["loader"])
+        loader.skipped.update(map(Path, state["skipped"]))
+        step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
+        return {"step": step, **{key: state[key] for key in ("metrics_size", "summary")}}
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise checkpoint.damaged(path, error) from None
+
+
+def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:
+    """Write config.yaml and summary.json, and add this start to environment.json; returns what that says of it."""
+    import torch
+    from omegaconf import OmegaConf
+
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    with atomic_write(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    path = folder / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    start = {"time": now(), "commit": summary.commit, **environment.describe(name, torch.get_num_threads())}
+    starts.append(start)
+    write_json(path, {"manifest": summary.manifest, "starts": starts})
+    runs.write_summary(folder, summary)
+    return start
+
+
+@contextmanager
+def sinks(
+    about: About, total_steps: int, metrics_size: int, loggers: dict[str, Any]
+) -> Iterator[tuple[Sinks, Console, JsonLines]]:
+    """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
+    from pgt.runs.console import Console
+    from pgt.runs.mirrors import start_mirrors
+    from pgt.runs.records import JsonLines
+    from pgt.runs.sinks import Sinks
+
+    metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
+    console = Console(about.name, total_steps, about.folder / "log.txt")
+    together = Sinks([metrics, *start_mirrors(loggers, about, console.say), console])
+    try:
+        yield together, console, metrics
+    finally:
+        together.close()
+
+
+@contextmanager
+def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int) -> Iterator[Recorder | None]:
+    """Within it the trainer records norms, where `every` is not 0.
+
+    Args:
+        every: steps between two records.
+        first, last: the steps that are left; records of `first` and later ones, by a process that did not get to its
+            checkpoint, are taken away.
+
+    Raises:
+        InputError: the folder holds norms that are damaged, or of another network.
+    """
+    from pgt.runs.norms import NormsFile
+
+    path = folder / weight_norms.FOLDER
+    before = weight_norms.read_layout(path)
+    if not every:
+        if before is not None:
+            NormsFile(path, before, first).close()
+        yield None
+        return
+    from pgt.training.recorder import Recorder, layout
+
+    now = layout(trainer.model)
+    if before not in (None, now):
+        raise InputError(
+            f"{path} holds the norms of another network: delete it, or add trainer.force=true to start over"
+        )
+    path.mkdir(exist_ok=True)
+    write_json(path / weight_norms.LAYERS, now.describe(every))
+    with closing(NormsFile(path, now, first)) as file:
+        trainer.recorder = Recorder(trainer.model, every, last, file)
+        yield trainer.recorder

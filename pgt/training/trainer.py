@@ -1,0 +1,302 @@
+"""The training loop: a step that fits on one screen, an epoch of steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from inspect import signature
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pgt.core.errors import TrainingError
+from pgt.core.types import IGNORE_INDEX, Batch, GradientTransform, Loader, Loss, Record, Sink
+from pgt.training import batch_norm
+from pgt.training.optimizer import set_rate
+from pgt.training.precision import Precision
+from pgt.training.ranks import ALONE, Ranks
+from pgt.training.recorder import Recorder
+from pgt.training.schedule import Schedule
+
+OPTIONS = signature(DistributedDataParallel).parameters
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else "broadcast_buffers"
+"""Torch 2.15 renamed the option."""
+
+SCALER_PATIENCE = 24
+"""Steps in a row with a non-finite loss after which a gradient scaler has had its say: 65536 halved so often
+is 2^-8, and the loss itself does not depend on the scale."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the training of an epoch is.
+
+    Attributes:
+        epoch: from 0.
+        steps: done.
+        seconds: that they took.
+    """
+
+    epoch: int
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Everything a step touches.
+
+    Attributes:
+        model: on the training device; the same on every rank.
+        loss: (logits, target) -> scalar.
+        transforms: applied in order to the unscaled gradients.
+        schedule: optimizer step -> learning rate.
+        ranks: those that train together.
+        bn_statistics: `first` or `mean` (see `batch_norm.running_statistics`).
+        accumulating: whether a step has more than one group on a rank.
+        compiled: run network and loss through torch.compile.
+        diagnostics: more entries for each record, `warning` among them where there is one; may wait for the device.
+        recorder: of weight norms, where they are recorded, on the rank that writes.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    transforms: Sequence[GradientTransform]
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    ranks: Ranks = ALONE
+    bn_statistics: str = batch_norm.FIRST
+    accumulating: bool = True
+    compiled: bool = False
+    diagnostics: Callable[[], dict[str, Any]] = dict
+    recorder: Recorder | None = None
+    progress: Progress = field(init=False, default_factory=lambda: Progress(-1))
+    tally: Tally = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self.tally = Tally(self.parameters[0][1].device, self.ranks)
+        self._network, self._loss = self.model, self.loss
+        if self.compiled:  # before DDP, whose own forward is not for compiling; its hooks are on the same parameters
+            # Else it may run the code that was made for a network without a hook.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+            self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
+        self._shared: DistributedDataParallel | None = None
+        if self.ranks.world_size > 1:
+            self._network = self._shared = DistributedDataParallel(
+                self._network,
+                device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
+                **{SYNC_BUFFERS: False},  # groups keep their own statistics: `share_buffers`
+                gradient_as_bucket_view=True,
+                static_graph=not self.accumulating,  # with no_sync it fails (torch 2.15)
+            )
+
+    def train_step(self, groups: Sequence[Batch], step: int) -> None:
+        """One optimizer step on the mean gradient of equally large groups, without a host synchronisation."""
+        set_rate(self.optimizer, self.schedule(step))
+        for index, batch in enumerate(groups):
+            with self._synchronised(index == len(groups) - 1), self._statistics(index, len(groups)):
+                with self.precision.autocast():
+                    logits = self._network(batch.images)
+                    loss = self._loss(logits, batch.labels)
+                self.scaler.scale(loss).backward()
+            self.tally.add(logits.detach(), batch.labels, loss.detach())
+        self.tally.end_step(step)
+        self.scaler.unscale_(self.optimizer)
+        if len(groups) > 1:  # after the backward passes, as DDP does: the loss that a hook sees is a group's own
+            torch._foreach_div_([p.grad for _, p in self.parameters if p.grad is not None], len(groups))
+        recorder = self.recorder if self.recorder is not None and self.recorder.due(step) else None
+        if recorder is not None:
+            recorder.gradients(self.parameters)
+        for transform in self.transforms:
+            transform(self.parameters, step)
+        if recorder is not None:
+            recorder.gradients(self.parameters)
+            recorder.take(step, logits.detach(), batch.labels)
+        self.scaler.step(self.optimizer)
+        self.tally.update(self.scaler)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training goes on from, as tensors and plain types. All ranks make it together.
+
+        It holds the running statistics of all ranks. This one keeps its own: no number depends on when it is made.
+        """
+        buffers = batch_norm.buffers(self.model)
+        own = [buffer.clone() for buffer in buffers]
+        self.share_buffers()
+        model = {key: value.clone() for key, value in self.model.state_dict().items()}
+        for buffer, value in zip(buffers, own, strict=True):
+            buffer.copy_(value)
+        return {
+            "model": model,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": asdict(self.progress),
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go there. Raises KeyError, RuntimeError or ValueError for the state of another trainer."""
+        self.model.load_state_dict(state["model"])
+        fused = [group["fused"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # the saved one belongs to the device that saved
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self.tally.load_state_dict(state["tally"])
+
+    def share_buffers(self) -> None:
+        """Give every rank the running statistics that belong to the steps so far."""
+        share = self.ranks.mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.copy_
+        share(batch_norm.buffers(self.model))
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over ranks with the last group of a step only."""
+        return nullcontext() if last or self._shared is None else self._shared.no_sync()
+
+    def _statistics(self, group: int, groups: int) -> AbstractContextManager[None]:
+        return batch_norm.running_statistics(self.model, self.bn_statistics, group, groups, self.ranks.first)
+
+    def train_epoch(
+        self, loader: Loader, epoch: int, sink: Sink, log_every: int, pause: Callable[[], None] = lambda: None
+    ) -> Record:
+        """Train on every batch of an epoch (from 0), or what is left of it; write a record each `log_every` steps.
+
+        Args:
+            pause: called after each step; what it raises ends the epoch there.
+
+        Returns:
+            train_top1 (percent) and train_loss over the epoch's batches of finite loss, lr, loss_scale,
+            images_per_second.
+
+        Raises:
+            TrainingError: the loss is no longer finite.
+        """
+        self.model.train()
+        if self.progress.epoch != epoch:
+            self.progress = Progress(epoch)
+            self.tally.start_epoch()
+        started = time.perf_counter() - self.progress.seconds
+        first = epoch * loader.steps_per_epoch
+        last = first + loader.steps_per_epoch - 1
+        report: dict[str, Any] | None = None
+        for step, groups in enumerate(_steps(loader, epoch, self.progress.steps), first + self.progress.steps):
+            self.train_step(groups, step)
+            if (step + 1) % log_every == 0 or step == last:
+                report = self._report(step, started)
+                sink.write(step, {"event": "step", "epoch": epoch, **report})
+            self.progress = Progress(epoch, step + 1 - first, time.perf_counter() - started)
+            pause()
+        if report is None:  # all of it was done before
+            report = self._report(last, started)
+        if not math.isfinite(report["train_loss"]):
+            hint = report.get("warning", "try a smaller recipe.lr_peak")
+            raise TrainingError(f"no loss of epoch {epoch + 1} was finite: {hint}")
+        return report
+
+    def _report(self, step: int, started: float) -> dict[str, Any]:
+        """The epoch so far. Here, and only here, the host waits for the device."""
+        count, correct, loss, skipped, bad, first_bad = self.tally.read()
+        if self.recorder is not None:
+            self.recorder.drain()
+        seconds = time.perf_counter() - started
+        scale, more = self.scaler.get_scale(), self.diagnostics()
+        if bad > (SCALER_PATIENCE if self.scaler.is_enabled() else 0):
+            scaled = f" with the loss scale at {scale:g}" if self.scaler.is_enabled() else ""
+            hint = more.get("warning", "try a smaller recipe.lr_peak or gradient clipping")
+            raise TrainingError(
+                f"the loss is not finite since step {first_bad:.0f}{scaled} (learning rate "
+                f"{self.schedule(int(first_bad)):.3g}): {hint}"
+            )
+        return {
+            "train_top1": 100 * correct / count if count else math.nan,
+            "train_loss": loss / count if count else math.nan,
+            "lr": self.schedule(step),
+            "loss_scale": scale,
+            "skipped_steps": int(skipped),
+            "images_per_second": count / seconds,
+            **more,
+        }
+
+
+def _steps(loader: Loader, epoch: int, done: int) -> Iterator[list[Batch]]:
+    """The groups of each step that is left of an epoch."""
+    batches = loader.epoch(epoch)
+    for _ in range(done, loader.steps_per_epoch):
+        yield list(islice(batches, loader.groups_per_step))
+
+
+class Tally:
+    """Sums over the batches of an epoch whose loss is finite, steps that the gradient scaler skipped, and the
+    present streak of steps where a loss is not finite on any rank.
+
+    Until it is read, all of it is kept on the device, each rank's own. The streak outlasts the epoch.
+    """
+
+    def __init__(self, device: torch.device, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._streak: list[int] = []  # the bad steps at the end of those that were read
+        self._unread: dict[int, Tensor] = {}  # step -> 1.0 where it is bad on this rank
+        self._step_is_good = torch.ones((), dtype=torch.bool, device=device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.float64, device=device)
+
+    def start_epoch(self) -> None:
+        self._sums = torch.zeros_like(self._sums)
+        self._skipped = torch.zeros_like(self._skipped)
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a group: its samples, the correct ones, and its loss, as often as it has samples.
+
+        A group whose step the gradient scaler skips for its loss must not spoil the mean: it does not count.
+        """
+        good = torch.isfinite(loss)
+        correct, count = (logits.argmax(1) == labels).sum(), (labels != IGNORE_INDEX).sum().to(loss.dtype)
+        sums = torch.stack([count, correct.to(loss.dtype), loss * count])
+        self._sums += torch.where(good, sums, 0.0)
+        self._step_is_good = self._step_is_good & good
+
+    def end_step(self, step: int) -> None:
+        """All groups of a step have been added."""
+        self._unread[step] = (~self._step_is_good).double()
+        self._step_is_good = torch.ones_like(self._step_is_good)
+
+    def update(self, scaler: torch.amp.GradScaler) -> None:
+        """Let the scaler adapt: it lowers its scale when, and only when, it has skipped the step."""
+        if not scaler.is_enabled():
+            return
+        before = scaler._get_scale_async().clone()  # get_scale() would wait for the device
+        scaler.update()
+        self._skipped += scaler._get_scale_async() < before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Over all ranks, which call it together."""
+        samples, correct, loss, skipped, *_ = self.read()
+        return {"sums": [samples, correct, loss], "skipped": skipped, "streak": list(self._streak)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The first rank goes on from the sums of all."""
+        sums = state["sums"] if self._ranks.first else [0.0] * len(state["sums"])
+        self._sums = torch.tensor(sums, dtype=self._sums.dtype, device=self._sums.device)
+        self._skipped = torch.full_like(self._skipped, state["skipped"])
+        self._streak = list(state["streak"])
+
+    def read(self) -> list[float]:
+        """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
+        non-finite loss, and the first of them."""
+        sums = self._ranks.add_up(self._sums.clone())
+        skipped, *bad = self._ranks.largest(torch.stack([self._skipped, *self._unread.values()])).tolist()
+        for step, is_bad in zip(self._unread, bad, strict=True):
+            self._streak = [*self._streak, step] if is_bad else []
+        self._unread = {}
+        return [*sums.tolist(), skipped, len(self._streak), self._streak[0] if self._streak else math.inf]

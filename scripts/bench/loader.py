@@ -1,0 +1,204 @@
+"""Images a second of our loaders and of what a user would pick instead, on the same files, in turns."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from pgt import data
+from pgt.core.errors import InputError
+from pgt.core.machine import cpus, has_dali
+from pgt.data.delivery import DEVIATION, MEAN, Delivery
+from pgt.tools.doctor import generate
+
+SIZE = 224
+REFERENCE = "torchvision, Pillow"
+SETTLE = 1.0
+"""Seconds for a loader to finish what it reads ahead, before the next one is timed."""
+WARM_UP = 4
+"""Batches of a round that are not timed: those that were prepared before it."""
+
+Epoch = Callable[[int], Iterator[Any]]
+"""Epoch number -> its batches."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every contender is given.
+
+    Attributes:
+        root: folder of classes of JPEGs.
+        batch, workers: of each loader.
+    """
+
+    root: Path
+    batch: int
+    workers: int
+
+
+def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: int) -> str:
+    """Measure training loaders, as Markdown.
+
+    Args:
+        root: a folder of classes of images; None: JPEGs of 500x375 that are generated.
+        batch, workers: of each loader.
+        batches: timed in a round.
+        rounds: each goes through all loaders once.
+
+    Raises:
+        InputError: fewer images than a round reads.
+    """
+    with TemporaryDirectory() as folder:
+        if root is None:
+            generate(Path(folder) / "train", batch * (WARM_UP + 2))
+            root = Path(folder) / "train"
+        root = root / "train" if (root / "train").is_dir() else root
+        return _measure(Setting(root, batch, workers), batches, rounds)
+
+
+def _measure(setting: Setting, batches: int, rounds: int) -> str:
+    from tabulate import tabulate
+
+    contenders = {name: _endless(build(setting)) for name, build in _contenders().items()}
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, stream in contenders.items():
+            speeds[name].append(_speed(stream, batches, setting.batch))
+            time.sleep(SETTLE)
+    slowest = statistics.median(speeds[REFERENCE])
+    rows = []
+    for name, measured in speeds.items():
+        middle = statistics.median(measured)
+        spread = f"{min(measured):.0f}–{max(measured):.0f}"
+        rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}"])
+    headers = ["training loader", "images/s", "range", f"× {REFERENCE}"]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    title = (
+        f"{setting.workers} workers, batches of {setting.batch}, {rounds} rounds of {batches} batches in turns, "
+        f"on {device} ({cpus()} CPUs, {platform.machine()})"
+    )
+    return f"{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
+
+
+def _endless(epoch: Epoch) -> Iterator[Any]:
+    index = 0
+    while True:
+        yield from epoch(index)
+        index += 1
+
+
+def _speed(stream: Iterator[Any], batches: int, batch: int) -> float:
+    for _ in range(WARM_UP):
+        next(stream)
+    _wait()
+    started = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    _wait()
+    return batches * batch / (time.perf_counter() - started)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
+    """Loaders by name."""
+    found: dict[str, Callable[[Setting], Epoch]] = {
+        REFERENCE: _torchvision,
+        "timm create_loader": _timm,
+        "pgt, torchvision decode_jpeg": lambda setting: _pgt(setting, "torchvision", "auto"),
+    }
+    if has_dali():
+        found["pgt, DALI on the CPU"] = lambda setting: _pgt(setting, "dali", "cpu")
+        if torch.cuda.is_available():
+            found["pgt, DALI on the GPU"] = lambda setting: _pgt(setting, "dali", "gpu")
+    return found
+
+
+def _pgt(setting: Setting, backend: str, dali_device: str) -> Epoch:
+    from pgt.data.tree import Tree, scan
+
+    files = scan(setting.root)
+    if len(files) < setting.batch:
+        raise InputError(f"{len(files)} images under {setting.root} are fewer than one batch of {setting.batch}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    delivery = Delivery(device, torch.float32, setting.batch, setting.batch, seed=0, drop_last=True)
+    train, _ = data.folder_loaders(
+        delivery, Tree(setting.root, files, files), SIZE, setting.workers, "bilinear", backend, dali_device, "error"
+    )
+    return train.epoch
+
+
+def _torchvision(setting: Setting) -> Epoch:
+    """What torchvision's own references do without their options."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [
+        transforms.RandomResizedCrop(SIZE),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, DEVIATION),
+    ]
+    images = DataLoader(
+        ImageFolder(setting.root, transforms.Compose(steps)),
+        setting.batch,
+        shuffle=True,
+        num_workers=setting.workers,
+        drop_last=True,
+        persistent_workers=setting.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return lambda index: _on_device(images)
+
+
+def _timm(setting: Setting) -> Epoch:
+    """What timm's train.py builds, with the recipe's augmentation."""
+    from timm.data import ImageDataset, create_loader
+
+    images = create_loader(
+        ImageDataset(str(setting.root)),
+        input_size=(3, SIZE, SIZE),
+        batch_size=setting.batch,
+        is_training=True,
+        use_prefetcher=torch.cuda.is_available(),
+        color_jitter=None,
+        interpolation="bilinear",
+        num_workers=setting.workers,
+    )
+    return lambda index: _on_device(images)
+
+
+def _on_device(images: Any) -> Iterator[Any]:
+    for pixels, labels in images:
+        yield (pixels.cuda(non_blocking=True), labels.cuda(non_blocking=True)) if torch.cuda.is_available() else pixels
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, help="a folder of classes of images (default: generated, 500x375)")
+    parser.add_argument("--workers", type=int, default=cpus(), help="of each loader (default: one a CPU)")
+    parser.add_argument("--batch", type=int, default=64, help="images of a batch (default: 64)")
+    parser.add_argument("--batches", type=int, default=12, help="timed batches of a round (default: 12)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds through all loaders (default: 3)")
+    options = parser.parse_args(arguments)
+    if options.root is not None and not options.root.is_dir():
+        parser.error(f"no folder {options.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
+    print(loaders(options.root, options.batch, options.workers, options.batches, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
