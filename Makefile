@@ -5,9 +5,9 @@ READY := .venv/.ready
 RUNS := runs
 
 # One CPU thread for networks this small: a fifth slower on an idle machine, many times faster on a busy one.
-demo test: export OMP_NUM_THREADS := 1
+demo test test-slow: export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test lint format type bench tables clean
+.PHONY: help setup demo test test-slow lint format type bench tables clean
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -25,9 +25,12 @@ demo: $(READY)  ## train 24 small networks (under 4 minutes on 2 cores), print t
 	$(BIN)/pgt table demo --runs $(RUNS) --output $(RUNS)/demo/table.md
 	$(BIN)/pgt figure 4 demo --runs $(RUNS) --output $(RUNS)/demo/curves.png
 
-test: $(READY)  ## run the test suite: on the CPU, and on a GPU where there is one what only that can show
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+test: $(READY)  ## run the tests of a few minutes: on the CPU, and on a GPU, if there is one, what only that can show
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow" -n 2
 	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pytest tests/test_cuda.py; fi
+
+test-slow: $(READY)  ## run the others: every kind of death and stop, Slurm, compiled networks, wheels
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -n 2
 
 lint: $(READY)  ## ruff: style, imports, likely bugs
 	$(BIN)/ruff check .
