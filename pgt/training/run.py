@@ -107,10 +107,10 @@ def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loade
     config, train_loader = job.config, loaders[0]
     job.folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(job.folder):
-        now = None if config.trainer.force else runs.read_summary(job.folder)
-        if now is not None and now.status in (FINISHED, DIVERGED):  # another process ended it while this one loaded
-            _report_earlier(now, job.summary, job.folder, job.label)
-            return ranks.share(now)
+        latest = None if config.trainer.force else runs.read_summary(job.folder)
+        if latest is not None and latest.status in (FINISHED, DIVERGED):  # another process ended it while this one loaded
+            _report_earlier(latest, job.summary, job.folder, job.label)
+            return ranks.share(latest)
         ranks.share(None)
         if config.trainer.force:
             run_folder.clear(job.folder)
