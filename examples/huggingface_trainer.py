@@ -1,6 +1,6 @@
 """PGT in Hugging Face's Trainer: `Trainer(model, args, ..., compute_loss_func=power_grad_loss(0.25))`.
 
-For models whose logits and labels pair position by position (image, token or sequence classification).
+It fits models that have one label for each position of their logits (image, token or sequence classification).
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from pgt import power_grad_cross_entropy
 
 
 def power_grad_loss(alpha: float) -> Callable[..., Tensor]:
-    """What Trainer takes as `compute_loss_func`.
+    """Return a function for Trainer's `compute_loss_func`.
 
     Args:
-        alpha: of PGT; 1 is plain cross-entropy.
+        alpha: exponent of PGT; 1 is plain cross-entropy.
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

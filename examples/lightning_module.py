@@ -1,4 +1,4 @@
-"""PGT in a Lightning module: the two lines are the import and `self.loss`."""
+"""PGT in a Lightning module: two lines differ from any other module, the import and `self.loss`."""
 
 import lightning
 import torch
@@ -8,12 +8,12 @@ from pgt import PowerGradCrossEntropy
 
 
 class Classifier(lightning.LightningModule):
-    """Trains any network that maps images to logits.
+    """Train any network that maps images to logits.
 
     Args:
         model: the network.
-        alpha: of PGT; 1 is plain cross-entropy.
-        learning_rate: of SGD.
+        alpha: exponent of PGT; 1 is plain cross-entropy.
+        learning_rate: learning rate of SGD.
     """
 
     def __init__(self, model: nn.Module, alpha: float, learning_rate: float = 0.1) -> None:
