@@ -1,5 +1,6 @@
-"""The pages name files, headings and commands that exist."""
+"""The pages name files, headings, commands, modules and rooms that exist."""
 
+import pkgutil
 import re
 
 import pytest
@@ -24,12 +25,16 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def commands(page):
-    """Each `pgt <command>` in a page's shell lines, comments apart, and in the code within its sentences."""
+def code(page):
+    """A page's shell lines, without comments, and the code within its sentences."""
     text = page.read_text()
-    shell = "".join(code for language, code in FENCE.findall(text) if language == "sh")
-    lines = [line.partition("#")[0] for line in shell.splitlines()] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
-    return {found for line in lines for found in re.findall(r"(?<!\S)pgt(?:\.cli)? (data [a-z]+|[a-z]+)", line)}
+    shell = "".join(block for language, block in FENCE.findall(text) if language == "sh")
+    return [line.partition("#")[0] for line in shell.splitlines()] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def commands(page):
+    """Each `pgt <command>` in a page's code."""
+    return {found for line in code(page) for found in re.findall(r"(?<!\S)pgt(?:\.cli)? (data [a-z]+|[a-z]+)", line)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -41,6 +46,19 @@ def test_relative_links_point_to_files_and_headings(page):
         target = page.parent / path if path else page
         assert target.exists(), f"{link}: there is no {target}"
         assert not anchor or anchor in anchors(target), f"{link}: {target} has no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_and_modules_exist(page):
+    for line in code(page):
+        for path in re.findall(r"(?<![\w/.])(?:conf|examples|launch|pgt|results|scripts|tests)/[\w./-]*", line):
+            assert (ROOT / path.rstrip(".")).exists(), f"{line}: there is no {path}"
+        for module in re.findall(r"(?<![\w/.-])(?:pgt|scripts|tests)(?:\.\w+)+", line):
+            pkgutil.resolve_name(module)
+    for language, block in FENCE.findall(page.read_text()):
+        for module, names in re.findall(r"^from (pgt[\w.]*) import (.*)$", block if language == "python" else "", re.M):
+            for each in names.split(", "):
+                pkgutil.resolve_name(f"{module}:{each}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -59,6 +77,13 @@ def test_every_command_is_documented(capsys):
     known = set(re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
     assert known >= {"train", "table", "data"}
     assert {command.split()[0] for command in commands(ROOT / "docs/commands.md")} == known
+
+
+def test_every_room_is_on_the_maps():
+    rooms = {path.parent.name for path in (ROOT / "pgt").glob("*/__init__.py")}
+    tree = re.findall(r"^  (\w+)/", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert set(tree) == rooms
+    assert set(re.findall(r"^\| `(\w+)/`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)) == rooms
 
 
 def test_the_citation_is_complete():
