@@ -105,7 +105,7 @@ import torch.nn as nn
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from tests.examples.test_examples import RATE, data, network
 
-kind, output = sys.argv[1:]
+kind, accumulate, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if kind == "smooth":
     train_loss_fn = LabelSmoothingCrossEntropy(smoothing=0.1)
 elif kind == "soft":
@@ -114,25 +114,32 @@ else:
     train_loss_fn = nn.CrossEntropyLoss()
 model = network()
 sgd = torch.optim.SGD(model.parameters(), lr=RATE)
-for x, y in zip(*data()):
+for index, (x, y) in enumerate(zip(*data())):
     if kind == "soft":
         y = torch.nn.functional.one_hot(y, 5).float()
-    train_loss_fn(model(x), y).backward()
-    sgd.step()
-    sgd.zero_grad()
+    loss = train_loss_fn(model(x), y)
+    if accumulate > 1:
+        loss /= accumulate
+    loss.backward()
+    if (index + 1) % accumulate == 0:
+        sgd.step()
+        sgd.zero_grad()
 torch.save(model.state_dict(), output)
 """
 
 
-@pytest.mark.parametrize(("kind", "epsilon"), [("plain", 0.0), ("smooth", 0.1), ("soft", 0.0)])
-def test_timm(tmp_path, kind, epsilon):
+@pytest.mark.parametrize(
+    ("kind", "epsilon", "accumulate"), [("plain", 0.0, 1), ("smooth", 0.1, 3), ("soft", 0.0, 1), ("plain", 0.0, 3)]
+)
+def test_timm(tmp_path, kind, epsilon, accumulate):
     script, output = tmp_path / "train.py", tmp_path / "weights.pt"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(ROOT / "examples" / "timm_train.py"), str(ALPHA), str(script), kind, str(output)]
+    command = [sys.executable, str(ROOT / "examples" / "timm_train.py"), str(ALPHA), str(script)]
+    command += [kind, str(accumulate), str(output)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     model = network()
     model.load_state_dict(torch.load(output, weights_only=True))
-    assert_same_weights(model, reference(network(), epsilon=epsilon))
+    assert_same_weights(model, reference(network(), accumulate, epsilon))
     assert not torch.equal(model[1].weight, network()[1].weight)
 
 
