@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pgt.methods import (
         PowerGradCrossEntropy,
+        SurrogateCrossEntropy,
         clip_grad_norm,
         clip_grad_unitwise,
         clip_grad_value,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PowerGradCrossEntropy",
+    "SurrogateCrossEntropy",
     "clip_grad_norm",
     "clip_grad_unitwise",
     "clip_grad_value",

@@ -6,50 +6,57 @@ No loop over filters and no host synchronisation: thresholds are applied as fact
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pgt.core.types import NamedParameters
+Parameters = Iterable[tuple[str, Tensor]] | Iterable[Tensor] | Tensor
+"""`model.named_parameters()`, `model.parameters()`, or one tensor, as in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def clip_grad_norm(parameters: NamedParameters, step: int = 0, *, max_norm: float) -> None:
+def clip_grad_norm(parameters: Parameters, step: int = 0, *, max_norm: float) -> None:
     """Scale all gradients so that their common norm is at most λ (Eq. 5, "GC").
 
         G ← λ·G/‖G‖ if ‖G‖ > λ
 
     Args:
-        parameters: (name, parameter) pairs; ‖G‖ is one 2-norm over all of them.
+        parameters: parameters or (name, parameter) pairs; ‖G‖ is one 2-norm over all of them.
         step: not used; every gradient transform takes it.
-        max_norm: λ.
+        max_norm: λ, above 0.
+
+    Raises:
+        ValueError: λ is not above 0.
 
     Reference: Pascanu et al., arXiv 1211.5063; the PGT paper calls it clipping by value but clips by norm.
     """
-    grads = [p.grad for _, p in parameters if p.grad is not None]
+    _check_positive(max_norm=max_norm)
+    grads = _gradients(parameters)
     if not grads:
         return
     norm = torch.nn.utils.get_total_norm(grads)
     torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
 
 
-def clip_grad_value(parameters: NamedParameters, step: int = 0, *, clip_value: float) -> None:
+def clip_grad_value(parameters: Parameters, step: int = 0, *, clip_value: float) -> None:
     """Bound each entry of each gradient: G_i ← min(max(G_i, −c), c).
 
     Args:
-        parameters: (name, parameter) pairs.
+        parameters: parameters or (name, parameter) pairs.
         step: not used; every gradient transform takes it.
-        clip_value: c.
+        clip_value: c, above 0.
+
+    Raises:
+        ValueError: c is not above 0.
     """
-    grads = [p.grad for _, p in parameters if p.grad is not None]
-    if grads:
+    _check_positive(clip_value=clip_value)
+    if grads := _gradients(parameters):
         torch._foreach_clamp_min_(grads, -clip_value)
         torch._foreach_clamp_max_(grads, clip_value)
 
 
 def clip_grad_unitwise(
-    parameters: NamedParameters,
+    parameters: Parameters,
     step: int = 0,
     *,
     clip_factor: float,
@@ -63,17 +70,21 @@ def clip_grad_unitwise(
     A unit i is a row of a matrix, a filter of a convolution, or a whole vector (bias, norm's scale).
 
     Args:
-        parameters: (name, parameter) pairs.
+        parameters: parameters or (name, parameter) pairs; `exclude` needs the latter.
         step: not used; every gradient transform takes it.
-        clip_factor: λ.
-        eps: least weight norm, so that zero weights can move.
+        clip_factor: λ, above 0.
+        eps: ε, above 0, the least weight norm, so that zero weights can move.
         exclude: regular expression; parameters in whose name it is found are left alone.
+
+    Raises:
+        ValueError: λ or ε is not above 0; `exclude` and parameters without names.
 
     Reference: Brock et al., arXiv 2102.06171.
     """
+    _check_positive(clip_factor=clip_factor, eps=eps)
     chosen = [
         (p.detach(), p.grad)
-        for name, p in parameters
+        for name, p in _named(parameters, exclude is not None)
         if p.grad is not None and not (exclude is not None and re.search(exclude, name))
     ]
     for weight, grad in chosen:
@@ -87,3 +98,25 @@ def unitwise_norm(x: Tensor) -> Tensor:
     dimensions = None if x.ndim < 2 else tuple(range(1, x.ndim))
     norm: Tensor = torch.linalg.vector_norm(x, dim=dimensions, keepdim=True)
     return norm
+
+
+def _named(parameters: Parameters, needs_names: bool = False) -> list[tuple[str, Tensor]]:
+    """(name, parameter) pairs; a parameter that came alone has an empty name.
+
+    Raises:
+        ValueError: names are needed and there are none.
+    """
+    items = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if needs_names and any(isinstance(item, Tensor) for item in items):
+        raise ValueError("exclude goes by names: pass model.named_parameters(), not model.parameters()")
+    return [("", item) if isinstance(item, Tensor) else item for item in items]
+
+
+def _gradients(parameters: Parameters) -> list[Tensor]:
+    return [p.grad for _, p in _named(parameters) if p.grad is not None]
+
+
+def _check_positive(**thresholds: float) -> None:
+    for name, value in thresholds.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")

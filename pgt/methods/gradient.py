@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TWICE = (
+    "power_grad_cross_entropy cannot be differentiated twice by the logits: p' − q is not the gradient of its value "
+    "(by the incoming gradient it can: torch.autograd.grad(..., inputs=weights))"
+)
+INSTEAD = "use surrogate_cross_entropy, whose gradient autograd finds by itself"
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -21,50 +27,87 @@ def powers_of(log_p: Tensor, alpha: float) -> Tensor:
     return log_p.mul(alpha).exp_()
 
 
+def _per_position(grad_loss: Tensor, reduction: str) -> Tensor:
+    """The incoming gradient in a shape that multiplies [N, C, d1, ...]."""
+    return grad_loss.unsqueeze(1) if reduction == "none" else grad_loss
+
+
 def _per_class(weight: Tensor, ndim: int) -> Tensor:
     """[C] as [1, C, 1, ...] of `ndim` dimensions."""
     return weight.view(1, -1, *[1] * (ndim - 2))
 
 
-class PowerGrad(torch.autograd.Function):
-    """Cross-entropy whose gradient uses p'. Saves log p, as cross-entropy does, or 16-bit logits as they came.
+class CompiledPowerGrad(torch.autograd.Function):
+    """Cross-entropy whose gradient uses p', for torch.compile, which differentiates once and in reverse only.
 
-    Target probabilities and weights come in the precision of the loss, class indices as int64.
+    Saves log p, as cross-entropy does, or 16-bit logits as they came. Target probabilities and weights come in the
+    precision of the loss, class indices as int64.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any) -> Tensor:
+        return _forward(ctx, logits, target, weight, options)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        saved, target, weight = ctx.saved_tensors
+        grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
+        by_target = None
+        if ctx.needs_input_grad[1]:
+            by_target = _target_gradient(saved, grad_loss, weight, *ctx.options)
+        return grad, by_target, *[None] * 5
+
+
+class PowerGrad(torch.autograd.Function):
+    """The same, which can also be differentiated by the incoming gradient, and refuses what would be wrong or missing.
+
+    Its second output, log p, is used by nobody: as an output, the saved tensor knows that it depends on the logits, so
+    that a second derivative by them is refused instead of missing.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        alpha: float,
-        epsilon: float,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-    ) -> Tensor:
-        z = full_precision(logits)
-        log_p = z.log_softmax(1)
-        if epsilon or target.is_floating_point():  # the softmax of log p is p
-            loss = F.cross_entropy(
-                log_p, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
-            )
-        else:
-            loss = F.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
-        ctx.save_for_backward(log_p if z is logits else logits, target, weight, loss)
-        ctx.options = alpha, epsilon, ignore_index, reduction
-        return loss
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return _forward(ctx, logits, target, weight, options)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        saved, target, weight, loss = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
-            grad = _Once.apply(grad, loss)
-        else:
-            grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
-        return grad, None, None, None, None, None, None
+    def backward(ctx: Any, grad_loss: Tensor, grad_log_p: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_log_p is not None:
+            raise RuntimeError(TWICE)
+        if not torch.is_grad_enabled():
+            return CompiledPowerGrad.backward(ctx, grad_loss)
+        saved, target, weight = ctx.saved_tensors
+        with torch.no_grad():
+            unit = _gradient(saved, target, torch.ones_like(grad_loss), weight, *ctx.options)
+        grad = _Once.apply(unit, saved) * _per_position(grad_loss, ctx.options[-1])  # linear in the incoming gradient
+        by_target = None
+        if ctx.needs_input_grad[1]:
+            by_target = _target_gradient(_Once.apply(saved.detach(), saved), grad_loss, weight, *ctx.options)
+        return grad, by_target, *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+        raise RuntimeError(f"power_grad_cross_entropy has no forward-mode derivative: {INSTEAD}")
+
+
+def _forward(
+    ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, options: tuple[float, float, int, str]
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy and log p; saves what the backward pass needs. Options: α, ε, ignore_index, reduction."""
+    _, epsilon, ignore_index, reduction = options
+    z = full_precision(logits)
+    log_p = z.log_softmax(1)
+    if epsilon or target.is_floating_point():  # the softmax of log p is p
+        loss = F.cross_entropy(
+            log_p, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
+        )
+    else:
+        loss = F.nll_loss(log_p, target, weight, ignore_index=ignore_index, reduction=reduction)
+    ctx.save_for_backward(log_p if z is logits else logits, target, weight)
+    ctx.options = options
+    return loss, log_p
 
 
 def _gradient(
@@ -85,6 +128,23 @@ def _gradient(
     else:
         grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
     return grad.to(saved.dtype)
+
+
+def _target_gradient(
+    saved: Tensor,
+    grad_loss: Tensor,
+    weight: Tensor | None,
+    alpha: float,
+    epsilon: float,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """Gradient of the loss by the target probabilities: −log p times their weights, the same for every α."""
+    log_p = saved if saved.dtype in (torch.float32, torch.float64) else full_precision(saved).log_softmax(1)
+    scale = (epsilon - 1) * _per_position(grad_loss, reduction)
+    if weight is not None:
+        scale = scale * _per_class(weight, log_p.ndim)
+    return log_p * (scale / (log_p.numel() // log_p.shape[1]) if reduction == "mean" else scale)
 
 
 def _hard_gradient(
@@ -133,17 +193,12 @@ def _soft_gradient(
 
 
 class _Once(torch.autograd.Function):
-    """Hands a gradient on and refuses to be differentiated: its dependence on the logits must not be dropped.
-
-    The loss, saved as an output, ties it to the graph.
-    """
+    """Returns `value`, and refuses to be differentiated by `source`: that dependence must not be dropped."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, loss: Tensor) -> Tensor:
-        return grad.view_as(grad)
+    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+        return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            "power_grad_cross_entropy cannot be differentiated twice: p' − q is not the gradient of its value"
-        )
+    def backward(ctx: Any, grad: Tensor) -> NoReturn:
+        raise RuntimeError(TWICE)

@@ -5,11 +5,13 @@ Reference: Das et al., "Altering Backward Pass Gradients improves Convergence", 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgt.methods.gradient import PowerGrad, full_precision, powers_of
+from pgt.methods.gradient import INSTEAD, CompiledPowerGrad, PowerGrad, full_precision, powers_of
 from pgt.methods.smoothing import check_smoothing, uniform_epsilon
 
 
@@ -78,8 +80,9 @@ def power_grad_cross_entropy(
     same arguments, for any reduction, loss scale and batch split. α = 1 is `cross_entropy` itself.
 
     Args:
-        logits: z, [N, C] or [N, C, d1, ...]; 16-bit logits are computed, and their loss returned, in float32.
-        target: class indices [N, d1, ...] or probabilities of the shape of `logits`.
+        logits: z, [N, C], [N, C, d1, ...] or [C]; 16-bit logits are computed, and their loss returned, in float32.
+        target: class indices [N, d1, ...] or probabilities of the shape of `logits`. Probabilities may require a
+            gradient: they get cross-entropy's own, −log p.
         alpha: in [0, 1]; the paper uses 0.05 to 0.3, and 0.92 for one network.
         label_smoothing: ε in [0, 1].
         smoothing: `uniform` gives each class ε/C (PyTorch), `paper` each wrong class ε/(C−1) (Eq. 7).
@@ -88,12 +91,13 @@ def power_grad_cross_entropy(
         reduction: `none`, `mean` or `sum`, as in `torch.nn.functional.cross_entropy`.
 
     Returns:
-        A scalar, or [N, d1, ...] without reduction.
+        A scalar, or [N, d1, ...] without reduction. It may be changed in place.
 
     Raises:
-        ValueError: `alpha` outside [0, 1] or NaN; an unknown `smoothing` or `reduction`; a target or weight
-            that requires a gradient, a target of booleans.
-        RuntimeError: when differentiated twice: p' − q is no second derivative of the value.
+        ValueError: `alpha` outside [0, 1], NaN, or with a gradient; an unknown `smoothing` or `reduction`; a target
+            that does not fit the logits; a weight that requires a gradient.
+        RuntimeError: when differentiated twice by the logits, in forward mode, by torch.func or through torch.export:
+            p' − q is not the gradient of the value. By the incoming gradient, in which it is linear, it can be.
 
     Example:
         >>> loss = power_grad_cross_entropy(model(images), labels, alpha=0.25)
@@ -101,12 +105,15 @@ def power_grad_cross_entropy(
     """
     alpha = check_alpha(alpha)
     check_reduction(reduction)
-    if logits.ndim < 2:
-        raise ValueError(f"logits must be [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
-    if target.requires_grad or (weight is not None and weight.requires_grad):
-        raise ValueError("target and weight must not require a gradient: detach them")
-    if target.dtype == torch.bool:
-        raise ValueError("target must be class indices or probabilities, got booleans")
+    check_target(logits, target)
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight must not require a gradient: detach it")
+    if logits.ndim == 1:  # one sample without a batch dimension, as torch takes it
+        loss = power_grad_cross_entropy(
+            logits.unsqueeze(0), target.unsqueeze(0), alpha, label_smoothing=label_smoothing, smoothing=smoothing,
+            weight=weight, ignore_index=ignore_index, reduction=reduction,
+        )  # fmt: skip
+        return loss.squeeze(0) if reduction == "none" else loss
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
     dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
     target = target.to(dtype) if target.is_floating_point() else target.long()
@@ -114,7 +121,25 @@ def power_grad_cross_entropy(
     if alpha == 1:
         return F.cross_entropy(logits.to(dtype), target, weight, ignore_index=ignore_index, reduction=reduction,
                                label_smoothing=epsilon)  # fmt: skip
-    loss: Tensor = PowerGrad.apply(logits, target, alpha, epsilon, weight, ignore_index, reduction)
+    return _apply(logits, target, weight, alpha, epsilon, ignore_index, reduction)
+
+
+def _apply(*arguments: Any) -> Tensor:
+    """The loss of `PowerGrad`, or an error that names the surrogate if another derivative is asked for."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(
+            "torch.export keeps the value of power_grad_cross_entropy and not its gradient: export the network without "
+            f"its loss, or {INSTEAD}"
+        )
+    if torch.compiler.is_compiling():
+        compiled: Tensor = CompiledPowerGrad.apply(*arguments)
+        return compiled
+    try:
+        loss: Tensor = PowerGrad.apply(*arguments)[0]
+    except RuntimeError as error:
+        if "setup_context" in str(error):  # a transform of torch.func
+            raise RuntimeError(f"power_grad_cross_entropy cannot go through torch.func: {INSTEAD}") from None
+        raise
     return loss
 
 
@@ -122,7 +147,7 @@ class PowerGradCrossEntropy(nn.Module):
     """`power_grad_cross_entropy` as a module, in the place of `torch.nn.CrossEntropyLoss`.
 
     Args:
-        alpha: in [0, 1].
+        alpha: in [0, 1]. It may be set during training (`criterion.alpha = 0.5`), compiled or not.
         label_smoothing, smoothing, weight, ignore_index, reduction: see `power_grad_cross_entropy`.
 
     Raises:
@@ -156,9 +181,10 @@ class PowerGradCrossEntropy(nn.Module):
         self.reduction = reduction
         self.register_buffer("weight", weight)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits `input` [N, C, ...] or [C]; the arguments are named as in PyTorch."""
         return self.function(
-            logits,
+            input,
             target,
             self.alpha,
             label_smoothing=self.label_smoothing,
@@ -176,11 +202,36 @@ class PowerGradCrossEntropy(nn.Module):
 
 
 def check_alpha(alpha: float) -> float:
-    """Return α as a float, or raise a ValueError unless it lies in [0, 1]."""
+    """Return α as a float, or raise a ValueError unless it is one number in [0, 1] without a gradient."""
+    if isinstance(alpha, Tensor):
+        if alpha.numel() != 1:
+            shape = list(alpha.shape)
+            raise ValueError(f"alpha must be one number, got a tensor of shape {shape}; class weights go in weight=...")
+        if alpha.requires_grad:
+            raise ValueError("alpha must not require a gradient: PGT defines none for it")
     alpha = float(alpha)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     return alpha
+
+
+def check_target(logits: Tensor, target: Tensor) -> None:
+    """Raise a ValueError that names both shapes unless the target is class indices or probabilities for the logits."""
+    if logits.ndim == 0:
+        raise ValueError("logits must be [N, C], [N, C, d1, ...] or [C], got one number")
+    shapes = f"logits {list(logits.shape)} and target {list(target.shape)}"
+    per_class = target.shape == logits.shape
+    if target.dtype == torch.bool:
+        raise ValueError("target must be class indices or probabilities, got booleans")
+    if target.is_floating_point():
+        if not per_class:
+            raise ValueError(f"target probabilities must have the shape of the logits: {shapes}")
+        return
+    if per_class and target.ndim:
+        raise ValueError(f"target of integers must be class indices, got one number a class (one-hot?): {shapes}; "
+                         "pass probabilities as target.float(), or indices as target.argmax(1)")  # fmt: skip
+    if target.shape != logits.shape[:1] + logits.shape[2:] and not (logits.ndim == 1 and target.ndim == 0):
+        raise ValueError(f"class indices must have the shape of the logits without their classes: {shapes}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -39,7 +39,8 @@ def check_smoothing(epsilon: float, smoothing: str) -> None:
     if not 0 <= epsilon <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {epsilon}")
     if smoothing not in ("paper", "uniform"):
-        raise ValueError(f"smoothing must be paper or uniform, got {smoothing!r}")
+        hint = "; ε itself goes in label_smoothing=..." if isinstance(smoothing, (int, float)) else ""
+        raise ValueError(f"smoothing must be paper or uniform, got {smoothing!r}{hint}")
 
 
 def smooth_labels(

@@ -101,7 +101,6 @@ def test_what_is_not_finite_is_not_hidden(alpha, bad):
 @pytest.mark.parametrize(
     ("target", "weight"),
     [
-        (torch.rand(2, 3, requires_grad=True), None),
         (torch.tensor([0, 1]), torch.ones(3, requires_grad=True)),
         (torch.ones(2, 3, dtype=torch.bool), None),
     ],

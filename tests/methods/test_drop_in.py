@@ -1,0 +1,236 @@
+"""The loss and the clipping in other people's code: what works with torch's own works with these, or says why not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+
+from pgt import (
+    PowerGradCrossEntropy,
+    clip_grad_norm,
+    clip_grad_unitwise,
+    clip_grad_value,
+    power_grad_cross_entropy,
+    surrogate_cross_entropy,
+)
+
+ALPHA = 0.3
+
+
+def tempered(z, y, **options):
+    """The theorem: its gradient by the logits is PGT's."""
+    return F.cross_entropy(ALPHA * z, y, **options) / ALPHA
+
+
+def samples(dtype=torch.float64):
+    return (2 * torch.randn(6, 5, dtype=dtype)).requires_grad_(), torch.randint(5, (6,))
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_loss_may_be_changed_in_place(reduction, dtype, backend):
+    z, y = samples(dtype)
+    criterion = PowerGradCrossEntropy(ALPHA, reduction=reduction)
+    criterion = criterion if backend is None else torch.compile(criterion, backend=backend)
+    loss = criterion(z, y)
+    loss /= 4
+    loss += 1
+    loss.mul_(2)
+    loss.sum().backward()
+    expected = torch.autograd.grad(power_grad_cross_entropy(z, y, ALPHA, reduction=reduction).sum() / 2, z)[0]
+    torch.testing.assert_close(z.grad, expected)
+
+
+def test_it_takes_torchs_argument_names_and_a_sample_without_a_batch():
+    z, y = samples()
+    criterion = PowerGradCrossEntropy(ALPHA)
+    assert torch.equal(criterion(input=z, target=y), criterion(z, y))
+    for target in (y[0], z.detach()[0].softmax(0)):
+        for reduction in ("none", "mean", "sum"):
+            one = z.detach()[0].requires_grad_()
+            loss = power_grad_cross_entropy(one, target, ALPHA, reduction=reduction)
+            torch.testing.assert_close(loss, F.cross_entropy(one, target, reduction=reduction))
+            [got] = torch.autograd.grad(loss, one)
+            [expected] = torch.autograd.grad(tempered(one, target, reduction=reduction), one)
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda z, y: PowerGradCrossEntropy(torch.ones(5)), r"\[5\].*weight="),
+        (lambda z, y: PowerGradCrossEntropy(ALPHA, smoothing=0.1), "label_smoothing="),
+        (lambda z, y: PowerGradCrossEntropy(torch.tensor(0.3, requires_grad=True)), "gradient"),
+        (lambda z, y: power_grad_cross_entropy(z, F.one_hot(y, 5), ALPHA), r"\[6, 5\].*float"),
+        (lambda z, y: power_grad_cross_entropy(z, torch.rand(6, 4), ALPHA), r"\[6, 5\].*\[6, 4\]"),
+        (lambda z, y: power_grad_cross_entropy(z, y[:4], ALPHA), r"\[6, 5\].*\[4\]"),
+        (lambda z, y: power_grad_cross_entropy(z, y, ALPHA, weight=torch.ones(5, requires_grad=True)), "weight"),
+        (lambda z, y: power_grad_cross_entropy(z[0, 0], y[0], ALPHA), r"\[N, C\]"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_mend(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(*samples())
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_target_probabilities_get_cross_entropys_own_gradient(reduction, weighted, epsilon, dtype):
+    z, _ = samples(dtype)
+    q = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(5, dtype=torch.float64) if weighted else None
+    options = {"weight": weight, "reduction": reduction, "label_smoothing": epsilon}
+    back = torch.rand(6 if reduction == "none" else (), dtype=torch.float64)
+    ours = power_grad_cross_entropy(z, q, ALPHA, **options)
+    theirs = F.cross_entropy(z.double(), q, **options)
+    [got] = torch.autograd.grad(ours, q, back.to(ours.dtype))
+    torch.testing.assert_close(got, torch.autograd.grad(theirs, q, back)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 0.05])
+def test_it_agrees_on_the_samples_that_pytorch_tests_cross_entropy_with(alpha, dtype):
+    operations = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db
+    [cross_entropy] = [op for op in operations if op.name == "nn.functional.cross_entropy"]
+    count = 0
+    for sample in cross_entropy.sample_inputs("cpu", dtype, requires_grad=True):
+        z, (y,), options = sample.input, sample.args, sample.kwargs
+        inputs = [x for x in (z, y) if x.requires_grad]
+        ours = power_grad_cross_entropy(z, y, alpha, **options)
+        exact = [x.detach().double() if x.is_floating_point() else x for x in (z, y)]
+        leaves = [x.requires_grad_(x.is_floating_point()) for x in exact]
+        options = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in options.items()}
+        theirs = F.cross_entropy(*leaves, **options)
+        tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(ours.double(), theirs, equal_nan=True, **tolerance)
+        back = torch.rand_like(theirs)
+        tempered_loss = F.cross_entropy(alpha * leaves[0], leaves[1].detach(), **options) / alpha
+        expected = list(torch.autograd.grad(tempered_loss, leaves[0], back))
+        if y.requires_grad:
+            expected += torch.autograd.grad(theirs, leaves[1], back)
+        for got, want in zip(torch.autograd.grad(ours, inputs, back.to(ours.dtype)), expected, strict=True):
+            torch.testing.assert_close(got.double(), want, equal_nan=True, **tolerance)
+        count += 1
+    assert count >= 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_it_is_exact_through_the_incoming_gradient(dtype):
+    """Per-sample weights that are learned: a virtual step's dependence on them."""
+    z, y = samples()
+    weights = torch.rand(6, dtype=torch.float64, requires_grad=True)
+
+    def derivative(loss):
+        [step] = torch.autograd.grad((weights * loss).sum(), z, create_graph=True)
+        return torch.autograd.grad(step.square().sum(), weights)[0]
+
+    got = derivative(power_grad_cross_entropy(z.to(dtype), y, ALPHA, reduction="none"))
+    tolerance = {} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.01}
+    torch.testing.assert_close(got, derivative(tempered(z, y, reduction="none")), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("of", ["logits", "target"])
+def test_a_second_derivative_by_the_logits_is_refused(dtype, of):
+    z, _ = samples(dtype)
+    q = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
+    first = torch.autograd.grad(
+        power_grad_cross_entropy(z, q, ALPHA), {"logits": z, "target": q}[of], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(first[0].square().sum(), z)
+    leaves = [x.detach().requires_grad_() for x in (z, q)]
+    both = torch.autograd.grad(power_grad_cross_entropy(*leaves, ALPHA), leaves, create_graph=True)
+    total = sum(gradient.square().sum() for gradient in both)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        total.backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_other_derivatives_are_refused_and_the_surrogate_named():
+    z, y = samples()
+
+    def loss(z):
+        return power_grad_cross_entropy(z, y, ALPHA)
+
+    def forward_mode():
+        with forward_ad.dual_level():
+            loss(forward_ad.make_dual(z, torch.ones_like(z)))
+
+    class Trained(nn.Module):
+        def forward(self, z):
+            return loss(z)
+
+    calls = [
+        forward_mode,
+        lambda: torch.func.grad(loss)(z),
+        lambda: torch.func.jvp(loss, (z,), (torch.ones_like(z),)),
+        lambda: torch.func.vmap(lambda z, y: power_grad_cross_entropy(z, y, ALPHA))(z, y),
+        lambda: torch.export.export(Trained(), (z,)),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="surrogate_cross_entropy"):
+            call()
+    torch.testing.assert_close(
+        torch.func.grad(lambda z: surrogate_cross_entropy(z, y, ALPHA))(z), torch.autograd.grad(tempered(z, y), z)[0]
+    )
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_alpha_may_be_set_during_training(backend):
+    criterion = PowerGradCrossEntropy(1.0)
+    called = criterion if backend is None else torch.compile(criterion, backend=backend)
+    z, y = samples()
+    for alpha in (1.0, 0.8, 0.5, 0.25):
+        criterion.alpha = alpha
+        [got] = torch.autograd.grad(called(z, y), z)
+        torch.testing.assert_close(got, torch.autograd.grad(F.cross_entropy(alpha * z, y) / alpha, z)[0])
+    criterion.alpha = 2.0
+    with pytest.raises(ValueError, match="alpha must lie in"):
+        criterion(z, y)
+
+
+CLIPPING = {
+    clip_grad_norm: {"max_norm": 0.5},
+    clip_grad_value: {"clip_value": 0.01},
+    clip_grad_unitwise: {"clip_factor": 0.01},
+}
+
+
+@pytest.mark.parametrize("clip", CLIPPING)
+@pytest.mark.parametrize("first", [2, 3])
+def test_clipping_takes_parameters_pairs_or_one_tensor(clip, first):
+    def clipped(choose):
+        torch.manual_seed(0)
+        network = nn.Linear(4, first)
+        network(torch.randn(5, 4)).square().sum().backward()
+        before = [p.grad.clone() for p in network.parameters()]
+        clip(choose(network), **CLIPPING[clip])
+        return before, [p.grad for p in network.parameters()]
+
+    before, pairs = clipped(lambda network: list(network.named_parameters()))
+    assert not torch.equal(before[0], pairs[0])
+    for choose in (lambda network: network.parameters(), lambda network: network.named_parameters()):
+        torch.testing.assert_close(clipped(choose)[1], pairs)
+    before, one = clipped(lambda network: network.weight)
+    assert not torch.equal(before[0], one[0])
+    assert torch.equal(before[1], one[1])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("clip", CLIPPING)
+def test_thresholds_that_are_not_above_0_are_refused(clip, value):
+    with pytest.raises(ValueError, match="must be above 0"):
+        clip([], **dict.fromkeys(CLIPPING[clip], value))
+    with pytest.raises(ValueError, match="eps must be above 0"):
+        clip_grad_unitwise([], clip_factor=0.1, eps=value)
+
+
+def test_exclude_needs_names():
+    with pytest.raises(ValueError, match="named_parameters"):
+        clip_grad_unitwise(nn.Linear(2, 2).parameters(), clip_factor=0.1, exclude="fc")
