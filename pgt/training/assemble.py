@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def set_up_torch(config: Config) -> None:
-    """What holds for the whole process."""
+    """Choose deterministic or fast kernels, as the config says, for the whole process."""
     import torch
 
-    if config.trainer.deterministic:
+    deterministic = config.trainer.deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    torch.backends.cudnn.benchmark = not config.trainer.deterministic
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # each call imports inductor, which takes seconds
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Loader, Trainer]:
