@@ -1,8 +1,8 @@
-"""PowerGrad Transform: gradients altered in the backward pass, and the paper's reproduction.
+"""PowerGrad Transform: gradients altered in the backward pass, and the reproduction of its paper.
 
 from pgt import PowerGradCrossEntropy
 
-criterion = PowerGradCrossEntropy(alpha=0.25)  # in the place of torch.nn.CrossEntropyLoss()
+criterion = PowerGradCrossEntropy(alpha=0.25)  # instead of torch.nn.CrossEntropyLoss()
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Imports go down only, and what must not need torch does not."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -53,3 +54,18 @@ def test_the_library_needs_neither_hydra_nor_timm():
         "sys.exit(any(name in sys.modules for name in ('hydra', 'omegaconf', 'timm', 'wandb', 'nvidia.dali')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_run_imports_only_what_it_needs(tmp_path):
+    """Each of these modules takes up to three seconds, of every run, job and rank."""
+    run = ("train", "data=digits", "model=resnet20", "recipe=demo", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    code = f"""
+import sys
+from pgt.cli.main import main
+assert main({list(run)}) == 0
+heavy = "timm torchvision torchmetrics sklearn scipy pandas matplotlib wandb tensorboard lightning transformers"
+found = sorted({{*heavy.split()}} & sys.modules.keys())
+sys.exit(f"a run imports {{found}}" if found else 0)"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The contracts between the layers."""
+"""The contracts between the rooms of the house. Does not import torch: readers of image files import this module."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 IGNORE_INDEX = -100
-"""The label of a padded sample: it counts in no loss and no metric."""
+"""The label of a padded sample, which no loss and no metric counts."""
 
 Record = Mapping[str, Any]
-"""One line of `metrics.jsonl`: plain numbers, lists of them, and strings."""
+"""One line of `metrics.jsonl`: numbers, lists of numbers, and strings."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Batch:
 
     Attributes:
         images: [N, 3, H, W], in the training precision and memory format.
-        labels: [N] int64; `IGNORE_INDEX` where an evaluation batch is padded.
+        labels: [N] int64; `IGNORE_INDEX` for the padding of an evaluation batch.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class Loader(Protocol):
         num_classes: number of classes of the data set.
         num_samples: number of distinct samples of the split over all ranks.
         steps_per_epoch: optimizer steps of an epoch, the same on every rank.
-        groups_per_step: batches of one step; more than one where gradients are accumulated.
+        groups_per_step: batches of one step; more than one if gradients are accumulated.
         skipped: files left out so far because they could not be read.
     """
 
@@ -49,19 +49,19 @@ class Loader(Protocol):
     skipped: set[Path]
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `index` (from 0): the same ones each time it is asked. One epoch at a time."""
+        """Yield the batches of epoch `index` (from 0), the same ones at each call. Reads one epoch at a time."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last batch handed out: `epoch`, `step`, and which order it is a place in."""
+        """Return the place behind the last batch handed out: `epoch`, `step`, and the order that they count in."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place: the next `epoch(state["epoch"])` yields what was left of it."""
+        """Go to a place: the next `epoch(state["epoch"])` yields the rest of that epoch."""
         ...
 
     def close(self) -> None:
-        """End the processes and give back the memory that it reads with."""
+        """End the reader processes and free their memory."""
         ...
 
 
@@ -80,4 +80,10 @@ NamedParameters = Sequence[tuple[str, "Parameter"]]
 
 GradientTransform = Callable[[NamedParameters, int], None]
 """(named parameters, step) -> None: changes `.grad` in place, after unscaling and the all-reduce and before the
-optimizer's step."""
+optimizer's step, without a host synchronisation.
+
+This is the part of an alteration that every alteration has; the trainer calls them in the order of the config's list.
+An alteration may also have a part before training, `attach(model)`, which would be called before torch.compile and DDP,
+and a state for the checkpoint, `state_dict()` and `load_state_dict(state)`. No alteration has these parts yet: a pure
+function is an alteration without them.
+"""

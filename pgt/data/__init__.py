@@ -1,38 +1,38 @@
-"""The data sets by name: what they consist of, and each as a training and a test `Loader`.
+"""The data sets by name: each one checked, opened, and delivered by a training and a test `Loader`.
 
-Nothing here imports torch before loaders are asked for.
+Importing this module does not import torch, and neither do `check` and `open_set`: a launcher calls them before it
+trains, and the processes that read image files import this package. The modules that deliver batches are imported
+when the loaders are made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
-from pgt.data.tree import Tree, check_counts, check_manifest, check_root, read_tree
+from pgt.data.tree import check_counts, check_manifest, check_root, read_tree
 
 if TYPE_CHECKING:
     from pgt.core.types import Loader
     from pgt.data.delivery import Delivery
 
-FOLDERS = ("imagenet", "tiny_imagenet", "imagefolder")
-CIFAR = ("cifar10", "cifar100")
 BACKENDS = ("dali", "torchvision")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set that is there.
+    """A data set that has been found and checked.
 
     Attributes:
-        manifest: a short text that changes when the list of its samples does.
-        loaders: its training and its test loader, delivered as a run wants them.
+        manifest: a short text that changes if the list of its samples changes.
+        loaders: makes the training and the test loader for a `Delivery`.
     """
 
     manifest: str
@@ -40,10 +40,10 @@ class DataSet:
 
 
 def check(name: str, **options: Any) -> None:
-    """Refuse at once what is plainly not there: no file is listed.
+    """Refuse a data set that is plainly not there, without listing any files.
 
     Raises:
-        InputError: a data set of folders without them, or a backend that is not installed.
+        InputError: a folder is missing, or the backend is not installed.
     """
     if name in CIFAR and not Path(options["root"]).is_dir():
         raise InputError(f"no folder {options['root']}: data.root must hold the official archive")
@@ -58,85 +58,64 @@ def check(name: str, **options: Any) -> None:
 
 
 def open_set(name: str, **options: Any) -> DataSet:
-    """A data set: no torch yet, and no image read.
+    """Find and check a data set. Reads no image.
 
     Args:
         name: `imagenet`, `tiny_imagenet`, `imagefolder`, `cifar10`, `cifar100`, `digits` or `synthetic`.
-        options: the rest of its config, all of it but `drop_last`; and `interpolation` for the first three.
+        options: the other keys of its config except `drop_last`; the first three also take `interpolation`.
 
     Raises:
-        InputError: no such set or backend; folders that are not there, are not what they are called, or are not what
-            was verified.
+        InputError: the data set or the backend is unknown, a folder is missing or has other contents than its name
+            says, or the files differ from those that were verified.
     """
-    if name in FOLDERS:
-        if options["backend"] not in BACKENDS:
-            raise InputError(f"no data.backend is called {options['backend']}: take one of {', '.join(BACKENDS)}")
-        tree = read_tree(Path(options.pop("root")))
-        check_counts(tree, name)
-        digest, manifest = tree.digest(), options.pop("manifest")
-        skip = options["on_bad_file"] == "skip"
-        unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)
-        known = [tree.root / name for name in unreadable]
-        return DataSet(digest, partial(folder_loaders, tree=tree, unreadable=known, **options))
-    if name == "digits":
-        return DataSet(f"scikit-learn {version('scikit-learn')}", _digits)
-    if name == "synthetic":
-        return DataSet(json.dumps(options, sort_keys=True), partial(_synthetic, **options))
-    if name in CIFAR:
-        return DataSet(name, partial(_cifar, name=name, **options))
-    raise InputError(
-        f"no data set is called {name}: take one of {', '.join((*FOLDERS, *CIFAR, 'digits', 'synthetic'))}"
-    )
+    if name not in DATA_SETS:
+        raise InputError(f"no data set is called {name}: take one of {', '.join(DATA_SETS)}")
+    return DATA_SETS[name](name, **options)
 
 
-def folder_loaders(
-    delivery: Delivery,
-    tree: Tree,
-    image_size: int,
-    workers: int,
-    interpolation: str,
-    backend: str,
-    dali_device: str,
-    on_bad_file: str,
-    unreadable: Iterable[Path] = (),
-) -> tuple[Loader, Loader]:
-    """Training: random resized crop (linear, not antialiased) and flip. Evaluation: resize by `interpolation`, centre
-    crop."""
-    from pgt.data.reader import Reader
-
-    skip, broken = on_bad_file == "skip", list(unreadable)
-    train_reader = Reader(tree.train, image_size, delivery.seed, skip, tree.train.indices(broken))
-    test_reader = Reader(tree.test, image_size, None, broken=tree.test.indices(broken))
-    train = train_reader, delivery.train_sampler(len(tree.train))
-    test = test_reader, delivery.test_sampler(len(tree.test))
-    common = {"delivery": delivery, "interpolation": interpolation, "workers": workers, "skip": skip}
-    if backend == "torchvision":
-        from pgt.data.folder import FolderLoader
-
-        return FolderLoader(*train, **common), FolderLoader(*test, **common)
-    on_gpu = delivery.device.type == "cuda" if dali_device == "auto" else dali_device == "gpu"
-    if on_gpu and delivery.device.type != "cuda":
-        raise InputError("data.dali_device=gpu needs a GPU: set data.dali_device=cpu or auto")
-    try:
-        from pgt.data.dali import DaliLoader
-    except (ImportError, OSError) as error:
-        raise InputError(f"NVIDIA DALI does not load ({error}): mend it, or take data.backend=torchvision") from None
-    return DaliLoader(*train, **common, on_gpu=on_gpu), DaliLoader(*test, **common, on_gpu=on_gpu)
+def _open_folder(name: str, root: str, manifest: str | None, on_bad_file: str, backend: str, **options: Any) -> DataSet:
+    if backend not in BACKENDS:
+        raise InputError(f"no data.backend is called {backend}: take one of {', '.join(BACKENDS)}")
+    tree = read_tree(Path(root))
+    check_counts(tree, name)
+    digest, skip = tree.digest(), on_bad_file == "skip"
+    unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)
+    known = [tree.root / path for path in unreadable]
+    return DataSet(digest, _loaders("images", tree=tree, unreadable=known, skip=skip, backend=backend, **options))
 
 
-def _digits(delivery: Delivery) -> tuple[Loader, Loader]:
-    from pgt.data import digits
-
-    return digits.load(delivery)
+def _open_cifar(name: str, root: str) -> DataSet:
+    return DataSet(name, _loaders("cifar", name=name, root=root))
 
 
-def _synthetic(delivery: Delivery, **options: Any) -> tuple[Loader, Loader]:
-    from pgt.data import synthetic
-
-    return synthetic.load(delivery, **options)
+def _open_digits(name: str) -> DataSet:
+    return DataSet("UCI digits, split 0", _loaders("digits"))
 
 
-def _cifar(delivery: Delivery, **options: Any) -> tuple[Loader, Loader]:
-    from pgt.data import cifar
+def _open_synthetic(name: str, **options: Any) -> DataSet:
+    return DataSet(json.dumps(options, sort_keys=True), _loaders("synthetic", **options))
 
-    return cifar.load(delivery, **options)
+
+def _loaders(module: str, **options: Any) -> Callable[[Delivery], tuple[Loader, Loader]]:
+    """Return `load` of a module of this package with its options set; the module is imported by the first call."""
+    return partial(_load, module=module, **options)
+
+
+def _load(delivery: Delivery, module: str, **options: Any) -> tuple[Loader, Loader]:
+    loaders: tuple[Loader, Loader] = import_module(f"pgt.data.{module}").load(delivery, **options)
+    return loaders
+
+
+DATA_SETS: dict[str, Callable[..., DataSet]] = {
+    "imagenet": _open_folder,
+    "tiny_imagenet": _open_folder,
+    "imagefolder": _open_folder,
+    "cifar10": _open_cifar,
+    "cifar100": _open_cifar,
+    "digits": _open_digits,
+    "synthetic": _open_synthetic,
+}
+"""The data sets by the name that a config's `data.name` gives, each with the function that opens it."""
+
+FOLDERS = tuple(name for name, opener in DATA_SETS.items() if opener is _open_folder)
+CIFAR = tuple(name for name, opener in DATA_SETS.items() if opener is _open_cifar)

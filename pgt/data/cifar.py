@@ -21,12 +21,15 @@ PADDING = 4
 
 
 def load(delivery: Delivery, name: str, root: str) -> tuple[Loader, Loader]:
-    """Training (crop of 32 out of 4 pixels of padding, flip) and test loader, ImageNet mean and deviation.
+    """Make the training and the test loader.
+
+    A training image is padded by 4 pixels, cropped to 32 at a random place, and flipped with probability 1/2. Pixels
+    are normalised by the mean and deviation of ImageNet.
 
     Args:
-        delivery: what the run wants.
+        delivery: where the batches go, and in which precision.
         name: `cifar10` or `cifar100`.
-        root: folder of the official archive, which is unpacked there, or of what came out of it.
+        root: folder that holds the official archive, which is unpacked there, or the unpacked files.
 
     Raises:
         InputError: neither is there, or it is damaged.
@@ -51,10 +54,10 @@ def load(delivery: Delivery, name: str, root: str) -> tuple[Loader, Loader]:
 
 
 def _unpack(kind: type[datasets.CIFAR10], root: Path) -> None:
-    """Unpack the archive, if that is all there is. Several processes may do so at a time.
+    """Unpack the archive unless that has been done. Several processes may do so at the same time.
 
     Raises:
-        InputError: there is nothing to unpack, or it is damaged.
+        InputError: there is no archive, or it is damaged.
     """
     archive, folder = root / kind.filename, root / kind.base_folder
     if folder.is_dir():
@@ -70,6 +73,7 @@ def _unpack(kind: type[datasets.CIFAR10], root: Path) -> None:
 
 
 def _read(kind: type[datasets.CIFAR10], root: Path, training: bool) -> datasets.CIFAR10:
+    """Read the unpacked files; raises InputError if they are damaged."""
     try:
         return kind(root, train=training)
     except RuntimeError:

@@ -19,24 +19,24 @@ from pgt.data.sampler import Sampler
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 THREADS_A_READER = 4
-"""Decoding threads that one process reading files ahead keeps busy; with fewer, this process reads."""
+"""Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself."""
 LARGEST = 5980, 6430
-"""Width and height that the GPU's JPEG decoder has memory for from the start: of ImageNet's largest images."""
+"""Largest width and height in ImageNet: the GPU's JPEG decoder allocates memory for them at the start."""
 READ_AHEAD = 2
-"""Batches, of files as well as of decoded images."""
+"""Batches prepared in advance, of files as well as of decoded images."""
 
 
 class DaliLoader(FileLoader):
     """A `Loader` over image files through one DALI pipeline that runs on from epoch to epoch.
 
     Args:
-        reader: of the split.
-        sampler: which samples come when.
-        delivery: where to, and in which precision.
-        interpolation: of the evaluation's resize: `bilinear` or `bicubic`.
-        workers: decoding threads, at most one a CPU.
-        skip: leave unreadable files out; else they stop the run.
-        on_gpu: decode there, too, with nvJPEG.
+        reader: reads the files of the split.
+        sampler: decides which samples come when.
+        delivery: where the batches go, and in which precision.
+        interpolation: `bilinear` or `bicubic`, for the resize before evaluation.
+        workers: decoding threads; never more than one per CPU are used.
+        skip: leave unreadable files out; otherwise the first one stops the run.
+        on_gpu: decode on the GPU, with nvJPEG.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class DaliLoader(FileLoader):
         for place in range(first, per_epoch):
             if self._pipeline is None or position != self._position:
                 self._begin_at(position)
-            self._position = -1  # whoever leaves in the middle, by an error too, finds a new pipeline
+            self._position = -1  # after a break or an error in the middle, the next call builds a new pipeline
             while not isinstance(batch := self._next(), Batch):
                 self._set_aside(epoch, part[place], batch)
                 self._begin_at(position)
             position += 1
-            again = place == per_epoch - 1 and not self.sampler.training  # each evaluation reads the same samples
+            again = place == per_epoch - 1 and not self.sampler.training  # every evaluation reads the same samples
             self._position = 0 if again else position
             yield batch
 
@@ -79,11 +79,11 @@ class DaliLoader(FileLoader):
         self._pipeline, self._held = None, []
 
     def _next(self) -> Batch | RuntimeError:
-        """The pipeline's next batch, or why there is none."""
+        """Return the pipeline's next batch, or the error that it raised instead."""
         try:
             outputs = self._pipeline.run()
         except RuntimeError as error:
-            return error.with_traceback(None)  # which would keep the pipeline alive, for a forked process to destroy
+            return error.with_traceback(None)  # whose frames would keep the pipeline alive
         images, labels, unreadable = (_tensor(output) for output in outputs)
         self.note(unreadable)
         images = images.permute(0, 3, 1, 2)
@@ -92,7 +92,7 @@ class DaliLoader(FileLoader):
         return Batch(self._delivery.images(images), labels)
 
     def _taken_over(self, outputs: Any, *tensors: Tensor) -> list[Tensor]:
-        """Copies in torch's own memory; DALI's is held until they are made, whatever its streams do meanwhile."""
+        """Copy tensors into torch's memory. DALI's outputs are kept until the copies are made on torch's stream."""
         copies = [tensor.clone() for tensor in tensors]
         made = torch.cuda.Event()
         made.record()
@@ -100,18 +100,18 @@ class DaliLoader(FileLoader):
         return copies
 
     def _set_aside(self, epoch: int, group: np.ndarray, error: RuntimeError) -> None:
-        """Do without the files that DALI could not decode among those of a group, or without DALI's decoding of it.
+        """Handle a group that DALI could not decode: leave out its broken files, or let Pillow decode the group.
 
         Raises:
-            InputError: files are broken, and not to be left out.
-            RuntimeError: `error`, where the files are not at fault.
+            InputError: a file is broken, and unreadable files stop the run.
+            RuntimeError: `error`, if the files are not the cause.
         """
         used = {self.reader.sample(epoch, index).index for index in group.tolist()}
         self.note(torch.tensor(self.reader.set_aside(used, error)))
 
     def _begin_at(self, position: int) -> None:
         """Build the pipeline whose first batch is the group at `position`, counted over all epochs."""
-        self._pipeline = None  # releases what it holds before there is another
+        self._pipeline = None  # frees the old one's memory before there is a new one
         stream = Stream(self.reader, self.sampler, position * self.sampler.group)
         device = self._delivery.device
         readers = self._threads // THREADS_A_READER
@@ -127,7 +127,7 @@ class DaliLoader(FileLoader):
         self._pipeline.build()
 
     def _graph(self, stream: Stream, parallel: bool) -> tuple[Any, Any, Any]:
-        """Images [S, S, 3] in the training precision, labels, indices of unreadable files."""
+        """Define the pipeline: images [S, S, 3] in the training precision, labels, indices of unreadable files."""
         data, start, shape, size, down, across, flip, label, unreadable = fn.external_source(
             stream,
             num_outputs=9,
@@ -146,8 +146,9 @@ class DaliLoader(FileLoader):
             ],
             **({"prefetch_queue_depth": READ_AHEAD} if parallel else {}),
         )
-        orientation = {"adjust_orientation": False}  # Pillow and the authors leave EXIF rotation alone
-        if self._on_gpu:  # nvJPEG before 13.2 cannot smooth the colours of a part alone, and DALI would use the CPU
+        orientation = {"adjust_orientation": False}  # as Pillow and the authors do
+        if self._on_gpu:
+            # The whole image: nvJPEG before 13.2 cannot upsample the colours of a part, and DALI would use the CPU.
             width, height = LARGEST
             images = fn.decoders.image(
                 data,
@@ -162,7 +163,7 @@ class DaliLoader(FileLoader):
         else:
             images = fn.decoders.image_slice(data, start, shape, axis_names="HW", device="cpu", **orientation)
         if self._delivery.device.type == "cuda":
-            images, label = images.gpu(), label.gpu()  # the CPU has enough to do with decoding
+            images, label = images.gpu(), label.gpu()  # resizing there leaves the CPU to decoding
         training = self.sampler.training
         images = fn.resize(
             images,
@@ -185,14 +186,15 @@ class DaliLoader(FileLoader):
 
 
 def _number(device: torch.device) -> int | None:
+    """Return the index of a GPU, or None for the CPU."""
     if device.type != "cuda":
         return None
     return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def _tensor(output: Any) -> Tensor:
-    """DALI's batch as a tensor in the same memory."""
+    """Return DALI's batch as a tensor that shares its memory."""
     tensor = output.as_tensor()
     if isinstance(output, TensorListCPU):
-        return torch.from_numpy(np.asarray(tensor))  # torch takes no page-locked memory through DLPack
+        return torch.from_numpy(np.asarray(tensor))  # torch does not accept pinned memory through DLPack
     return torch.from_dlpack(tensor)

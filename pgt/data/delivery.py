@@ -1,4 +1,4 @@
-"""How a run wants its batches: where, in which precision, how many at a time."""
+"""How a run wants its batches: on which device, in which precision, in which sizes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pgt.data.sampler import Sampler
 
 EVALUATION_BATCH = 256
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels in [0, 1], by channel."""
+"""Mean and standard deviation of ImageNet's pixels in [0, 1], by channel."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What the data layer needs to know of a run.
+    """The settings of a run that its loaders need.
 
     Attributes:
-        device, dtype: of the images it delivers; labels are int64.
-        global_batch: samples of one optimizer step.
+        device, dtype: of the delivered images; labels are int64.
+        global_batch: samples of one optimizer step, over all ranks.
         local_batch: samples of one `Batch`; None: the whole part of a rank.
-        seed: of order and augmentation.
+        seed: for order and augmentation.
         drop_last: leave out the last, partial training batch.
-        rank, world_size: the part of the data that is delivered.
-        cpus: that may decode for it.
-        evaluation_batch: samples of a test batch, at most.
+        rank, world_size: which rank's part of the data is delivered.
+        cpus: how many CPUs this rank may use for decoding.
+        evaluation_batch: the largest number of samples in a test batch.
     """
 
     device: torch.device
@@ -43,11 +43,11 @@ class Delivery:
     evaluation_batch: int = EVALUATION_BATCH
 
     def images(self, x: Tensor) -> Tensor:
-        """`x` on the device, in the training precision and memory format."""
+        """Move images to the device, in the training precision and memory format."""
         return x.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
 
     def train_sampler(self, num_samples: int) -> Sampler:
-        """Raises InputError where the set is smaller than a batch."""
+        """Return the shuffling sampler of a training set; raises InputError if the set is smaller than a batch."""
         try:
             return Sampler(
                 num_samples,
@@ -64,7 +64,7 @@ class Delivery:
             ) from None
 
     def test_sampler(self, num_samples: int) -> Sampler:
-        """In order, each sample exactly once."""
+        """Return the sampler of a test set: in order, each sample exactly once."""
         group = min(self.evaluation_batch, -(-num_samples // self.world_size))
         return Sampler(
             num_samples,

@@ -32,12 +32,12 @@ class FolderLoader(FileLoader):
     """A `Loader` over image files, decoded in worker processes that live through all epochs.
 
     Args:
-        reader: of the split.
-        sampler: which samples come when.
-        delivery: where to, and in which precision.
-        interpolation: of the evaluation's resize: `bilinear` or `bicubic`.
-        workers: processes, at most one a CPU; 0: decode in this one.
-        skip: leave unreadable files out; else they stop the run.
+        reader: reads the files of the split.
+        sampler: decides which samples come when.
+        delivery: where the batches go, and in which precision.
+        interpolation: `bilinear` or `bicubic`, for the resize before evaluation.
+        workers: processes that decode, never more than one per CPU; 0: this process decodes.
+        skip: leave unreadable files out; otherwise the first one stops the run.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FolderLoader(FileLoader):
             _Pixels(reader, interpolation),
             batch_sampler=self._keys,
             num_workers=min(workers, delivery.cpus),
-            multiprocessing_context="fork" if workers else None,  # else each imports torch anew where this was spawned
+            multiprocessing_context="fork" if workers else None,  # spawned ones would each import torch
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
             worker_init_fn=_serve,
@@ -67,17 +67,17 @@ class FolderLoader(FileLoader):
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
         self._keys.epoch, self._keys.first = epoch, first
         if not self._forked:
-            gc.collect()  # what waits to be collected (a DALI pipeline, say) must not be so in a worker
+            gc.collect()  # a worker must not collect this process's garbage, such as a DALI pipeline
             self._forked = True
         for images, labels, unreadable in self._batches:
             self.note(unreadable)
             yield self._delivered(images, labels)
 
     def close(self) -> None:
-        """End the worker processes while their queues are there.
+        """End the worker processes while their queues are open.
 
-        The garbage collector, which frees what an exception refers to, closes the queues first: the workers would not
-        hear of their end, and would be waited for in vain.
+        If the garbage collector frees the loader, after an exception for example, it closes the queues first. The
+        workers would then not be told to end, and waiting for them would not return.
         """
         super().close()
         iterator, self._batches._iterator = self._batches._iterator, None
@@ -85,7 +85,7 @@ class FolderLoader(FileLoader):
             iterator._shutdown_workers()
 
     def _delivered(self, images: Tensor, labels: Tensor) -> Batch:
-        """On a GPU the copy runs on a stream of its own, beside the computation of the batch before."""
+        """Move a batch to the device. On a GPU the copy runs on its own stream, during the computation before it."""
         device = self._delivery.device
         if self._side is None:
             return self._on_device(images, labels)
@@ -94,7 +94,7 @@ class FolderLoader(FileLoader):
         now = torch.cuda.current_stream(device)
         now.wait_stream(self._side)
         for tensor in (batch.images, batch.labels):
-            tensor.record_stream(now)  # so that its memory is not given to the next copy too early
+            tensor.record_stream(now)  # keeps its memory from the next copy until this stream has used it
         return batch
 
     def _on_device(self, images: Tensor, labels: Tensor) -> Batch:
@@ -103,20 +103,20 @@ class FolderLoader(FileLoader):
         return Batch(self._delivery.images(images), labels.to(device, non_blocking=True))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Float32 [N, S, S, 3] of uint8; whole rows of pixels at a time, which a CPU does several times faster."""
+        """Normalise uint8 [N, S, S, 3] to float32. Whole rows at a time are several times faster on a CPU."""
         pixels = images.float()
         pixels.flatten(2).sub_(self._mean).div_(self._deviation)
         return pixels
 
 
 def _serve(worker: int) -> None:
-    """What a forked worker has from its parent is the parent's to collect: another loader, say, and its workers."""
+    """Prepare a forked worker: it never collects the parent's objects, such as another loader and its workers."""
     gc.freeze()
     leave_with_parent_only()
 
 
 class _Keys:
-    """The sampler's groups as (epoch, index) keys, from a group of the epoch that is set."""
+    """The sampler's groups as (epoch, index) keys, from group `first` of `epoch` on."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.epoch, self.first = sampler, 0, 0
@@ -131,7 +131,7 @@ class _Keys:
 
 
 class _Pixels(Dataset[Decoded]):
-    """Decoded samples by (epoch, index)."""
+    """Decoded samples, looked up by (epoch, index)."""
 
     def __init__(self, reader: Reader, interpolation: str) -> None:
         self.reader, self.interpolation = reader, InterpolationMode(interpolation)
@@ -143,30 +143,30 @@ class _Pixels(Dataset[Decoded]):
                 pixels = evaluation_pixels(sample.data, sample.view, self.reader.size, self.interpolation)
             else:
                 pixels = training_pixels(sample.data, sample.view)
-        except UNREADABLE as error:  # its end is there, and something before it is wrong
+        except UNREADABLE as error:  # the header and the end are fine, but not what lies between
             self.reader.set_aside({sample.index}, error)
             return self[key]
         return pixels.permute(1, 2, 0).contiguous(), sample.label, sample.unreadable
 
 
 def training_pixels(data: bytes, view: View) -> Tensor:
-    """The view of an encoded image, linear, not antialiased: uint8 [3, S, S]."""
+    """Decode the view of an image, resized bilinearly without antialiasing: uint8 [3, S, S]."""
     pixels = TF.resized_crop(_decoded(data), *view.box, list(view.size), InterpolationMode.BILINEAR, antialias=False)
     return TF.horizontal_flip(pixels) if view.flip else pixels
 
 
 def evaluation_pixels(data: bytes, view: View, size: int, interpolation: InterpolationMode) -> Tensor:
-    """The view of an encoded image through Pillow, whose resize is antialiased: uint8 [3, S, S]."""
+    """Decode the view of an image with Pillow, whose resize is antialiased: uint8 [3, S, S]."""
     with Image.open(io.BytesIO(data)) as image:
         resized = TF.resize(rgb(image), list(view.size), interpolation)
     return TF.pil_to_tensor(TF.crop(resized, *view.corner, size, size))
 
 
 def _decoded(data: bytes) -> Tensor:
-    """An encoded image as uint8 [3, H, W]."""
+    """Decode an image to uint8 [3, H, W]."""
     if data[:2] == b"\xff\xd8":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 means to remove it some day
+            warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces its removal
             return decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
     with Image.open(io.BytesIO(data)) as image:
         return TF.pil_to_tensor(rgb(image))

@@ -1,4 +1,7 @@
-"""One image file: read, checked, decoded where not every backend would decode it alike. No torch."""
+"""Reading and checking one image file, without torch.
+
+Files that the backends would decode differently are decoded here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from PIL import Image
 
 DECODED_BY_ALL = {"JPEG", "PNG"}
 UNREADABLE = Exception
-"""What Pillow and the file system answer with where a file cannot be read: Pillow, with whatever it stumbles over."""
+"""What to catch when a file is read: Pillow raises exceptions of many kinds for a damaged file."""
 _FILES_FAULT = {
     None,
     errno.ENOENT,
@@ -24,18 +27,18 @@ _FILES_FAULT = {
     errno.ENAMETOOLONG,
     errno.ENXIO,
 }
-"""Error numbers that speak of one file (Pillow's have none), not of a disk that is in trouble."""
+"""Error numbers that blame one file, not the disk or the machine; Pillow's errors have no number."""
 LONGEST = 100
-"""Times that an image may be as long as wide: resizing a longer one would take all memory."""
+"""The largest ratio of the long side to the short one: resizing a longer image would take all memory."""
 
 
 def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
-    """An image file as bytes that every backend decodes alike, its height and its width.
+    """Read an image file as bytes that every backend decodes alike; returns them, the height and the width.
 
-    Decodes the file only where its header is odd or its end is missing, or where it shall be `decoded`.
+    Decodes the file only if it must: its header is unusual, its end is missing, or `decoded` asks for it.
 
     Raises:
-        UNREADABLE: it is no image, or a truncated one.
+        UNREADABLE: the file is not an image, or a truncated one.
     """
     data = contents(path)
     with Image.open(io.BytesIO(data)) as image:
@@ -50,15 +53,15 @@ def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
 
 
 def contents(path: Path) -> bytes:
-    """All of a regular file. What else may lie there, a pipe say, is not waited for.
+    """Read all of a regular file. Anything else, such as a pipe, is refused without waiting for it.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is no regular file.
+        OSError, ValueError: the file cannot be read, or is not a regular file.
     """
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
-        os.set_blocking(file.fileno(), True)  # else Lustre answers EAGAIN where another machine has just written
+        os.set_blocking(file.fileno(), True)  # without it, Lustre answers EAGAIN if another machine has just written
         return file.readall()
 
 
@@ -70,7 +73,7 @@ def decode(path: Path) -> None:
     """Read an image file, and decode all of it.
 
     Raises:
-        UNREADABLE: it cannot be.
+        UNREADABLE: it cannot be read or decoded.
     """
     data, _, _ = read(path)
     with Image.open(io.BytesIO(data)) as image:
@@ -78,7 +81,7 @@ def decode(path: Path) -> None:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB. Deep greyscale keeps its upper 8 bits, where Pillow alone would cut it off at 255."""
+    """Convert any image to 8-bit RGB. Deep greyscale keeps its upper 8 bits; Pillow alone would clip it at 255."""
     if _deep(image):
         pixels = np.asarray(image)
         top = 255 if pixels.max() < 256 else 65535
@@ -87,7 +90,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def why(error: Exception) -> str:
-    """A read error without the path, which the caller names."""
+    """Describe a read error without the path, which the caller names."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, Image.UnidentifiedImageError):
@@ -96,24 +99,24 @@ def why(error: Exception) -> str:
 
 
 def files_fault(error: Exception) -> bool:
-    """Whether a read error speaks of the file, not of a disk or a machine that is in trouble."""
+    """Return whether the file is to blame for a read error, and not the disk or the machine."""
     return getattr(error, "errno", None) in _FILES_FAULT and not isinstance(error, MemoryError)
 
 
 def bitmap(image: Image.Image) -> bytes:
-    """An RGB image as an uncompressed file."""
+    """Encode an RGB image as an uncompressed file."""
     file = io.BytesIO()
     image.save(file, "BMP")
     return file.getvalue()
 
 
 def _deep(image: Image.Image) -> bool:
-    """More than 8 bits a pixel in one channel."""
+    """Return whether an image has one channel of more than 8 bits."""
     return image.mode.startswith(("I", "F"))
 
 
 def _ends(data: bytes, format: str) -> bool:
-    """Whether the file has its format's end mark where it belongs; False also where the format has none."""
+    """Return whether a JPEG or PNG file has its end mark at its end; False for other formats."""
     if format == "JPEG":
         return data.rfind(b"\xff\xd9", -64) >= 0
     return format == "PNG" and b"IEND" in data[-16:]

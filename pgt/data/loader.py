@@ -1,23 +1,22 @@
-"""What all loaders share: how much there is, and the place in it."""
+"""What all loaders share: their sizes, and the place in the data that a checkpoint keeps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from pgt.core.errors import InputError
 from pgt.core.types import Batch
 from pgt.data.reader import Reader
 from pgt.data.sampler import Sampler
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class GroupLoader(ABC):
-    """A `Loader` of the groups that a sampler makes."""
+    """A `Loader` of the groups that a sampler makes. Subclasses say how a group is read."""
 
     def __init__(self, sampler: Sampler, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -48,30 +47,30 @@ class GroupLoader(ABC):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the last optimizer step all of whose batches were handed out."""
+        """Return the place behind the last optimizer step whose batches have all been handed out."""
         epoch, step = self._place
         if step == self.steps_per_epoch:
             epoch, step = epoch + 1, 0
         return {"epoch": epoch, "step": step, "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go there: the next `epoch(state["epoch"])` yields what was left of it, any other epoch all of it.
+        """Go to a place: the next `epoch(state["epoch"])` yields the rest of that epoch, any other epoch all of it.
 
         Raises:
-            InputError: no place, or a place in another order: another number of images, batch or seed. Another world
-                size keeps the order.
+            InputError: the state is malformed, or belongs to another order: another number of images, batch or seed.
+                The order does not depend on the world size.
         """
         try:
             epoch, step, order = int(state["epoch"]), int(state["step"]), state["order"]
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"no place of a loader: {state}") from None
+            raise InputError(f"not the state of a loader: {state}") from None
         if order != self._order():
             raise InputError(
                 f"the data were left in another order ({order}; now {self._order()}): "
                 "the number of images, the batch, or the seed has changed"
             )
         if epoch < 0 or not 0 <= step < self.steps_per_epoch:
-            raise InputError(f"no place of a loader of {self.steps_per_epoch} steps an epoch: {state}")
+            raise InputError(f"not the state of a loader of {self.steps_per_epoch} steps an epoch: {state}")
         self._place = epoch, step
         self._begin = {epoch: step}
 
@@ -87,9 +86,9 @@ class FileLoader(GroupLoader):
     """A `GroupLoader` over image files, some of which may not be readable.
 
     Args:
-        reader: of the split.
-        sampler: which samples come when.
-        skip: leave unreadable files out and remember them in `skipped`; else the first one stops the run.
+        reader: reads the files of the split.
+        sampler: decides which samples come when.
+        skip: leave unreadable files out and remember them in `skipped`; otherwise the first one stops the run.
     """
 
     def __init__(self, reader: Reader, sampler: Sampler, skip: bool) -> None:
@@ -97,10 +96,13 @@ class FileLoader(GroupLoader):
         self.reader, self.skip = reader, skip
 
     def note(self, unreadable: Tensor) -> None:
-        """Look through a batch's indices of unreadable files (−1: none), on the CPU.
+        """Remember the unreadable files of a batch.
+
+        Args:
+            unreadable: their indices, on the CPU; −1 for a sample that could be read.
 
         Raises:
-            InputError: there is one, and files are not to be left out; or not the file is at fault but the disk.
+            InputError: a file is unreadable and stops the run, or the disk and not the file is at fault.
         """
         for index in unreadable[unreadable >= 0].tolist():
             path = self.reader.files.path(index)

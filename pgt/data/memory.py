@@ -1,4 +1,4 @@
-"""Sets that fit in memory: batches are cut from one tensor on the training device."""
+"""Loaders of data sets that fit in memory: batches are cut from one tensor on the training device."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class MemoryLoader(GroupLoader):
         images: [M, 3, H, W], normalised, float32.
         labels: [M] int64.
         num_classes: C.
-        sampler: which samples come when.
-        delivery: where to, and in which precision.
-        augment: changes the images of a batch; None leaves them.
+        sampler: decides which samples come when.
+        delivery: where the batches go, and in which precision.
+        augment: changes the images of a batch; None leaves them as they are.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class MemoryLoader(GroupLoader):
         self._labels = padded.to(delivery.device)
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
-        part = torch.from_numpy(self.sampler.part(epoch)[first:]).to(self._labels.device)  # once: a copy waits
+        # One copy to the device for the whole epoch, since a copy makes the host wait.
+        part = torch.from_numpy(self.sampler.part(epoch)[first:]).to(self._labels.device)
         for picked in part:
             images = self._images[picked]
             if self._augment is not None:
@@ -55,13 +56,13 @@ class MemoryLoader(GroupLoader):
 class CropAndFlip:
     """Pads each image, crops it at a random place to its size, and mirrors every other one.
 
-    Keyed by (seed, epoch, sample index) alone, so that no rank and no interruption changes it.
+    The random numbers depend on (seed, epoch, sample index) alone: neither ranks nor interruptions change them.
 
     Args:
         seed: of the run.
         num_samples: size of the set.
-        padding: pixels on each side.
-        fill: [3] values of the padding.
+        padding: pixels added on each side.
+        fill: [3], the colour of the padding.
         flip: mirror with probability 1/2.
     """
 
@@ -75,7 +76,7 @@ class CropAndFlip:
         return torch.where(flipped[picked][:, None, None, None], images.flip(3), images) if self.flip else images
 
     def _drawn(self, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Offsets [samples, 2] and flips [samples] of an epoch."""
+        """Draw the offsets [samples, 2] and flips [samples] of an epoch, or return those drawn before."""
         if self._epoch != (epoch, device):
             rng = generator(SHIFT, self.seed, epoch)
             offsets = torch.from_numpy(rng.integers(0, 2 * self.padding + 1, (self.num_samples, 2)))
@@ -86,7 +87,7 @@ class CropAndFlip:
 
 
 def shift(images: Tensor, offsets: Tensor, padding: int, fill: Tensor) -> Tensor:
-    """Pad images [N, 3, H, W] with `fill` [3] and crop each at its offset [N, 2], of 0 to twice the padding."""
+    """Pad images [N, 3, H, W] with `fill` [3] and crop each at its offset [N, 2], from 0 to twice the padding."""
     n, _, height, width = images.shape
     padded = fill.to(images)[:, None, None].repeat(n, 1, height + 2 * padding, width + 2 * padding)
     padded[:, :, padding : padding + height, padding : padding + width] = images

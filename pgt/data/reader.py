@@ -1,7 +1,7 @@
-"""Image files as samples: what every backend draws one from. No torch: reader processes import this.
+"""Reading image files as samples, for every backend. Reader processes import this module, so it must not import torch.
 
-What part of an image becomes a sample is decided here, from the file's header and (seed, epoch, index) alone. So
-backends, workers, ranks and an interruption change nothing of it.
+The part of an image that a sample shows is decided here, from the file's header and (seed, epoch, index) alone: it
+does not depend on backend, workers, ranks or interruptions.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pgt.data.tree import Files
 CROP_AREA, CROP_RATIO, CROP_ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 100
 EVALUATION_RESIZE = 256 / 224
 STAND_INS = 100
-"""Files that are tried in the place of an unreadable one."""
+"""The number of following files that are tried if a file is unreadable."""
 _BLANK = bitmap(Image.new("RGB", (1, 1)))
 
 
 @dataclass(frozen=True)
 class View:
-    """The part of an image that a sample shows, in pixels: cut `box`, resize it to `size`, cut from `corner`, flip.
+    """The part of an image that a sample shows: crop `box`, resize it to `size`, crop at `corner`, flip; in pixels.
 
     Attributes:
         box: (top, left, height, width) in the image.
@@ -46,15 +46,15 @@ class View:
 
 
 def random_view(height: int, width: int, size: int, rng: np.random.Generator) -> View:
-    """A random resized crop, flipped with probability 1/2 (the recipe's training augmentation)."""
+    """Draw a random resized crop, flipped with probability 1/2 (the recipe's training augmentation)."""
     box = crop_box(height, width, rng)
     return View(box, (size, size), flip=bool(rng.random() < 0.5))
 
 
 def crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop: area 8–100%, ratio 3/4–4/3 drawn on a log scale.
+    """Draw (top, left, height, width) of a random crop: area 8–100%, ratio 3/4–4/3 drawn on a log scale.
 
-    After 100 attempts that do not fit, the centre, as large as the nearer ratio bound allows.
+    If 100 draws do not fit into the image, return its centre, as large as the nearer ratio bound allows.
     """
     for _ in range(CROP_ATTEMPTS):
         area = height * width * rng.uniform(*CROP_AREA)
@@ -68,10 +68,10 @@ def crop_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, in
 
 
 def central_view(height: int, width: int, size: int) -> View:
-    """The centre of the image resized to a shorter side of 256 for samples of 224, in that proportion for others."""
+    """Return the centre of the image after its shorter side is resized to 256/224 times the sample's size."""
     short, long = sorted((height, width))
     target = round(size * EVALUATION_RESIZE)
-    other = int(target * long / short)  # cut off, not rounded: torchvision's convention, which the authors used
+    other = int(target * long / short)  # truncated, not rounded, as torchvision does, which the authors used
     resized = (target, other) if height <= width else (other, target)
     corner = (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
     return View((0, 0, height, width), resized, corner)
@@ -79,14 +79,14 @@ def central_view(height: int, width: int, size: int) -> View:
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded image and what to do with it.
+    """An encoded image and the part of it to show.
 
     Attributes:
-        data: a whole image file in one of the formats that every backend decodes.
-        label: `IGNORE_INDEX` where it stands for nothing.
-        view: what of it to show.
-        index: of the file; −1 for a blank.
-        unreadable: the index of a file that could not be read and that this stands for, or −1.
+        data: a whole image file in a format that every backend decodes.
+        label: the class, or `IGNORE_INDEX` for a blank.
+        view: the part to show.
+        index: the file's index; −1 for a blank.
+        unreadable: the index of the unreadable file that this sample replaces, or −1.
     """
 
     data: bytes
@@ -98,18 +98,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reader:
-    """Samples by (epoch, index).
+    """Reads samples by (epoch, index).
 
-    An unreadable file becomes a blank without a label; in a training set from which such files are left out
-    it is replaced by the next readable one. Either says so in `Sample.unreadable`.
+    An unreadable file becomes a blank without a label. If unreadable files are left out of a training set, the next
+    readable file replaces it. In both cases `Sample.unreadable` holds its index.
 
     Attributes:
-        files: the split.
+        files: the files of the split.
         size: side of a sample in pixels.
-        seed: of the augmentation; None: evaluation, no augmentation.
-        replace: look for another file in the place of an unreadable one.
-        broken: files that are known to be unreadable.
-        odd: files that Pillow decodes and a backend may not; it gets them decoded.
+        seed: for the augmentation; None for an evaluation, without augmentation.
+        replace: replace an unreadable file by the next readable one.
+        broken: indices of files that are known to be unreadable.
+        odd: indices of files that Pillow decodes and a backend may not; the backend gets them as bitmaps.
     """
 
     files: Files
@@ -120,7 +120,7 @@ class Reader:
     odd: set[int] = field(default_factory=set)
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """Sample `index` (−1: padding) as `epoch` shows it."""
+        """Read sample `index` (−1: padding) as `epoch` shows it."""
         if index < 0:
             return self._blank()
         stand_ins = STAND_INS if self.replace and self.seed is not None else 0
@@ -140,13 +140,20 @@ class Reader:
         return self._blank(index)
 
     def set_aside(self, indices: set[int], error: Exception) -> list[int]:
-        """The broken ones among files one of which a backend could not decode; where none is, all are odd from now on.
+        """Find out why a backend failed to decode a group of files.
+
+        The files that Pillow cannot decode either are remembered as broken. If there are none, the whole group is
+        remembered as odd: the backend gets it as bitmaps from now on.
 
         Args:
             indices: of the files; −1 is padding.
+            error: what the backend raised.
+
+        Returns:
+            The indices of the broken files.
 
         Raises:
-            Exception: `error`, where they are odd already: another thing is wrong.
+            Exception: `error`, if all of the files are odd already: the files are not the cause.
         """
         broken = [index for index in sorted(indices - {-1}) if self._error(index) is not None]
         self.broken.update(broken)
@@ -157,12 +164,12 @@ class Reader:
         return broken
 
     def is_bad(self, index: int) -> bool:
-        """Whether file `index` itself is at fault, now that it could not be read."""
+        """Return whether an unreadable file is itself to blame: it still cannot be read, and not for the disk."""
         error = self._error(index)
         return error is not None and files_fault(error)
 
     def complaint(self, index: int) -> InputError:
-        """What to say of the unreadable file `index`."""
+        """Make the error that names the unreadable file `index` and the reason."""
         error = self._error(index)
         reason = why(error) if error else "it could not be read at first, now it can: is the disk all right?"
         return InputError(
@@ -171,10 +178,11 @@ class Reader:
         )
 
     def _error(self, index: int) -> Exception | None:
+        """Read and decode a file again; returns the error, if there is one."""
         try:
             decode(self.files.path(index))
         except UNREADABLE as error:
-            return error.with_traceback(None)  # its frames would keep the loader, and its workers, alive
+            return error.with_traceback(None)  # its frames would keep the loader and its workers alive
         return None
 
     def _blank(self, unreadable: int = -1) -> Sample:
@@ -182,10 +190,10 @@ class Reader:
 
 
 class Stream:
-    """One rank's samples of all epochs as one row without an end: the source that DALI asks.
+    """One rank's samples of all epochs as an endless sequence, from which DALI requests them one by one.
 
     Args:
-        start: sample of the row (from 0) that the first request is answered with.
+        start: position in the sequence (from 0) of the sample that answers the first request.
     """
 
     def __init__(self, reader: Reader, sampler: Sampler, start: int) -> None:
@@ -193,21 +201,26 @@ class Stream:
         self._orders: dict[int, np.ndarray] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a process that reads ahead for DALI."""
+        """Unpickle in a process that reads ahead for DALI."""
         vars(self).update(state)
         leave_with_parent_only()
 
     def _index(self, epoch: int, place: int) -> int:
+        """Return the sample at a place of an epoch; keeps the orders of this epoch and the one before."""
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = self.sampler.part(epoch).ravel()
         return int(self._orders[epoch][place])
 
     def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """File bytes, box corner and shape, resized size, place of the crop's corner, flip, label, unreadable index.
+        """Answer a request of DALI.
 
         Args:
             info: DALI's `SampleInfo`; requests are counted from 0 in `idx_in_epoch`.
+
+        Returns:
+            File bytes; the box's corner and shape; the resized size; the crop's corner, down and across, as fractions
+            of the room for it; flip; label; index of the unreadable file.
         """
         epoch, place = divmod(self.start + info.idx_in_epoch, self.sampler.samples_per_rank)
         sample = self.reader.sample(epoch, self._index(epoch, place))

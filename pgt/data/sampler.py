@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a function of (seed, epoch, rank, world size), without state."""
+"""The sampler: which samples make up which batch, as a function of (seed, epoch, rank, world size) without state."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 ORDER, VIEW, SHIFT = 1, 2, 3
-"""What random numbers are for: the first part of their key."""
+"""Purposes of random numbers: the first part of a generator's key."""
 
 
 def generator(purpose: int, *key: int) -> np.random.Generator:
-    """Random numbers that depend on nothing but what they are for and a key, as (seed, epoch)."""
+    """Make a random generator that depends only on a purpose and a key such as (seed, epoch)."""
     return np.random.default_rng([purpose, *key])
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Cuts each epoch's order into global batches, and each of those into one run of groups a rank.
+    """Cuts each epoch's order into global batches, and each of those into groups for each rank.
 
     The order of an epoch is one permutation of the whole set, the same for any world size. A global batch is
     `global_batch` consecutive entries of it; rank r of w takes the r-th of its w equal parts, in groups of
@@ -68,7 +68,7 @@ class Sampler:
         return self.global_batch // (self.group * self.world_size)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Sample indices of the whole epoch over all ranks, [steps_per_epoch · global_batch]; −1 is padding."""
+        """Return the sample indices of an epoch over all ranks, [steps_per_epoch · global_batch]; −1 is padding."""
         length = self.steps_per_epoch * self.global_batch
         if not self.training:
             return np.pad(np.arange(self.num_samples), (0, length - self.num_samples), constant_values=-1)
@@ -77,10 +77,10 @@ class Sampler:
 
     @property
     def samples_per_rank(self) -> int:
-        """Samples of one rank's part of an epoch, padding included."""
+        """The number of samples of one rank's part of an epoch, padding included."""
         return self.steps_per_epoch * self.global_batch // self.world_size
 
     def part(self, epoch: int) -> np.ndarray:
-        """This rank's groups of an epoch in order, [groups, group]."""
+        """Return this rank's groups of an epoch in order, [groups, group]."""
         parts = self.order(epoch).reshape(self.steps_per_epoch, self.world_size, -1, self.group)
         return parts[:, self.rank].reshape(-1, self.group)

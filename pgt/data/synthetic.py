@@ -1,4 +1,4 @@
-"""Random tensors that are made once: what the trainer does when data costs nothing."""
+"""Random images made once in memory, to test and time a trainer whose data cost nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgt.data.memory import MemoryLoader
 
 
 def load(delivery: Delivery, num_samples: int, num_classes: int, image_size: int) -> tuple[Loader, Loader]:
-    """The same standard normal images and uniform labels for training and test, from a fixed generator."""
+    """Make a training and a test loader of the same images (standard normal) and labels (uniform), seeded by 0."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_samples, 3, image_size, image_size, generator=generator)
     labels = torch.randint(num_classes, (num_samples,), generator=generator)

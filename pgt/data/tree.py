@@ -1,4 +1,4 @@
-"""What files an ImageNet-style data set consists of. No torch."""
+"""The files of an ImageNet-style data set, listed and compared with what was verified. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COUNTS = {
     "imagenet": (1000, 1_281_167, 50_000),  # ImageNet-1K, ILSVRC 2012
     "tiny_imagenet": (200, 100_000, 10_000),
 }
-"""Classes, training and validation images of the data sets of folders that have a fixed number."""
+"""Classes, training images and validation images of the data sets that have fixed numbers of them."""
 SHOWN = 5
-"""Names in a message."""
+"""The number of names in a message."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The image files of a split in order, by class and then by name: some 30 bytes a file.
+    """The image files of a split in order, by class and then by name. Takes about 30 bytes a file.
 
     Attributes:
-        folder: of the split.
-        classes: C folder names, sorted; a file's label is the place of its folder among them.
+        folder: the folder of the split.
+        classes: C folder names, sorted; a file's label is the position of its folder among them.
         names: [N] file names without their folder, as bytes.
         labels: [N] int32.
     """
@@ -49,7 +49,7 @@ class Files:
         return self.folder / self.classes[self.labels[index]] / os.fsdecode(bytes(self.names[index]))
 
     def indices(self, paths: Iterable[Path]) -> set[int]:
-        """Those of the given files; files of other folders have none."""
+        """Return the indices of the given files; files that are not in this split are ignored."""
         found: set[int] = set()
         for path in paths:
             if path.parent.parent == self.folder and path.parent.name in self.classes:
@@ -58,21 +58,21 @@ class Files:
         return found
 
     def lines(self) -> Iterator[bytes]:
-        """`class/name<tab>label` of each file."""
+        """Yield `class/name<tab>label` for each file."""
         for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
             yield b"%s/%s\t%d\n" % (os.fsencode(self.classes[label]), name, label)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """`<root>/train` and `<root>/val`."""
+    """The files of `<root>/train` and `<root>/val`."""
 
     root: Path
     train: Files
     test: Files
 
     def digest(self) -> str:
-        """A short hash of both file lists: class folder, name and label in order."""
+        """Return a short hash of both file lists: class folder, name and label, in order."""
         sha = hashlib.sha256()
         for files in (self.train, self.test):
             for line in files.lines():
@@ -80,7 +80,7 @@ class Tree:
         return sha.hexdigest()[:16]
 
     def counts(self) -> tuple[int, int, int]:
-        """Classes, training and validation images."""
+        """Return the numbers of classes, training images and validation images."""
         return len(self.train.classes), len(self.train), len(self.test)
 
 
@@ -88,7 +88,7 @@ def read_tree(root: Path) -> Tree:
     """List the files of `<root>/train` and `<root>/val`.
 
     Raises:
-        InputError: a folder that is missing or empty, or splits whose classes differ.
+        InputError: a folder is missing or empty, or the splits have different classes.
     """
     check_root(root)
     tree = Tree(root, scan(root / "train"), scan(root / "val"))
@@ -105,11 +105,11 @@ def check_root(root: Path) -> None:
 
 
 def scan(split: Path) -> Files:
-    """The files of a split. Hidden files and folders, and files without an image's extension, are no part of it.
+    """List the files of a split. Hidden files and folders and files without an image's extension are ignored.
 
     Raises:
-        InputError: no image in it, or in one of its class folders.
-        OSError: a class folder cannot be listed; a link to nowhere may have been one.
+        InputError: the split or one of its class folders holds no image.
+        OSError: a class folder cannot be listed, such as a link to nowhere: leaving it out would shift the labels.
     """
     with os.scandir(split) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
@@ -138,7 +138,7 @@ def _is_image(name: str) -> bool:
 
 
 def check_counts(tree: Tree, name: str) -> None:
-    """Raises InputError unless the counts are those of the data set of that name, where it has fixed ones."""
+    """Raise an InputError if the data set of that name has fixed counts, and the tree has others."""
     if name in COUNTS and tree.counts() != COUNTS[name]:
         raise InputError(
             f"{tree.root} is not {name}: {describe(tree.counts())}, not {describe(COUNTS[name])}; "
@@ -147,18 +147,23 @@ def check_counts(tree: Tree, name: str) -> None:
 
 
 def describe(counts: tuple[int, int, int]) -> str:
+    """Format the numbers of classes, training images and validation images."""
     return "{:,} classes, {:,} training and {:,} validation images".format(*counts)
 
 
 def check_manifest(tree: Tree, digest: str, path: Path | None, allow_unreadable: bool) -> list[str]:
-    """Compare a tree with what `pgt data verify` wrote, if it did; the files that it found unreadable.
+    """Compare a tree with the manifest of `pgt data verify`, if there is one.
 
     Args:
-        path: of what it wrote; None: where it writes unless told otherwise, in the root.
+        digest: of the tree.
+        path: the manifest; None: its default place in the root, where it may be missing.
+        allow_unreadable: accept files that were found to be unreadable.
+
+    Returns:
+        The unreadable files that the manifest lists, relative to the root.
 
     Raises:
-        InputError: other files than those that were verified; or files known to be unreadable, unless
-            `allow_unreadable`; no file at `path`.
+        InputError: the files differ from those that were verified, some are unreadable, or there is no file at `path`.
     """
     named, path = path is not None, path or tree.root / MANIFEST
     try:

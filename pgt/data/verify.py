@@ -1,4 +1,4 @@
-"""Every file of an image folder opened and decoded once, and what was found written down."""
+"""`pgt data verify`: decode every file of an image folder once, report and write down what was found."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from pgt.data.image_file import UNREADABLE, decode, why
 from pgt.data.tree import COUNTS, MANIFEST, Files, Tree, check_root, describe, read_tree
 
 CHUNK = 64
-"""Files that a process takes at a time."""
+"""The number of files that a process takes at a time."""
 SHOWN = 20
-"""Unreadable files that are listed by name; the manifest has all."""
+"""The number of unreadable files that the report names; the manifest names all."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What a tree consists of.
+    """The outcome of a verification.
 
     Attributes:
-        tree: its files.
-        digest: of their list.
-        unreadable: files that cannot be decoded, relative to the root, and why.
-        ignored: files in class folders that are no part of the set: hidden, or no image's extension.
-        smallest: images in the smallest class of the training set.
+        tree: the files.
+        digest: the hash of their list.
+        unreadable: files that cannot be decoded, relative to the root, each with the reason.
+        ignored: the number of entries of class folders that are hidden or do not have an image's extension.
+        smallest: the number of images in the smallest class of the training set.
     """
 
     tree: Tree
@@ -54,7 +54,7 @@ def verify(root: Path, workers: int) -> Verified:
         workers: processes that decode.
 
     Raises:
-        InputError: a folder that is missing or empty, or splits whose classes differ.
+        InputError: a folder is missing or empty, or the splits have different classes.
     """
     tree = read_tree(root)
     unreadable: dict[str, str] = {}
@@ -70,7 +70,7 @@ def _entries(files: Files) -> int:
 
 
 def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str]]:
-    """(index, reason) of each file that cannot be decoded, under a progress bar where there is a terminal."""
+    """Yield (index, reason) for each file that cannot be decoded; shows a progress bar on a terminal."""
     chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -87,7 +87,7 @@ def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, 
 
 
 _files: Files
-"""Of the split that a process decodes."""
+"""The files of the split that this worker process decodes."""
 
 
 def _remember(files: Files) -> None:
@@ -96,7 +96,7 @@ def _remember(files: Files) -> None:
 
 
 def _broken(indices: range) -> list[tuple[int, str]]:
-    """(index, reason) of each of the files that cannot be decoded."""
+    """Return (index, reason) for each of the files that cannot be decoded."""
     found = []
     for index in indices:
         try:
@@ -107,7 +107,7 @@ def _broken(indices: range) -> list[tuple[int, str]]:
 
 
 def report(verified: Verified) -> str:
-    """What was found, as text."""
+    """Format what was found."""
     tree = verified.tree
     classes = tree.train.classes
     lines = [
@@ -129,11 +129,7 @@ def report(verified: Verified) -> str:
 
 
 def write_manifest(verified: Verified, path: Path) -> None:
-    """Write as JSON what `pgt train` compares with.
-
-    Raises:
-        InputError: it cannot be written there.
-    """
+    """Write the JSON file that `pgt train` compares the data with; raises InputError if it cannot be written."""
     classes, train, test = verified.tree.counts()
     try:
         write_json(
@@ -152,7 +148,7 @@ def write_manifest(verified: Verified, path: Path) -> None:
 
 
 def command(root: Path, workers: int, output: Path | None) -> None:
-    """Verify, print and write; raises InputError where files are unreadable."""
+    """Verify, print and write; raises InputError if files are unreadable."""
     path = output or root / MANIFEST
     check_root(root)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

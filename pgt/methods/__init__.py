@@ -1,13 +1,14 @@
-"""What alters a gradient: pure torch, usable without the rest of pgt."""
+"""The methods that alter gradients, in pure torch: usable without the rest of pgt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from pgt.core.types import GradientTransform
 from pgt.methods.authors_hook import AuthorsHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.power_grad import (
@@ -19,31 +20,28 @@ from pgt.methods.power_grad import (
 from pgt.methods.smoothing import smooth_labels, uniform_epsilon
 from pgt.methods.surrogate import SurrogateCrossEntropy, surrogate_cross_entropy
 
-if TYPE_CHECKING:
-    from pgt.core.types import GradientTransform
-
 LOSSES: dict[str, Callable[..., nn.Module]] = {
     "exact": PowerGradCrossEntropy,
     "surrogate": SurrogateCrossEntropy,
     "authors_hook": AuthorsHookCrossEntropy,
 }
-"""Implementations of PGT by the name that a config's `method.implementation` gives."""
+"""The implementations of PGT by the name that a config's `method.implementation` gives."""
 
 TRANSFORMS: dict[str, Callable[..., None]] = {
     "gc": clip_grad_norm,
     "value": clip_grad_value,
     "agc": clip_grad_unitwise,
 }
-"""Gradient transforms by the name that a config's `method.transforms` gives."""
+"""The gradient transforms by the name that a config's `method.transforms` gives."""
 
 
 def build_loss(implementation: str, alpha: float, label_smoothing: float, smoothing: str) -> nn.Module:
-    """The loss of that implementation (see `LOSSES`): (logits, target) -> scalar."""
+    """Make the loss of that implementation (see `LOSSES`): (logits, target) -> scalar."""
     return LOSSES[implementation](alpha, label_smoothing=label_smoothing, smoothing=smoothing)
 
 
 def build_transform(name: str, **options: Any) -> GradientTransform:
-    """The transform of that name with its options set: a function of (named parameters, step)."""
+    """Set the options of the transform of that name: the result is a function of (named parameters, step)."""
     return partial(TRANSFORMS[name], **options)
 
 

@@ -1,8 +1,8 @@
-"""The published algorithm (the paper's Fig. 9, the authors' code), rebuilt to be measured. Not for training.
+"""The published algorithm (the paper's Fig. 9, the authors' code), rebuilt to be measured, not to train with.
 
-It recovers p from the gradient that reaches the logits. With a mean loss over N samples and a loss scale S that
-gradient is S·(p − q)/N, so that what it takes for p is q + (S/N²)·(p − q): right only where S = N². It works in
-the precision of the logits: in fp16 small probabilities are 0 before the power, and stay 0 after it.
+It recovers p from the gradient that reaches the logits. For a mean loss over N samples and a loss scale S, that
+gradient is S·(p − q)/N. So what the algorithm takes for p is q + (S/N²)·(p − q), which is p only if S = N². It works in
+the precision of the logits: in fp16, small probabilities are 0 before the power, and stay 0.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pgt.methods.power_grad import check_alpha
 from pgt.methods.smoothing import smooth_labels, uniform_epsilon
 
 TOLERANCE = 0.01
-"""Of S/N² around 1, beyond which the user is warned."""
+"""The largest distance of S/N² from 1 without a warning."""
 
 
 def recover_probabilities(grad: Tensor, target: Tensor) -> Tensor:
-    """What the algorithm takes for p: grad/N + q.
+    """Compute what the algorithm takes for p: grad/N + q.
 
     Args:
         grad: gradient of the scaled mean loss for the logits, [N, C].
@@ -32,7 +32,7 @@ def recover_probabilities(grad: Tensor, target: Tensor) -> Tensor:
 
 
 def hook_gradient(grad: Tensor, target: Tensor, alpha: float) -> Tensor:
-    """What the algorithm puts in the place of `grad`: N·(p^α/Σp^α − q) with its p; NaN where that is negative.
+    """Compute what the algorithm replaces `grad` with: N·(p^α/Σp^α − q) for its p; NaN if its p is negative.
 
     Args:
         grad: gradient of the scaled mean loss for the logits, [N, C].
@@ -46,11 +46,11 @@ def hook_gradient(grad: Tensor, target: Tensor, alpha: float) -> Tensor:
 class AuthorsHookCrossEntropy(nn.Module):
     """Mean cross-entropy with the published hook on the logits.
 
-    After each backward pass `scale_ratio` holds S/N², as measured from the gradient that came, and `flushed` the
-    share of probabilities that are 0 to the algorithm.
+    After each backward pass `scale_ratio` holds S/N², measured from the gradient that arrived, and `flushed` the share
+    of probabilities that the algorithm sees as 0.
 
     Args:
-        alpha: in [0, 1]; at 1 there is no hook (the authors' switch for off is 0, so that theirs has no α = 0).
+        alpha: in [0, 1]; at 1 there is no hook. (In the authors' code 0 means off, so that it has no α = 0.)
         label_smoothing, smoothing: as in `power_grad_cross_entropy`.
     """
 
@@ -83,9 +83,9 @@ class AuthorsHookCrossEntropy(nn.Module):
         self.flushed = (recover_probabilities(grad, q) == 0).float().mean()
 
     def diagnostics(self) -> dict[str, Any]:
-        """`hook_scale_ratio` (S/N²) and `hook_flushed` (a share) of the last backward pass; waits for the device.
+        """Return `hook_scale_ratio` (S/N²) and `hook_flushed` (a share) of the last backward pass.
 
-        With a `warning` where S/N² is not 1.
+        Adds a `warning` if S/N² is not 1. Waits for the device.
         """
         if self.scale_ratio is None or self.flushed is None:
             return {}

@@ -1,4 +1,4 @@
-"""The networks of the paper, as its recipe builds them."""
+"""The networks of the paper, as its recipe builds them, by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pgt.models.resnet20 import ResNet20
 
 
 def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
-    """timm's network without the zero-init of the last batch norms, which the authors' code never runs.
+    """Build one of timm's networks. The last batch norm of a block is not zeroed: the authors' code never does that.
 
-    Without normalization, batch norm is left out; timm's convolutions have no bias, so only the classifier
-    keeps one.
+    If not `normalized`, batch norms become identities. timm's convolutions have no bias, so that only the classifier
+    has one.
     """
-    import timm
+    import timm  # takes longer to import than torch, and ResNet-20 does not need it
 
     norm = {} if normalized else {"norm_layer": nn.Identity}
     return timm.create_model(name, num_classes=num_classes, zero_init_last=False, **norm)

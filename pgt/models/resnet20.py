@@ -14,8 +14,8 @@ BLOCKS = 3
 class Block(nn.Module):
     """Two 3×3 convolutions and an identity shortcut.
 
-    Where the block halves the image and widens, the shortcut takes every second pixel and pads the new
-    channels with zeros (option A): it has no parameters.
+    If the block halves the image and adds channels, the shortcut takes every second pixel and pads the new channels
+    with zeros (option A). It has no parameters.
     """
 
     def __init__(self, inputs: int, outputs: int, normalized: bool) -> None:
@@ -38,11 +38,11 @@ class Block(nn.Module):
 class ResNet20(nn.Module):
     """ResNet-20 for [N, 3, 32, 32], 0.27 M parameters, identity shortcuts of option A.
 
-    It takes any image of 4 pixels a side or more. Convolutions are initialised Kaiming normal, fan-out.
+    Images may have any size from 4 pixels a side. Convolutions are initialised Kaiming normal, fan-out.
 
     Args:
         num_classes: outputs of the classifier `fc`, the only layer with a bias.
-        normalized: batch norm after each convolution, or none at all.
+        normalized: whether a batch norm follows each convolution.
 
     Reference: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, section 4.2.
     """

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
+import torch
+
+from pgt import models
+from pgt.config.schema import Config
 from pgt.core.errors import InputError
-
-if TYPE_CHECKING:
-    from pgt.config.schema import Config
-    from pgt.core.types import Loader
-    from pgt.data import DataSet
-    from pgt.training.ranks import Ranks
-    from pgt.training.trainer import Trainer
+from pgt.core.types import Loader
+from pgt.data import DataSet
+from pgt.data.delivery import Delivery
+from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform, uniform_epsilon
+from pgt.training import optimizer, schedule
+from pgt.training.precision import Precision
+from pgt.training.ranks import Ranks
+from pgt.training.trainer import Trainer
 
 
 def set_up_torch(config: Config) -> None:
-    """What holds for the whole process."""
-    import torch
-
-    if config.trainer.deterministic:
+    """Choose deterministic or fast kernels, as the config says, for the whole process."""
+    deterministic = config.trainer.deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
-    torch.backends.cudnn.benchmark = not config.trainer.deterministic
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # each call imports inductor, which takes seconds
+        torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Loader, Trainer]:
-    """Loaders and trainer of a config, on the rank's device."""
-    import torch
+    """Make the training loader, the test loader and the trainer of a config, on the rank's device.
 
-    from pgt import models
-    from pgt.data.delivery import Delivery
-    from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform, uniform_epsilon
-    from pgt.training import optimizer, schedule
-    from pgt.training.precision import Precision
-    from pgt.training.trainer import Trainer
-
+    Raises:
+        InputError: the data cannot be delivered as the config says, or the label smoothing does not fit the classes.
+    """
     recipe, method, device = config.recipe, config.method, ranks.device
     precision = Precision(config.trainer.precision, device.type)
     delivery = Delivery(
@@ -53,27 +52,16 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     train, test = dataset.loaders(delivery)
     model = precision.apply(models.build(config.model.name, train.num_classes))
     model = model.to(device, memory_format=torch.channels_last)
-    rates = schedule.Rates(
-        recipe.lr_start,
-        recipe.lr_peak,
-        recipe.lr_end,
-        recipe.warmup_epochs,
-        recipe.epochs,
-        recipe.cooldown_epochs,
-    )
-    if recipe.lr_scaling == "linear":
-        rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
     try:
         uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)
     except ValueError as error:
         raise InputError(f"method.{error}") from None
     loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
-    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
     trainer = Trainer(
         model=model,
         loss=loss,
         optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
-        schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
+        schedule=_schedule(config, train.steps_per_epoch),
         transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
         precision=precision,
         scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
@@ -84,3 +72,20 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
     )
     return train, test, trainer
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> schedule.Schedule:
+    """Make the learning rate schedule, scaled to the batch if the recipe says so."""
+    recipe = config.recipe
+    rates = schedule.Rates(
+        recipe.lr_start,
+        recipe.lr_peak,
+        recipe.lr_end,
+        recipe.warmup_epochs,
+        recipe.epochs,
+        recipe.cooldown_epochs,
+    )
+    if recipe.lr_scaling == "linear":
+        rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
+    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
+    return schedule.build(config.schedule.name, recipe.lr_rule, rates, steps_per_epoch, **decay)

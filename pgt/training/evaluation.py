@@ -1,21 +1,20 @@
-"""What a network does on the test set, each sample counted exactly once."""
+"""What a network does on the test set, with each sample counted exactly once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pgt.core.errors import InputError
 from pgt.core.types import IGNORE_INDEX, Loader
 from pgt.training.precision import Precision
 from pgt.training.ranks import ALONE, Ranks
 
-if TYPE_CHECKING:
-    from torchmetrics import Metric
+BINS = 15
+"""Intervals of confidence, equally wide, for the calibration error."""
 
 
 @torch.no_grad()
@@ -27,41 +26,43 @@ def evaluate(
     ranks: Ranks = ALONE,
     pause: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Top-1 and top-5 in percent, and at z and at α·z the mean cross-entropy and the expected calibration error (15
-    bins, in percent). Of each image's logits z the 2-norm, the mean, the largest, and the variance over the classes;
-    each a mean over the images.
+    """Measure a network on the first epoch of a loader.
+
+    Top-1 and top-5 accuracy, in percent. At the logits z and at α·z: the mean cross-entropy, and the expected
+    calibration error in percent. The 2-norm, mean, maximum and variance over the classes of each image's logits, as
+    means over the images.
 
     Args:
         model: is left in evaluation mode.
-        loader: its first epoch is read.
-        alpha: of the method the network was trained with: softmax(α·z) are its calibrated probabilities.
-        precision: of the forward pass; the metrics are computed in float32 or better.
-        ranks: whose parts of the set together are the whole.
-        pause: called before each batch; what it raises ends the evaluation there.
+        alpha: α of the method that the network was trained with: softmax(α·z) are its calibrated probabilities.
+        precision: of the forward pass; the metrics are computed in float64.
+        ranks: each one reads its part of the set.
+        pause: called before each batch; an exception that it raises ends the evaluation.
 
     Raises:
-        InputError: not one image could be read.
+        InputError: not a single image could be read.
     """
     model.eval()
-    sums = torch.zeros(9, dtype=torch.float64, device=next(model.parameters()).device)
-    calibration = [_calibration_error(loader.num_classes).to(sums.device) for _ in range(2)]
+    device = next(model.parameters()).device
+    sums = torch.zeros(9, dtype=torch.float64, device=device)
+    calibration = torch.zeros(2, 3, BINS, dtype=torch.float64, device=device)
     for batch in loader.epoch(0):
         pause()
         with precision.autocast():
             logits = model(batch.images)
-        kept = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]  # the one wait for the device, and not one an index
+        kept = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]  # waits for the device, once a batch
         logits, labels = logits[kept].double(), batch.labels[kept]
         if len(labels) == 0:
             continue
         sums += _sums(logits, labels, alpha)
-        for error, z in zip(calibration, (logits, alpha * logits), strict=True):
-            error.update(z.softmax(1), labels)
+        calibration += torch.stack([calibration_sums(z, labels) for z in (logits, alpha * logits)])
     ranks.add_up(sums)
+    ranks.add_up(calibration)
     count = sums[0].item()
     if count == 0:
         raise InputError("not one image of the test set can be read")
-    ece, ece_alpha = (100 * error.compute().item() for error in calibration)
     top1, top5, loss, loss_alpha, norm, mean, largest, variance = (sums[1:] / count).tolist()
+    ece, ece_alpha = calibration_error(calibration).tolist()
     return {
         "test_top1": 100 * top1,
         "test_top5": 100 * top5,
@@ -71,20 +72,40 @@ def evaluate(
         "test_logit_mean": mean,
         "test_logit_max": largest,
         "test_logit_variance": variance,
-        "test_ece": ece,
-        "test_ece_alpha": ece_alpha,
+        "test_ece": 100 * ece,
+        "test_ece_alpha": 100 * ece_alpha,
     }
 
 
-def _calibration_error(num_classes: int) -> Metric:
-    """Mean distance of confidence from accuracy (Guo et al., arXiv 1706.04599)."""
-    from torchmetrics.classification import MulticlassCalibrationError
+def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count the samples, the correct ones, and add up the confidences in each bin: float64 [3, BINS].
 
-    return MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)
+    The confidence of a sample is its largest probability. A bin includes its lower bound, the last one also 1.
+
+    Args:
+        logits: float64 [N, C].
+        labels: int64 [N].
+    """
+    confidence, predicted = logits.softmax(1).max(1)
+    inner_bounds = torch.linspace(0, 1, BINS + 1, dtype=confidence.dtype, device=confidence.device)[1:-1]
+    bins = F.one_hot(torch.bucketize(confidence, inner_bounds, right=True), BINS).double()
+    return torch.stack([torch.ones_like(confidence), (predicted == labels).double(), confidence]) @ bins
 
 
-def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Sums over [N, C] logits of 1, top-1, top-5, loss at z and at α·z, and `logit_statistics`, as float64 [9]."""
+def calibration_error(sums: Tensor) -> Tensor:
+    """Expected calibration error, in [0, 1]: the mean distance of confidence from accuracy over the samples' bins.
+
+    Args:
+        sums: what `calibration_sums` returns, added up over all samples: [..., 3, BINS].
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599.
+    """
+    counts, correct, confidences = sums.unbind(-2)
+    return (correct - confidences).abs().sum(-1) / counts.sum(-1)
+
+
+def _sums(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """Add up over float64 logits [N, C]: 1, top-1, top-5, the loss at z and at α·z, and `logit_statistics`; [9]."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     parts = [
         torch.ones_like(labels).sum(),
@@ -97,7 +118,7 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor, alpha: float) -> torch.Ten
     return torch.stack([part.double() for part in parts])
 
 
-def logit_statistics(logits: torch.Tensor) -> torch.Tensor:
-    """Of each sample, [N, C] -> [N, 4] as float64: 2-norm, mean, maximum and variance of its logits."""
+def logit_statistics(logits: Tensor) -> Tensor:
+    """Return 2-norm, mean, maximum and variance of each sample's logits: [N, C] -> float64 [N, 4]."""
     z = logits.double()
     return torch.stack([torch.linalg.vector_norm(z, dim=1), z.mean(1), z.amax(1), z.var(1, correction=0)], dim=1)

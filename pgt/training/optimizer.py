@@ -1,4 +1,4 @@
-"""SGD as the recipe has it."""
+"""The optimizer of the recipe: SGD with Nesterov momentum."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def build(model: nn.Module, momentum: float, weight_decay: float, fused: bool) -> torch.optim.SGD:
-    """Nesterov SGD; weight decay skips biases and one-dimensional parameters. The schedule sets the rate.
+    """Make the optimizer. Weight decay skips biases and other one-dimensional parameters; the schedule sets the rate.
 
     Args:
-        fused: one kernel for all parameters, and no host synchronisation for the gradient scaler.
+        fused: use one kernel for all parameters, which also spares the gradient scaler a host synchronisation.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -19,8 +19,8 @@ def build(model: nn.Module, momentum: float, weight_decay: float, fused: bool) -
     ]
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
     for p in parameters if momentum else ():
-        # The first step makes no other buffer of a zero one; but where the gradient scaler skips that step, the
-        # fused kernel would leave an uninitialised buffer behind (torch 2.11 to 2.15).
+        # The first step gives the same result with a zero buffer as without one. Without one, the fused kernel leaves
+        # an uninitialised buffer behind if the gradient scaler skips that step (torch 2.11 to 2.15).
         sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
 

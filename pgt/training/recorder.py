@@ -1,4 +1,4 @@
-"""Norms of weights, features, logits and gradients at some of the steps, while the device goes on."""
+"""Recording norms of weights, features, logits and gradients at some of the steps, without stopping the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgt.training.evaluation import logit_statistics
 
 
 def layout(model: nn.Module) -> Layout:
-    """What a record of a network holds."""
+    """Describe the records of a network: its convolutions in order, and the number of features."""
     layers = [
         Layer(index, name, module.out_channels) for index, (name, module) in enumerate(_convolutions(model), start=1)
     ]
@@ -32,7 +32,7 @@ def _classifier(model: nn.Module) -> nn.Linear:
 
 
 class File(Protocol):
-    """Takes the records in order."""
+    """A file that takes the records in order."""
 
     def write(self, step: int, values: Floats) -> None: ...
 
@@ -40,15 +40,15 @@ class File(Protocol):
 
 
 class Recorder:
-    """Makes one flat float32 tensor of everything on the device, and has it written once it has come to the host.
+    """Gathers a record in one flat float32 tensor on the device, and writes it once it has been copied to the host.
 
-    Nothing here waits for the device within a step. To be made before the network's first pass: torch.compile
-    takes up the hook that it adds to the classifier.
+    Nothing here waits for the device within a step. Create the recorder before the network's first forward pass, so
+    that torch.compile sees the hook that it adds to the classifier.
 
     Args:
-        model: the network itself, not what wraps it.
+        model: the network itself, not its wrapper.
         every, last: steps divisible by `every` are recorded, and the step `last`.
-        file: takes a step and its values, flat (see `pgt.weight_norms.Layout`).
+        file: takes each step with its flat values (see `pgt.runs.norms.Layout`).
     """
 
     def __init__(self, model: nn.Module, every: int, last: int, file: File) -> None:
@@ -61,21 +61,21 @@ class Recorder:
         _classifier(model).register_forward_pre_hook(self._keep)
 
     def due(self, step: int) -> bool:
-        """Whether this step is recorded."""
+        """Return whether this step is recorded."""
         return step % self._every == 0 or step == self._last
 
     def gradients(self, parameters: NamedParameters) -> None:
-        """Note the norm of all gradients: to be called before and after the transforms of a step that is due."""
+        """Add the norm of all gradients to the record; called before and after the transforms of a step that is due."""
         self._gradient_norms.append(
             torch.nn.utils.get_total_norm([p.grad for _, p in parameters if p.grad is not None])
         )
 
     @torch.no_grad()
     def take(self, step: int, logits: Tensor, labels: Tensor) -> None:
-        """Record a step, before its update.
+        """Record a step, before the optimizer's update.
 
         Args:
-            logits, labels: [N, C] and [N] of the step's last group; a sample without a label does not count.
+            logits, labels: [N, C] and [N] of the step's last group; samples without a label do not count.
         """
         assert self._features is not None
         gradient_norms, self._gradient_norms = self._gradient_norms, []
@@ -86,7 +86,7 @@ class Recorder:
         self.drain(wait=False)
 
     def drain(self, wait: bool = True) -> None:
-        """Write what has come to the host; on request wait until all has."""
+        """Write the records that have reached the host, or, if `wait`, wait for all of them."""
         while self._pending:
             step, values, event = self._pending[0]
             if event is not None and wait:
@@ -97,24 +97,24 @@ class Recorder:
             self._pending.popleft()
 
     def sync(self) -> None:
-        """Put all there is on the disk."""
+        """Write all records to the disk."""
         self.drain()
         self._file.sync()
 
     @torch.no_grad()
     def zeroed_out(self) -> dict[int, int]:
-        """How many filters of each layer, by its index, are zeroed out now. Waits for the device."""
+        """Count the filters of each layer, by its index, that are zeroed out now. Waits for the device."""
         return count_zeroed(self.layout, self._filters().float().cpu().numpy())
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._features = inputs[0].detach()
 
     def _filters(self) -> Tensor:
-        """2-norm of each filter of all convolutions."""
+        """Return the 2-norm of each filter of all convolutions."""
         return torch.cat([torch.linalg.vector_norm(weight, dim=(1, 2, 3)) for weight in self._weights])
 
     def _send(self, step: int, values: Tensor) -> None:
-        """Begin the copy to the host."""
+        """Start the copy to the host."""
         event = None
         if values.device.type == "cuda":
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

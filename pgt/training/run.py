@@ -22,7 +22,6 @@ from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder
-from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import run_epochs
 
 if TYPE_CHECKING:
@@ -81,6 +80,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
     """
     import torch
 
+    from pgt.training.assemble import assemble, set_up_torch
     from pgt.training.ranks import check_kernels
 
     config = job.config

@@ -1,14 +1,14 @@
-"""The learning rate at each optimizer step, by the paper's text and by the authors' code."""
+"""Learning rate schedules, by the paper's text and by the authors' code."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 Decay = Callable[[float], float]
-"""Time in epochs -> learning rate, warm-up apart."""
+"""Time in epochs -> learning rate after the warm-up."""
 
 Schedule = Callable[[int], float]
 """Optimizer step (from 0) -> learning rate."""
@@ -16,15 +16,15 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Rates:
-    """What a schedule goes through.
+    """The learning rates of a schedule and the lengths of its parts.
 
     Attributes:
         start: learning rate at the beginning of the warm-up.
-        peak: after the warm-up.
-        end: of the cosine.
+        peak: learning rate after the warm-up.
+        end: learning rate at the end of the cosine.
         warmup_epochs: length of the linear warm-up.
-        epochs: the whole budget.
-        cooldown_epochs: at its end, at the final learning rate (cosine only).
+        epochs: length of the whole training.
+        cooldown_epochs: length of the last part, at the final learning rate (cosine only).
     """
 
     start: float
@@ -35,31 +35,24 @@ class Rates:
     cooldown_epochs: int = 0
 
     def scaled(self, factor: float) -> Rates:
-        """All learning rates multiplied by `factor`."""
-        return Rates(
-            self.start * factor,
-            self.peak * factor,
-            self.end * factor,
-            self.warmup_epochs,
-            self.epochs,
-            self.cooldown_epochs,
-        )
+        """Multiply all learning rates by `factor`."""
+        return replace(self, start=self.start * factor, peak=self.peak * factor, end=self.end * factor)
 
 
 def cosine(time: float, rates: Rates, origin: float = 0.0) -> float:
-    """Half a cosine from the peak at `origin` to the end where the cool-down begins."""
+    """Follow half a cosine from the peak, at time `origin`, to the end, when the cool-down begins."""
     length = rates.epochs - rates.cooldown_epochs - origin
     fraction = min(max((time - origin) / length, 0.0), 1.0)
     return rates.end + 0.5 * (rates.peak - rates.end) * (1 + math.cos(math.pi * fraction))
 
 
 def step(time: float, rates: Rates, milestones: Sequence[int], factor: float) -> float:
-    """The peak, multiplied by `factor` at each milestone (in epochs)."""
+    """Multiply the peak by `factor` at each milestone (in epochs)."""
     return rates.peak * factor ** sum(time >= milestone for milestone in milestones)
 
 
 def paper_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
-    """The paper's text: set at each step; linear warm-up, then the decay."""
+    """Set the rate at each step, as the paper says: a linear warm-up, then the decay."""
 
     def rate(index: int) -> float:
         time = index / steps_per_epoch
@@ -71,7 +64,10 @@ def paper_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
 
 
 def authors_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
-    """The authors' code: set once an epoch, one epoch ahead from the second on (time 1 is never used)."""
+    """Set the rate once an epoch, as the authors' code does: from the second epoch on it is that of the next epoch.
+
+    So the rate of time 1 is never used.
+    """
 
     def rate(index: int) -> float:
         epoch = index // steps_per_epoch
@@ -94,10 +90,10 @@ def build(
     milestones: Sequence[int] = (),
     factor: float = 1.0,
 ) -> Schedule:
-    """The schedule `cosine` or `step` under the rule `paper` or `authors`.
+    """Make the schedule `cosine` or `step` under the rule `paper` or `authors`.
 
-    The paper's cosine begins at its peak when the warm-up ends; the authors' began at epoch 0, hidden at first
-    by the warm-up.
+    The paper's cosine begins at its peak when the warm-up ends. The authors' begins at epoch 0: the warm-up replaces
+    its first part.
     """
     if name == "cosine":
         decay = partial(cosine, rates=rates, origin=rates.warmup_epochs if rule == "paper" else 0)

@@ -26,21 +26,21 @@ from pgt.training.schedule import Schedule
 
 OPTIONS = signature(DistributedDataParallel).parameters
 SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else "broadcast_buffers"
-"""Torch 2.15 renamed the option."""
+"""The name of the DDP option, which torch 2.15 renamed."""
 
 SCALER_PATIENCE = 24
-"""Steps in a row with a non-finite loss after which a gradient scaler has had its say: 65536 halved so often
-is 2^-8, and the loss itself does not depend on the scale."""
+"""The number of consecutive steps with a non-finite loss that lowering the loss scale may still mend: 65536 halved so
+often is 2^-8. The loss itself does not depend on the scale."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the training of an epoch is.
+    """The progress within an epoch.
 
     Attributes:
-        epoch: from 0.
-        steps: done.
-        seconds: that they took.
+        epoch: its index, from 0.
+        steps: the number of steps done.
+        seconds: the time that they took.
     """
 
     epoch: int
@@ -53,16 +53,16 @@ class Trainer:
     """Everything a step touches.
 
     Attributes:
-        model: on the training device; the same on every rank.
+        model: the network on the training device, with the same weights on every rank.
         loss: (logits, target) -> scalar.
-        transforms: applied in order to the unscaled gradients.
         schedule: optimizer step -> learning rate.
-        ranks: those that train together.
+        transforms: applied in order to the unscaled gradients.
+        ranks: this process among those that train together.
         bn_statistics: `first` or `mean` (see `batch_norm.running_statistics`).
         accumulating: whether a step has more than one group on a rank.
         compiled: run network and loss through torch.compile.
-        diagnostics: more entries for each record, `warning` among them where there is one; may wait for the device.
-        recorder: of weight norms, where they are recorded, on the rank that writes.
+        diagnostics: returns more entries for each record, perhaps a `warning`; may wait for the device.
+        recorder: records norms, if the config asks for it, on the rank that writes.
     """
 
     model: nn.Module
@@ -85,8 +85,8 @@ class Trainer:
         self.parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.tally = Tally(self.parameters[0][1].device, self.ranks)
         self._network, self._loss = self.model, self.loss
-        if self.compiled:  # before DDP, whose own forward is not for compiling; its hooks are on the same parameters
-            # Else it may run the code that was made for a network without a hook.
+        if self.compiled:  # before DDP, whose forward cannot be compiled; DDP's hooks are on the parameters
+            # With True, a network with a hook may run code that was compiled for one without.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
             self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None
@@ -94,9 +94,9 @@ class Trainer:
             self._network = self._shared = DistributedDataParallel(
                 self._network,
                 device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
-                **{SYNC_BUFFERS: False},  # groups keep their own statistics: `share_buffers`
+                **{SYNC_BUFFERS: False},  # each rank keeps its own statistics until `share_buffers`
                 gradient_as_bucket_view=True,
-                static_graph=not self.accumulating,  # with no_sync it fails (torch 2.15)
+                static_graph=not self.accumulating,  # a static graph fails with no_sync (torch 2.15)
             )
 
     def train_step(self, groups: Sequence[Batch], step: int) -> None:
@@ -111,7 +111,7 @@ class Trainer:
             self.tally.add(logits.detach(), batch.labels, loss.detach())
         self.tally.end_step(step)
         self.scaler.unscale_(self.optimizer)
-        if len(groups) > 1:  # after the backward passes, as DDP does: the loss that a hook sees is a group's own
+        if len(groups) > 1:  # divide after the backward passes, as DDP does, so that hooks see a group's own loss
             torch._foreach_div_([p.grad for _, p in self.parameters if p.grad is not None], len(groups))
         recorder = self.recorder if self.recorder is not None and self.recorder.due(step) else None
         if recorder is not None:
@@ -126,9 +126,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training goes on from, as tensors and plain types. All ranks make it together.
+        """Return everything that training resumes from, as tensors and plain types. All ranks call it together.
 
-        It holds the running statistics of all ranks. This one keeps its own: no number depends on when it is made.
+        It holds the running statistics combined over all ranks. This rank keeps its own, so that no number depends on
+        when a checkpoint is made.
         """
         buffers = batch_norm.buffers(self.model)
         own = [buffer.clone() for buffer in buffers]
@@ -145,23 +146,23 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go there. Raises KeyError, RuntimeError or ValueError for the state of another trainer."""
+        """Resume from a state. Raises KeyError, RuntimeError or ValueError if it is another trainer's."""
         self.model.load_state_dict(state["model"])
         fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own  # the saved one belongs to the device that saved
+            group["fused"] = own  # the saved option fits the device that saved
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])
 
     def share_buffers(self) -> None:
-        """Give every rank the running statistics that belong to the steps so far."""
+        """Combine the running statistics over the ranks, and give the result to every rank."""
         share = self.ranks.mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.copy_
         share(batch_norm.buffers(self.model))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients are averaged over ranks with the last group of a step only."""
+        """Return the context in which gradients are averaged over ranks only with the last group of a step."""
         return nullcontext() if last or self._shared is None else self._shared.no_sync()
 
     def _statistics(self, group: int, groups: int) -> AbstractContextManager[None]:
@@ -170,10 +171,10 @@ class Trainer:
     def train_epoch(
         self, loader: Loader, epoch: int, sink: Sink, log_every: int, pause: Callable[[], None] = lambda: None
     ) -> Record:
-        """Train on every batch of an epoch (from 0), or what is left of it; write a record each `log_every` steps.
+        """Train on every batch of an epoch (from 0), or the rest of it; write a record every `log_every` steps.
 
         Args:
-            pause: called after each step; what it raises ends the epoch there.
+            pause: called after each step; an exception that it raises ends the epoch.
 
         Returns:
             train_top1 (percent) and train_loss over the epoch's batches of finite loss, lr, loss_scale,
@@ -197,7 +198,7 @@ class Trainer:
                 sink.write(step, {"event": "step", "epoch": epoch, **report})
             self.progress = Progress(epoch, step + 1 - first, time.perf_counter() - started)
             pause()
-        if report is None:  # all of it was done before
+        if report is None:  # a resumed run had already done all steps
             report = self._report(last, started)
         if not math.isfinite(report["train_loss"]):
             hint = report.get("warning", "try a smaller recipe.lr_peak")
@@ -205,7 +206,7 @@ class Trainer:
         return report
 
     def _report(self, step: int, started: float) -> dict[str, Any]:
-        """The epoch so far. Here, and only here, the host waits for the device."""
+        """Report the epoch so far. This is the only place where the host waits for the device."""
         count, correct, loss, skipped, bad, first_bad = self.tally.read()
         if self.recorder is not None:
             self.recorder.drain()
@@ -230,23 +231,23 @@ class Trainer:
 
 
 def _steps(loader: Loader, epoch: int, done: int) -> Iterator[list[Batch]]:
-    """The groups of each step that is left of an epoch."""
+    """Yield the groups of each remaining step of an epoch."""
     batches = loader.epoch(epoch)
     for _ in range(done, loader.steps_per_epoch):
         yield list(islice(batches, loader.groups_per_step))
 
 
 class Tally:
-    """Sums over the batches of an epoch whose loss is finite, steps that the gradient scaler skipped, and the
-    present streak of steps where a loss is not finite on any rank.
+    """Counts of an epoch: sums over the groups whose loss is finite, steps that the gradient scaler skipped, and the
+    current streak of steps in which a loss is not finite on any rank.
 
-    Until it is read, all of it is kept on the device, each rank's own. The streak outlasts the epoch.
+    Each rank keeps its own counts, on the device until they are read. The streak continues across epochs.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._streak: list[int] = []  # the bad steps at the end of those that were read
-        self._unread: dict[int, Tensor] = {}  # step -> 1.0 where it is bad on this rank
+        self._streak: list[int] = []  # bad steps up to the last step that was read
+        self._unread: dict[int, Tensor] = {}  # step -> 1.0 if it is bad on this rank
         self._step_is_good = torch.ones((), dtype=torch.bool, device=device)
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._skipped = torch.zeros((), dtype=torch.float64, device=device)
@@ -256,9 +257,9 @@ class Tally:
         self._skipped = torch.zeros_like(self._skipped)
 
     def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Count a group: its samples, the correct ones, and its loss, as often as it has samples.
+        """Count a group: its samples, the correct ones, and its loss, weighted by the number of samples.
 
-        A group whose step the gradient scaler skips for its loss must not spoil the mean: it does not count.
+        A group of a non-finite loss does not count: the gradient scaler skips its step, and it would spoil the mean.
         """
         good = torch.isfinite(loss)
         correct, count = (logits.argmax(1) == labels).sum(), (labels != IGNORE_INDEX).sum().to(loss.dtype)
@@ -267,12 +268,12 @@ class Tally:
         self._step_is_good = self._step_is_good & good
 
     def end_step(self, step: int) -> None:
-        """All groups of a step have been added."""
+        """Note whether the step was good, after all of its groups have been added."""
         self._unread[step] = (~self._step_is_good).double()
         self._step_is_good = torch.ones_like(self._step_is_good)
 
     def update(self, scaler: torch.amp.GradScaler) -> None:
-        """Let the scaler adapt: it lowers its scale when, and only when, it has skipped the step."""
+        """Let the scaler adapt. It lowers its scale if, and only if, it has skipped the step."""
         if not scaler.is_enabled():
             return
         before = scaler._get_scale_async().clone()  # get_scale() would wait for the device
@@ -280,20 +281,20 @@ class Tally:
         self._skipped += scaler._get_scale_async() < before
 
     def state_dict(self) -> dict[str, Any]:
-        """Over all ranks, which call it together."""
+        """Return the counts over all ranks, which call it together."""
         samples, correct, loss, skipped, *_ = self.read()
         return {"sums": [samples, correct, loss], "skipped": skipped, "streak": list(self._streak)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The first rank goes on from the sums of all."""
+        """Resume from the counts over all ranks: rank 0 takes them, the others start from zero."""
         sums = state["sums"] if self._ranks.first else [0.0] * len(state["sums"])
         self._sums = torch.tensor(sums, dtype=self._sums.dtype, device=self._sums.device)
         self._skipped = torch.full_like(self._skipped, state["skipped"])
         self._streak = list(state["streak"])
 
     def read(self) -> list[float]:
-        """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
-        non-finite loss, and the first of them."""
+        """Return, over all ranks: samples, correct ones and the sum of losses; the skipped steps of the epoch; the
+        number of consecutive steps with a non-finite loss, and the first of them."""
         sums = self._ranks.add_up(self._sums.clone())
         skipped, *bad = self._ranks.largest(torch.stack([self._skipped, *self._unread.values()])).tolist()
         for step, is_bad in zip(self._unread, bad, strict=True):

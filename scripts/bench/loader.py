@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.machine import cpus, has_dali
+from pgt.data import images
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.tools.doctor import generate
 
@@ -134,8 +134,8 @@ def _pgt(setting: Setting, backend: str, dali_device: str) -> Epoch:
         raise InputError(f"{len(files)} images under {setting.root} are fewer than one batch of {setting.batch}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     delivery = Delivery(device, torch.float32, setting.batch, setting.batch, seed=0, drop_last=True)
-    train, _ = data.folder_loaders(
-        delivery, Tree(setting.root, files, files), SIZE, setting.workers, "bilinear", backend, dali_device, "error"
+    train, _ = images.load(
+        delivery, Tree(setting.root, files, files), SIZE, setting.workers, "bilinear", backend, dali_device, skip=False
     )
     return train.epoch
 

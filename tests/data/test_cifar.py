@@ -1,4 +1,4 @@
-"""CIFAR from archives that the test makes: the same files and keys, fewer images."""
+"""CIFAR, read from archives made here: with the official files and keys, but fewer images."""
 
 import hashlib
 import pickle
@@ -19,7 +19,7 @@ COUNTS = {"cifar10": (10, 5), "cifar100": (100, 1)}
 
 
 def archive(folder, name, monkeypatch, packed=True):
-    """An archive as the official one, with its digests in torchvision's place of the official ones."""
+    """Make an archive like the official one, and let torchvision expect its digests."""
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     classes, files = COUNTS[name]
     label = "labels" if name == "cifar10" else "fine_labels"
@@ -90,7 +90,7 @@ def test_what_is_missing_or_damaged_is_said_and_nothing_is_fetched(tmp_path, mon
 
 
 def test_crops_and_flips_are_even_and_keyed_by_the_sample():
-    """Every one of 9 x 9 places and both orientations, as often as chance has it."""
+    """All 9 x 9 places and both orientations are equally frequent, up to chance."""
     from scipy import stats
 
     n, side = 4000, 32

@@ -1,4 +1,4 @@
-"""`pgt data verify`, and what `pgt train` makes of it."""
+"""`pgt data verify`, and how `pgt train` uses its manifest."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import os
 import pytest
 
 from pgt import data
+from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.data import tree as trees
 from tests.conftest import TINY, compose, pgt, train
@@ -105,14 +106,14 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
         data.open_set(**FOLDER, backend="dali")
 
 
-def test_verify_refuses_what_is_no_tree(tmp_path):
-    done = pgt("data", "verify", "nowhere")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "pgt: no folder nowhere/train: data.root must hold train/<class>/ and val/<class>/\n"
+def test_verify_refuses_what_is_no_tree(tmp_path, capsys):
+    assert main(["data", "verify", "nowhere"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no folder nowhere/train: data.root must hold train/<class>/ and val/<class>/" in printed.err
     tree(tmp_path, {"a.jpg": WHOLE})
-    done = pgt("data", "verify", ".", "--output", "no/such/folder.json")
-    assert done.returncode == 2
-    assert "name another place by --output" in done.stderr
+    assert main(["data", "verify", ".", "--output", "no/such/folder.json"]) == 2
+    assert "name another place by --output" in capsys.readouterr().err
 
 
 def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The world size changes nothing but by rounding: 2 gloo processes beside one."""
+"""The world size changes nothing but rounding: two gloo processes are compared with one."""
 
 import os
 
@@ -43,7 +43,7 @@ def worker(rank, store, implementation, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("implementation", ["exact", "surrogate"])
+@pytest.mark.parametrize("implementation", ["exact", pytest.param("surrogate", marks=pytest.mark.slow)])
 def test_two_processes_train_to_the_weights_of_one(implementation, tmp_path):
     mp.spawn(worker, (str(tmp_path / "store"), implementation, str(tmp_path)), nprocs=2)
     alone = train(network(), *batch(), implementation)

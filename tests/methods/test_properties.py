@@ -1,4 +1,4 @@
-"""What holds for every distribution, loss scale, batch split and world size (float64 unless said)."""
+"""Properties that hold for every distribution, loss scale and batch split (in float64 unless stated otherwise)."""
 
 import math
 
@@ -27,7 +27,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def logits(draw, rows=4):
-    """[rows, C] of 2 to 12 classes and a deviation from 0.01 to 30."""
+    """Draw logits [rows, C] of 2 to 12 classes with a deviation from 0.01 to 30."""
     classes, deviation = draw(st.integers(2, 12)), draw(st.sampled_from([0.01, 0.3, 1.0, 3.0, 10.0, 30.0]))
     generator = torch.Generator().manual_seed(draw(seeds))
     return deviation * torch.randn(rows, classes, dtype=torch.float64, generator=generator)
@@ -112,7 +112,7 @@ def test_theorem_1_the_threshold_does_not_decrease_with_alpha(z, a, b):
 
 @given(logits(), alphas)
 def test_section_4_2_the_gradients_are_bounded_by_the_threshold(z, alpha):
-    """Of a class that is not the true one: nearer to the threshold than the plain gradient, on the same side."""
+    """The gradient of a wrong class lies between the plain gradient and the threshold."""
     p, y = z.softmax(1), labels(z)
     threshold = stationary_threshold(p, alpha)[:, None].expand_as(p)
     got = gradient(lambda z: power_grad_cross_entropy(z, y, alpha, reduction="sum"), z)
@@ -210,7 +210,7 @@ def test_autocast_gives_the_float32_gradient_of_its_logits(device_dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_saves_no_more_than_cross_entropy(dtype):
-    """Bytes that the graph keeps alive between the passes, the logits themselves apart."""
+    """Compares the bytes that the graph keeps between the passes, without the logits themselves."""
 
     def saved(function):
         z = torch.randn(64, 100).to(dtype).requires_grad_()
@@ -231,7 +231,9 @@ def test_saves_no_more_than_cross_entropy(dtype):
 
 
 @pytest.mark.parametrize("target", ["indices", "distribution"])
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(
+    "alpha", [pytest.param(0.0, marks=pytest.mark.slow), 0.25, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_compiles_without_graph_breaks(target, alpha):
     z = torch.randn(8, 10, requires_grad=True)
     y = torch.randint(10, (8,)) if target == "indices" else torch.rand(8, 10)
@@ -241,6 +243,7 @@ def test_compiles_without_graph_breaks(target, alpha):
     torch.testing.assert_close(gradient(lambda z: compiled(z, y), z), gradient(lambda z: eager(z, y), z))
 
 
+@pytest.mark.slow
 def test_compiles_to_machine_code():
     z, y = torch.randn(8, 10), torch.randint(10, (8,))
     compiled = torch.compile(PowerGradCrossEntropy(0.25), fullgraph=True)

@@ -23,12 +23,19 @@ def classes(name):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_has_the_published_size_and_a_classifier_fc(name):
-    model = build(name, classes(name))
+    with torch.device("meta"):
+        model = build(name, classes(name))
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     assert model.fc.out_features == classes(name)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+FEW = {"resnet20", "resnet18_nobn"}
+"""The models that the fast tests train."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in sorted(MODELS)]
+)
 def test_every_model_trains_two_steps(name):
     summary = train(*TINY, f"model={name}", "recipe.lr_peak=0.001", "recipe.lr_start=0.001")
     assert summary.status == "finished"

@@ -1,4 +1,4 @@
-"""What trainer.compile must not change."""
+"""trainer.compile changes speed only: the weights are those of a network that is not compiled."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"
 
 
 def trained(ranks, compiled, groups, rule="first"):
-    """Weights and buffers after some steps on the same 24 images a step, in so many groups over all ranks."""
+    """Return weights and buffers after `STEPS` steps of 24 images each, in that many groups over all ranks."""
     torch.manual_seed(3)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
     precision, sgd = Precision("fp32", "cpu"), optimizer.build(network, 0.9, 5e-4, fused=False)
@@ -37,7 +37,7 @@ def trained(ranks, compiled, groups, rule="first"):
 
 
 LIGHT = partial(torch.compile, backend="aot_eager")
-"""All of it but the C++ compiler, which takes most of the time."""
+"""torch.compile without the C++ compiler, which takes most of the time."""
 
 
 def in_place(all_groups, place):
@@ -53,13 +53,14 @@ def assert_alike(got, expected):
         assert got[key] == pytest.approx(value, abs=1e-4), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2])
 def test_compiled_and_not_train_the_same_weights(groups):
     assert_alike(trained(ALONE, True, groups), trained(ALONE, False, groups))
 
 
 def test_a_network_is_compiled_twice_whatever_the_number_of_groups(monkeypatch):
-    """For a step's first group and for the others; the loss is the third graph."""
+    """Once for a step's first group and once for the others; the loss is the third graph."""
     monkeypatch.setattr(torch, "compile", LIGHT)
     torch._dynamo.reset()
     counters.clear()
@@ -68,6 +69,7 @@ def test_a_network_is_compiled_twice_whatever_the_number_of_groups(monkeypatch):
     assert_alike(compiled, trained(ALONE, False, 6, "mean"))
 
 
+@pytest.mark.slow
 def test_processes_train_compiled_what_one_trains_without(tmp_path):
     """With one group each, and with two, of which the second averages over both processes."""
     for groups, got in zip((2, 4), workers.run_all(in_place, (2, 4), 2, tmp_path, lost), strict=True):
