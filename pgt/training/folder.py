@@ -142,15 +142,15 @@ def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int)
     from pgt.runs.norms import NormsFile
 
     path = folder / weight_norms.FOLDER
-    before = weight_norms.read_layout(path)
+    before = weight_norms.read_format(path)
     if not every:
         if before is not None:
             NormsFile(path, before, first).close()
         yield None
         return
-    from pgt.training.recorder import Recorder, layout
+    from pgt.training.recorder import Recorder, record_format
 
-    now = layout(trainer.model)
+    now = record_format(trainer.model)
     if before not in (None, now):
         raise InputError(
             f"{path} holds the norms of another network: delete it, or add trainer.force=true to start over"

@@ -18,7 +18,7 @@ from pgt.reproduction.norms import read_norms
 from pgt.runs import mirrors
 from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
-from pgt.runs.norms import FOLDER, RECORDS, read_layout
+from pgt.runs.norms import FOLDER, RECORDS, read_format
 from pgt.training import folder as run_folder
 from tests.conftest import TINY, compose, train
 from tests.test_stopping import STEPS, begun
@@ -334,9 +334,9 @@ def test_norms_that_are_not_finite_cost_no_mirror():
     """In a network that diverges: here, all norms of layer 1 and one of layer 2."""
     train(*RUN, "record.norms_every=1")
     [folder] = Path("runs").glob("custom/*")
-    layout = read_layout(folder / FOLDER)
-    records = np.memmap(folder / FOLDER / RECORDS, layout.record, "r+")
-    parts = layout.split(records["filters"])
+    record_format = read_format(folder / FOLDER)
+    records = np.memmap(folder / FOLDER / RECORDS, record_format.record, "r+")
+    parts = record_format.split(records["filters"])
     parts[0][-1], parts[1][-1][0] = np.nan, np.inf
     records.flush()
     norms = mirrors.norms_by_layer(folder, {"zeroed_filters": 0})
