@@ -175,8 +175,10 @@ def last_norms(folder: Path) -> dict[str, Floats]:
         InputError: `layers.json` is damaged.
     """
     found = read_format(folder)
-    records = read_records(folder, found) if found else ()
-    if found is None or not len(records):
+    if found is None:
+        return {}
+    records = read_records(folder, found)
+    if not len(records):
         return {}
     parts = found.split(np.array(records[-1]["filters"]))
     return {f"{layer.index:02} {layer.name}": part for layer, part in zip(found.layers, parts, strict=True)}

@@ -18,7 +18,7 @@ from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.machine import cpus, has_dali
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
-from pgt.tools.doctor import generate
+from pgt.tools.jpegs import generate
 
 SIZE = 224
 REFERENCE = "torchvision, Pillow"

@@ -25,7 +25,7 @@ from pgt.data import image_file
 from pgt.data.image_file import read
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box
 from pgt.data.tree import scan
-from pgt.tools.doctor import generate
+from pgt.tools.jpegs import generate
 from tests.conftest import pgt
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 
