@@ -27,6 +27,7 @@ from pgt.runs.console import Screen
 from pgt.tools import doctor_numerics
 from pgt.tools.finding import BAD, NOTE, OK, Check, Finding, judged, made
 from pgt.tools.jpegs import generate
+from pgt.tools.probe import first_device
 
 STYLES = {OK: "green", NOTE: "yellow", BAD: "bold red"}
 PIXELS = 0.05
@@ -84,7 +85,7 @@ def images() -> Iterator[Finding]:
         mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
         yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, and slower ({mend})")
         return
-    device = doctor_numerics.first_device()
+    device = first_device()
     with TemporaryDirectory() as name:
         for split in ("train", "val"):
             generate(Path(name) / split, 8)

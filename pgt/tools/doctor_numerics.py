@@ -24,6 +24,7 @@ from pgt.core.errors import InputError
 from pgt.methods import power_grad_cross_entropy
 from pgt.runs import folder as runs
 from pgt.tools.finding import NOTE, OK, Finding, judged, made
+from pgt.tools.probe import first_device
 from pgt.tools.weights import read_run
 from pgt.training.ranks import check_kernels, visible_gpus
 
@@ -67,11 +68,6 @@ def torch_and_gpus() -> Iterator[Finding]:
 def devices() -> list[torch.device]:
     """Return the CPU and each GPU."""
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(visible_gpus()))]
-
-
-def first_device() -> torch.device:
-    """Return the first GPU, or the CPU if there is none."""
-    return devices()[:2][-1]
 
 
 def gradients() -> Iterator[Finding]:
