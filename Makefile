@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 RUNS := runs
-DEVICE := $(if $(shell command -v nvidia-smi),gpu,cpu)
+DEVICE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
 # One CPU thread for networks this small: a fifth slower on an idle machine, many times faster on a busy one.
 demo test test-slow: export OMP_NUM_THREADS := 1

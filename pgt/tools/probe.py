@@ -106,8 +106,8 @@ def synthetic_batch(case: Case, device: torch.device) -> Batch:
 def build_network(case: Case, device: torch.device) -> nn.Module:
     """Build the case's network for training on a device, with the same weights each time."""
     torch.manual_seed(0)
-    network = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
-    return network.to(device, memory_format=torch.channels_last).train()
+    network: nn.Module = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
+    return network.to(device).to(memory_format=torch.channels_last).train()
 
 
 class Nowhere:
