@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pgt.core.types import Loader
     from pgt.runs.console import Console
     from pgt.runs.mirrors import About
-    from pgt.runs.records import JsonLines
-    from pgt.runs.sinks import Sinks
+    from pgt.runs.sinks import JsonLines, Sinks
     from pgt.training.recorder import Recorder
     from pgt.training.trainer import Trainer
 
@@ -115,8 +114,7 @@ def sinks(
     """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
     from pgt.runs.console import Console
     from pgt.runs.mirrors import start_mirrors
-    from pgt.runs.records import JsonLines
-    from pgt.runs.sinks import Sinks
+    from pgt.runs.sinks import JsonLines, Sinks
 
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
     console = Console(about.name, total_steps, about.folder / "log.txt")
