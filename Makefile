@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 RUNS := runs
+DEVICE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 
 # One CPU thread for networks this small: a fifth slower on an idle machine, many times faster on a busy one.
 demo test test-slow: export OMP_NUM_THREADS := 1
@@ -44,9 +45,9 @@ type: $(READY)  ## mypy, strict where pyproject.toml says so
 	$(BIN)/mypy
 
 bench: $(READY)  ## our loss, loaders and step beside what one would pick instead
-	$(BIN)/python -m scripts.bench.loss --compiled
-	$(BIN)/python -m scripts.bench.loader
-	$(BIN)/python -m scripts.bench.step
+	$(BIN)/python -m scripts.bench.loss --compiled --json results/bench/loss-$(DEVICE).json
+	$(BIN)/python -m scripts.bench.loader --json results/bench/loader-$(DEVICE).json
+	$(BIN)/python -m scripts.bench.step --json results/bench/step-$(DEVICE).json
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done

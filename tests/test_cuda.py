@@ -10,7 +10,7 @@ from pgt import power_grad_cross_entropy
 from pgt.cli.main import main as cli
 from pgt.core.machine import has_dali
 from pgt.data import open_set
-from pgt.tools.doctor import generate
+from pgt.tools.jpegs import generate
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE
 from pgt.training.recorder import Recorder

@@ -17,9 +17,8 @@ from pgt.runs.norms import (
     ZEROED_OUT,
     Floats,
     Layer,
-    Layout,
-    count_zeroed,
-    read_layout,
+    RecordFormat,
+    read_format,
     read_records,
 )
 
@@ -30,13 +29,13 @@ __all__ = ["ZEROED_OUT", "Layer", "Norms", "read_norms", "zeroed_out"]
 class Norms:
     """What was recorded at T steps, of the weights before each step's update. Values are read when asked for."""
 
-    layout: Layout
+    record_format: RecordFormat
     records: NDArray[Any]
 
     @property
     def layers(self) -> list[Layer]:
         """Every convolution, in the order of the network's modules."""
-        return list(self.layout.layers)
+        return list(self.record_format.layers)
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -49,9 +48,9 @@ class Norms:
         Raises:
             InputError: there is no such layer.
         """
-        if not 1 <= index <= len(self.layout.layers):
-            raise InputError(f"there is no layer {index}: choose one of 1 to {len(self.layout.layers)}")
-        return np.array(self.layout.split(self.records["filters"])[index - 1], np.float32)
+        if not 1 <= index <= len(self.record_format.layers):
+            raise InputError(f"there is no layer {index}: choose one of 1 to {len(self.record_format.layers)}")
+        return np.array(self.record_format.split(self.records["filters"])[index - 1], np.float32)
 
     @property
     def features(self) -> Floats:
@@ -84,10 +83,10 @@ def read_norms(folder: Path) -> Norms | None:
     Raises:
         InputError: `layers.json` is damaged, or the steps of `norms.bin` are in disorder.
     """
-    layout = read_layout(folder / FOLDER)
-    if layout is None:
+    record_format = read_format(folder / FOLDER)
+    if record_format is None:
         return None
-    norms = Norms(layout, read_records(folder / FOLDER, layout))
+    norms = Norms(record_format, read_records(folder / FOLDER, record_format))
     if (np.diff(norms.steps) <= 0).any():
         path = folder / FOLDER / RECORDS
         raise InputError(f"the steps in {path} do not ascend: it is damaged; put it back, or delete {path.parent}")
@@ -103,4 +102,4 @@ def zeroed_out(norms: Norms, record: int = -1) -> dict[int, int]:
     Raises:
         IndexError: there is no such record.
     """
-    return count_zeroed(norms.layout, norms.records["filters"][record])
+    return norms.record_format.count_zeroed(norms.records["filters"][record])

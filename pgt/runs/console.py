@@ -1,11 +1,10 @@
-"""What the user sees of a run while it goes on, and what `log.txt` keeps."""
+"""The progress of a run on the screen and in `log.txt`."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,20 +14,28 @@ from pgt.core.streams import silence
 from pgt.core.types import Record
 
 QUIET_SECONDS = 30
+"""Time between two lines of progress if there is no terminal."""
 WIDE = 120
-"""Columns from which on there is room for a bar beside the numbers."""
+"""Columns that a terminal needs for a bar beside the numbers."""
 SPEED_SECONDS = 3600
-"""Of the past, that the time left is estimated by: records may be minutes apart."""
+"""Window over which the speed is averaged to estimate the time left; long, since records may be minutes apart."""
 
 
 class Screen(Terminal):
-    """A terminal or a pipe that may lose its reader (`| head`): then it falls silent, and training goes on."""
+    """Standard output by rich. If its reader leaves (`| head`), it falls silent, so that training goes on.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, soft_wrap=True, **options)
+    Args:
+        required: raise BrokenPipeError instead, as `print` does, for a command that does nothing but print.
+    """
+
+    def __init__(self, required: bool = False) -> None:
+        super().__init__(highlight=False, soft_wrap=True)
+        self._required = required
 
     def on_broken_pipe(self) -> None:
-        """What rich calls; its own would end the process without a word."""
+        """Replace rich's reaction, which ends the process without a word."""
+        if self._required:
+            raise BrokenPipeError
         self.quiet = True
         silence(self.file.fileno())
         try:
@@ -38,13 +45,13 @@ class Screen(Terminal):
 
 
 class Console:
-    """A progress line in a terminal; elsewhere a plain line every 30 seconds. Epochs go to the log file.
+    """Sink that shows a progress line in a terminal, or prints a line every 30 seconds; logs a line an epoch.
 
     Args:
-        title: in front of plain lines and warnings.
+        title: printed before lines of progress and warnings.
         total_steps: of the whole run.
-        log: file that each epoch's line is appended to.
-        terminal: where to; standard output by default.
+        log: file that the line of each epoch is appended to.
+        terminal: standard output by default.
     """
 
     def __init__(self, title: str, total_steps: int, log: Path, terminal: Terminal | None = None) -> None:
@@ -69,7 +76,7 @@ class Console:
     def write(self, step: int, record: Record) -> None:
         state = line(record)
         warning = record.get("warning")
-        if warning and warning.split(":")[-1] not in self._warned:  # once a run, whatever number it begins with
+        if warning and warning.split(":")[-1] not in self._warned:  # once a run, whatever number comes first in it
             self._warned.add(warning.split(":")[-1])
             self.say(f"{self._title}: warning: {warning}")
         if record["event"] == "epoch":
@@ -82,7 +89,7 @@ class Console:
             self.terminal.print(f"{self._title}  step {step + 1}/{self._total}  {state}", markup=False)
 
     def say(self, text: str) -> None:
-        """A line that stays, on the screen and in the log."""
+        """Print a line that stays on the screen, and log it."""
         self.terminal.print(text, markup=False)
         print(text, file=self._log, flush=True)
 
@@ -93,7 +100,7 @@ class Console:
 
 
 def line(record: Record) -> str:
-    """A record as a reader takes it in."""
+    """Return a record as one line for people."""
     parts = [
         f"epoch {record['epoch'] + 1}",
         f"loss {record['train_loss']:.3f}",

@@ -1,15 +1,51 @@
-"""Where the records of a run go."""
+"""Sinks, which take the records of a run: `metrics.jsonl`, which all others mirror, and several sinks as one."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
+from pgt.core.errors import InputError
 from pgt.core.types import Record, Sink
-from pgt.runs.console import Console, Screen
-from pgt.runs.mirrors import About, check, start_mirrors
-from pgt.runs.norms import NormsFile
-from pgt.runs.records import JsonLines
+
+
+class JsonLines:
+    """Appends records to `metrics.jsonl`, one a line.
+
+    Args:
+        path: of the file.
+        size: bytes to keep, by the checkpoint that the run resumes from. The later lines will be written again.
+
+    Raises:
+        InputError: the file is shorter than `size`.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self._file = path.open("ab")
+        if self._file.tell() < size:
+            self._file.close()
+            raise InputError(
+                f"{path} has lost records that its checkpoint counts: add trainer.force=true to start over"
+            )
+        self._file.truncate(size)
+
+    def write(self, step: int, record: Record) -> None:
+        """Append a record. NaN and infinite numbers become null, since JSON cannot express them."""
+        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
+        self._file.write((json.dumps({"step": step, **plain}) + "\n").encode())
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Put everything on the disk and return the size in bytes."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Sinks:
@@ -23,10 +59,7 @@ class Sinks:
             sink.write(step, record)
 
     def close(self) -> None:
-        """Close all, in order, even where one of them fails."""
+        """Close all sinks in order, even if one of them fails."""
         with ExitStack() as stack:
             for sink in reversed(self.sinks):
                 stack.callback(sink.close)
-
-
-__all__ = ["About", "Console", "JsonLines", "NormsFile", "Screen", "Sinks", "check", "start_mirrors"]

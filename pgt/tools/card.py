@@ -1,17 +1,19 @@
-"""The model card of an exported network, in the Hugging Face Hub's format: what was measured, and nothing else."""
+"""The model card of an exported network: the facts for `model_card.md.j2`, in the Hugging Face Hub's format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
-from tabulate import tabulate
 
 from pgt.config.resources import read_conf
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 DATA_SETS = {
     "imagenet": ("ImageNet-1K", "imagenet-1k"),
     "tiny_imagenet": ("Tiny-ImageNet-200", "zh-plus/tiny-imagenet"),
@@ -20,143 +22,84 @@ DATA_SETS = {
 }
 """Name, and name on the Hub."""
 
-CARD = """\
----
-{front}---
-
-# {title}
-
-{model} for {classes:,} classes and {size}-pixel images, trained on {data_set} with {method}.{nowhere_else}
-
-## Measured
-
-One run (n = 1, seed {seed}), {chosen}; evaluated in {precision}{skipped}.
-
-{table}
-
-## Probabilities
-
-{probabilities}
-
-## Training
-
-{experiment}The paper's recipe (`recipe=paper` of `pgt`; commit {commit}, run {run_id}) with this:
-
-```yaml
-{changed}```
-
-## Loading
-
-{loading}
-## Source of the method
-
-B. Das et al., *Altering Backward Pass Gradients improves Convergence*, [arXiv 2111.12495](https://arxiv.org/abs/2111.12495).
-The code is under Apache-2.0; the terms of the data set may bind the weights, too.
-"""
-TIMM = """\
-```python
-import timm
-import torch
-
-model = timm.create_model("local-dir:PATH", pretrained=True{arguments}).eval()  # PATH: this folder
-options = timm.data.resolve_model_data_config(model)
-transform = timm.data.create_transform(**options, is_training=False)
-```
-"""
-WITHOUT_NORM = """
-The network has no normalization layers. `config.json` cannot say so in timm's words, hence `norm_layer`; without it,
-timm complains of missing keys and loads nothing.
-"""
-OURS = """\
-timm has no such network; `pgt` builds it:
-
-```python
-from pgt.models import build
-from safetensors.torch import load_file
-
-model = build("{model}", num_classes={classes}).eval()
-model.load_state_dict(load_file("PATH/model.safetensors"))  # PATH: this folder
-```
-
-It takes images [N, 3, {size}, {size}]: pixels in [0, 1] less the mean {mean}, over the deviation {deviation}.
-"""
-AS_TRAINED = """\
-The probabilities that training fitted are **softmax(α·z) with α = {alpha:g}**, not softmax(z): under the transform the
-logits z grow by about 1/α. Compute `({alpha:g} * model(images)).softmax(1)`."""
-CALIBRATED = """\
-The classifier's weight and bias are multiplied by α = {alpha:g}: **softmax of this network's logits** is softmax(α·z)
-of the trained network's logits z, the probabilities that training fitted. The order of the classes is as it was."""
-PLAIN = "softmax(z) of the logits z: this network was trained at α = 1."
-TRUNCATED = """\
-Neither softmax(z) nor softmax(α·z): this network was trained by the authors' hook at α = {alpha:g}, which computes
-another gradient than Eq. 9 wherever small probabilities round to zero. Calibrate it on data that it has not seen."""
-UNIFORM = "None: softmax(α·z) is uniform at α = 0. This network orders the classes."
-
 
 def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bool) -> str:
-    """The card of a finished run's weights.
+    """Return the card of a finished run's weights.
 
     Args:
         source: the run.
-        which: `best` or `last` of its weights.
+        which: `best` or `last`, of its weights.
         config: the exported config.json.
-        calibrated: whether α is in the classifier.
+        calibrated: whether the classifier is multiplied by α.
     """
-    run, summary, alpha = source.config, source.summary, source.alpha
+    run, summary, shown = source.config, source.summary, config["pretrained_cfg"]
     assert summary is not None
-    on_imagenet = run["data"]["name"] == "imagenet"
-    return CARD.format(
-        front=OmegaConf.to_yaml(OmegaConf.create(front_matter(source, config))),
+    method = summary.identity["method"]
+    alpha = f"{source.alpha:g}"
+    mean, deviation = (", ".join(f"{value:.4g}" for value in shown[key]) for key in ("mean", "std"))
+    card = ModelCard.from_template(
+        metadata(source, config),
+        template_path=str(TEMPLATE),
         title=title(source),
         model=source.model,
         classes=config["num_classes"],
-        size=config["pretrained_cfg"]["input_size"][1],
+        size=shown["input_size"][1],
         data_set=_data_set(source, config),
-        method=_method(alpha, run["method"]["implementation"]),
-        nowhere_else="" if on_imagenet else "\nIt has never been measured on ImageNet-1K.",
+        method=_method(alpha, method["implementation"]),
+        on_imagenet=run["data"]["name"] == "imagenet",
         seed=run["seed"],
         chosen=_chosen(source, which),
         precision=run["trainer"]["precision"],
-        skipped=f"; {summary.skipped_files} unreadable images were left out" if summary.skipped_files else "",
-        table=_table(source.recorded, calibrated),
-        probabilities=_probabilities(calibrated, summary.identity["method"]),
-        experiment=f"Experiment `{run['experiment']}`. " if run["experiment"] else "",
+        skipped=summary.skipped_files,
+        measures=_measures(source.recorded, calibrated),
+        alpha=alpha,
+        implementation=method["implementation"],
+        calibrated=calibrated,
+        experiment=run["experiment"],
         commit=summary.commit,
         run_id=summary.run_id,
-        changed=OmegaConf.to_yaml(OmegaConf.create(_changed(summary.identity))),
-        loading=_loading(source, config),
+        changed=OmegaConf.to_yaml(OmegaConf.create(_changed(summary.identity))).strip(),
+        in_timm=_in_timm(source),
+        without_norm=str(source.model).endswith("_nobn"),
+        mean=mean,
+        deviation=deviation,
     )
+    return f"{str(card).rstrip()}\n"
 
 
 def title(source: Source) -> str:
-    """A network in a few words: `resnet18 pgt α=0.25 cifar10 seed 0`."""
+    """Return a network's name in a few words: `resnet18 pgt α=0.25 cifar10 seed 0`."""
     alpha = f" α={source.alpha:g}" if source.alpha != 1 else ""
     run = source.config
     return f"{source.model} {source.known['method']}{alpha} {run['data']['name']} seed {run['seed']}"
 
 
-def front_matter(source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The card's metadata, with the measured accuracies as its model index."""
+def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
+    """Return the card's metadata, with the measured accuracies."""
     run = source.config
-    _, hub_name = DATA_SETS.get(run["data"]["name"], (None, None))
-    conditions = {"n": 1, "seed": run["seed"], "epochs": run["recipe"]["epochs"]}
-    metrics = [
-        {"type": "accuracy", "name": label, "value": round(source.recorded[key], 4), "args": conditions}
+    name = run["data"]["name"]
+    hub_name = DATA_SETS[name][1] if name in DATA_SETS else None
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_name or name,
+            dataset_name=_data_set(source, config),
+            metric_type="accuracy",
+            metric_name=label,
+            metric_value=round(source.recorded[key], 4),
+            metric_args={"n": 1, "seed": run["seed"], "epochs": run["recipe"]["epochs"]},
+        )
         for key, label in (("test_top1", "Top-1 accuracy, %"), ("test_top5", "Top-5 accuracy, %"))
     ]
-    result = {
-        "task": {"type": "image-classification"},
-        "dataset": {"name": _data_set(source, config), "type": hub_name or run["data"]["name"]},
-        "metrics": metrics,
-    }
-    return {
-        "license": LICENSE,
-        "tags": ["image-classification", "powergrad-transform", *(["timm"] if _in_timm(source) else [])],
-        "pipeline_tag": "image-classification",
-        **({"library_name": "timm"} if _in_timm(source) else {}),
-        **({"datasets": [hub_name]} if hub_name else {}),
-        "model-index": [{"name": title(source), "results": [result]}],
-    }
+    return ModelCardData(
+        license=LICENSE,
+        tags=["image-classification", "powergrad-transform", *(["timm"] if _in_timm(source) else [])],
+        pipeline_tag="image-classification",
+        library_name="timm" if _in_timm(source) else None,
+        datasets=[hub_name] if hub_name else None,
+        model_name=title(source),
+        eval_results=results,
+    )
 
 
 def _in_timm(source: Source) -> bool:
@@ -164,7 +107,7 @@ def _in_timm(source: Source) -> bool:
 
 
 def _data_set(source: Source, config: Mapping[str, Any]) -> str:
-    """Its name. A folder's own is left out: it may lie under any."""
+    """Return the data set's name for people. The name of a folder of the user's own says nothing and is left out."""
     name = source.config["data"]["name"]
     manifest = source.summary.manifest if source.summary else ""
     others = {
@@ -175,13 +118,11 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
     return DATA_SETS[name][0] if name in DATA_SETS else others[name]
 
 
-def _method(alpha: float | None, implementation: str) -> str:
-    if alpha == 1:
+def _method(alpha: str, implementation: str) -> str:
+    if alpha == "1":
         return "plain cross-entropy"
-    as_published = (
-        " as published (`authors_hook`, in the precision of the logits)" if implementation == "authors_hook" else ""
-    )
-    return f"the PowerGrad Transform{as_published} at α = {alpha:g}"
+    hook = " as published (`authors_hook`, in the precision of the logits)" if implementation == "authors_hook" else ""
+    return f"the PowerGrad Transform{hook} at α = {alpha}"
 
 
 def _chosen(source: Source, which: str) -> str:
@@ -192,32 +133,20 @@ def _chosen(source: Source, which: str) -> str:
     return f"the last of {epochs} epochs"
 
 
-def _table(record: Mapping[str, Any], calibrated: bool) -> str:
-    rows = [("top-1, %", "test_top1"), ("top-5, %", "test_top5")]
+def _measures(record: Mapping[str, Any], calibrated: bool) -> list[tuple[str, float]]:
+    """Return label and value of each measure. A calibrated network's logits z are α·z of the one that was measured."""
+    measures = {"top-1, %": "test_top1", "top-5, %": "test_top5"}
     if calibrated:
-        rows += [("loss", "test_loss_alpha"), ("calibration error, %", "test_ece_alpha")]
+        measures |= {"loss": "test_loss_alpha", "calibration error, %": "test_ece_alpha"}
     else:
         for argument, suffix in (("z", ""), ("α·z", "_alpha")):
-            rows += [(f"loss of softmax({argument})", f"test_loss{suffix}")]
-            rows += [(f"calibration error of softmax({argument}), %", f"test_ece{suffix}")]
-    cells = [[label, f"{record[key]:.4f}"] for label, key in rows]
-    return tabulate(cells, ("test set", "n = 1"), tablefmt="github", disable_numparse=True)
-
-
-def _probabilities(calibrated: bool, method: Mapping[str, Any]) -> str:
-    """Which probabilities are the network's own."""
-    alpha = method["alpha"]
-    if alpha == 1:
-        return PLAIN
-    if method["implementation"] == "authors_hook":
-        return TRUNCATED.format(alpha=alpha)
-    if alpha == 0:
-        return UNIFORM
-    return (CALIBRATED if calibrated else AS_TRAINED).format(alpha=alpha)
+            measures[f"loss of softmax({argument})"] = f"test_loss{suffix}"
+            measures[f"calibration error of softmax({argument}), %"] = f"test_ece{suffix}"
+    return [(label, record[key]) for label, key in measures.items()]
 
 
 def _changed(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's identity is not the default; data, schedule and method as they are."""
+    """Return the part of a run's identity that is not the default; data, schedule and method are complete."""
     changed = {
         "seed": identity["seed"],
         **{key: identity[key] for key in ("data", "schedule", "method")},
@@ -230,14 +159,3 @@ def _changed(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(values: Mapping[str, Any], default: str) -> dict[str, Any]:
     defaults = read_conf(default)
     return {key: value for key, value in values.items() if defaults.get(key) != value}
-
-
-def _loading(source: Source, config: Mapping[str, Any]) -> str:
-    if not _in_timm(source):
-        seen = config["pretrained_cfg"]
-        mean, deviation = (", ".join(f"{value:.4g}" for value in seen[key]) for key in ("mean", "std"))
-        size, classes = seen["input_size"][1], config["num_classes"]
-        return OURS.format(model=source.model, classes=classes, size=size, mean=mean, deviation=deviation)
-    if str(source.model).endswith("_nobn"):
-        return TIMM.format(arguments=", norm_layer=torch.nn.Identity") + WITHOUT_NORM
-    return TIMM.format(arguments="").replace("import torch\n", "")

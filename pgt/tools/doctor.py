@@ -1,4 +1,4 @@
-"""Checks of a machine before hours are spent on it."""
+"""`pgt doctor`: checks of a machine, to be made before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -8,79 +8,64 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from rich.text import Text
+from torch import Tensor
 
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
 from pgt.core.machine import found, has_dali
+from pgt.data.delivery import Delivery
 from pgt.data.image_file import UNREADABLE, read, why
 from pgt.data.tree import MANIFEST, check_counts, describe, read_tree
 from pgt.runs import folder as runs
+from pgt.runs.console import Screen
 from pgt.tools import doctor_numerics
 from pgt.tools.finding import BAD, NOTE, OK, Check, Finding, judged, made
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from torch import Tensor
+from pgt.tools.jpegs import generate
+from pgt.tools.probe import first_device
 
 STYLES = {OK: "green", NOTE: "yellow", BAD: "bold red"}
 PIXELS = 0.05
-"""Mean absolute difference of normalised pixels between two JPEG decoders, at most."""
+"""Highest allowed mean absolute difference of normalised pixels between two JPEG decoders."""
 ROOM, SHARED = 10 * 2**30, 2**30
-"""Bytes that should be free for runs, and in the memory that processes share."""
+"""Bytes that should be free on the disk of the runs, and in shared memory."""
 SAMPLE = 256
-"""Files that are read to see how fast they come."""
+"""Number of files that are read to measure the speed of the disk."""
 
 
 def command(root: Path | None, runs_root: Path) -> int:
-    """Make and print every check; returns the exit code: 2 where one is bad.
+    """Make every check and print its findings. Returns the exit code: 2 if a finding is bad, else 0.
 
     Args:
-        root: of an image folder to look at; None: `$IMAGENET`, where it is set.
-        runs_root: where runs are to be written.
+        root: an image folder to check; None: `$IMAGENET`, if that is set.
+        runs_root: folder for the runs.
 
     Raises:
-        InputError: started as one of several processes.
+        InputError: this is one of several processes.
     """
-    from rich.text import Text
-
     if found() is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
-    console, told = _terminal(), []
+    screen, told = Screen(required=True), []
     for name, check in checks(root, runs_root).items():
-        with console.status(f"checking {name}"):
-            findings = [finding for finding in made(check) if finding not in told]  # one cause may have many effects
+        with screen.status(f"checking {name}"):
+            findings = [finding for finding in made(check) if finding not in told]  # one cause may fail many checks
         for finding in findings:
-            line = Text.assemble((f"{finding.level:5}", STYLES[finding.level]), f"{name:9} {finding.text}")
-            console.print(line, soft_wrap=True)
+            screen.print(Text.assemble((f"{finding.level:5}", STYLES[finding.level]), f"{name:9} {finding.text}"))
         told += findings
     bad = sum(finding.level == BAD for finding in told)
-    console.print(f"{bad} of {len(told)} findings are bad" if bad else "nothing of this stands in the way of training")
+    screen.print(f"{bad} of {len(told)} findings are bad" if bad else "nothing of this stands in the way of training")
     return InputError.exit_code if bad else 0
 
 
-def _terminal() -> Console:
-    from rich.console import Console
-
-    class Terminal(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # as of `print`, for `pgt.cli` to end by
-
-    return Terminal(highlight=False)
-
-
 def checks(root: Path | None, runs_root: Path) -> dict[str, Check]:
-    """What is checked, in order, by the name that it is printed with.
+    """Return the checks in order, by the name that is printed before their findings.
 
-    What is quick comes first. Trainings come before this process takes hold of a GPU: it may admit one at a time.
+    Quick ones come first. Trainings come before this process uses a GPU, which may admit only one process at a time.
     """
     return {
         "torch": doctor_numerics.torch_and_gpus,
@@ -95,32 +80,29 @@ def checks(root: Path | None, runs_root: Path) -> dict[str, Check]:
 
 
 def images() -> Iterator[Finding]:
-    """What DALI makes of JPEGs, beside torchvision on the CPU."""
-
+    """Compare the pixels that DALI decodes with torchvision's on the CPU."""
     if not has_dali():
         mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
         yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, and slower ({mend})")
         return
-    device = doctor_numerics.first_device()
+    device = first_device()
     with TemporaryDirectory() as name:
         for split in ("train", "val"):
             generate(Path(name) / split, 8)
-        expected = _batches(Path(name), "torchvision", "cpu", torch.device("cpu"))
-        for way in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
-            found = _batches(Path(name), "dali", way, device)
-            apart = max(float((a - b).abs().mean()) for a, b in zip(found, expected, strict=True))
+        expected = _first_batches(Path(name), "torchvision", "cpu", torch.device("cpu"))
+        for dali_device in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
+            decoded = _first_batches(Path(name), "dali", dali_device, device)
+            apart = max(float((a - b).abs().mean()) for a, b in zip(decoded, expected, strict=True))
             yield judged(
                 apart <= PIXELS,
-                f"DALI decoding on the {way.upper()}: pixels differ by {apart:.3f} deviations (at most {PIXELS}) from "
-                "torchvision's",
+                f"DALI decoding on the {dali_device.upper()}: pixels differ by {apart:.3f} deviations "
+                f"(at most {PIXELS}) from torchvision's",
                 "take data.dali_device=cpu, or data.backend=torchvision",
             )
 
 
-def _batches(root: Path, backend: str, dali_device: str, device: torch.device) -> list[Tensor]:
-    """The first training and the first test batch of a folder's images, on the CPU."""
-    from pgt.data.delivery import Delivery
-
+def _first_batches(root: Path, backend: str, dali_device: str, device: torch.device) -> list[Tensor]:
+    """Return the first training batch and the first test batch of an image folder, on the CPU."""
     dataset = data.open_set(
         name="imagefolder",
         root=root,
@@ -132,16 +114,13 @@ def _batches(root: Path, backend: str, dali_device: str, device: torch.device) -
         on_bad_file="error",
         manifest=None,
     )
-    batches = []
     train, test = dataset.loaders(Delivery(device, torch.float32, 8, 8, seed=0, drop_last=True))
     with closing(train), closing(test):
-        for loader in (train, test):
-            batches += [batch.images.cpu() for batch in islice(loader.epoch(0), 1)]
-    return batches
+        return [next(iter(loader.epoch(0))).images.cpu() for loader in (train, test)]
 
 
 def files(root: Path | None) -> Iterator[Finding]:
-    """The data set: whether it is there, and how fast it comes."""
+    """Check that the data set is there, and measure how fast its files are read."""
     place = root or os.environ.get("IMAGENET")
     if root is not None and not root.is_dir():
         raise InputError(f"no folder {root}: --data must hold train/<class>/ and val/<class>/")
@@ -169,7 +148,7 @@ def files(root: Path | None) -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """What the loaders' processes hand their batches over by."""
+    """Check the shared memory, through which data workers hand over their batches."""
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
@@ -179,7 +158,7 @@ def memory() -> Iterator[Finding]:
 
 
 def room(runs_root: Path) -> Iterator[Finding]:
-    """Whether runs can be written, moved into place and held."""
+    """Check that runs can be written, renamed and locked in their folder, and that the disk has room."""
     here = next(p for p in (runs_root.absolute(), *runs_root.absolute().parents) if p.exists() or p.is_symlink())
     try:
         with TemporaryDirectory(dir=here, prefix=".pgt-doctor-") as name:
@@ -195,14 +174,3 @@ def room(runs_root: Path) -> Iterator[Finding]:
     yield judged(held, text, "but locks do not hold there; mount it with flock, or two processes train one run")
     if free < ROOM:
         yield Finding(NOTE, "a run of ResNet-50 keeps 0.4 GB of checkpoints; `pgt plan` adds up a sweep's")
-
-
-def generate(folder: Path, count: int) -> None:
-    """Write JPEGs of 500x375, about as large in bytes as ImageNet's, in two classes; the same ones each time."""
-    rng = np.random.default_rng(0)
-    for index in range(count):
-        path = folder / f"class{index % 2}" / f"{index}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        blobs = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
-        grain = Image.fromarray(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8))
-        Image.blend(blobs, grain.filter(ImageFilter.GaussianBlur(0.6)), 0.4).save(path, quality=92)

@@ -1,4 +1,4 @@
-"""Whether this machine computes what it should: gradients, compiled ones, and a short training on all of it."""
+"""Checks of what a machine computes: gradients, compiled gradients, and short trainings on all its devices."""
 
 from __future__ import annotations
 
@@ -24,28 +24,32 @@ from pgt.core.errors import InputError
 from pgt.methods import power_grad_cross_entropy
 from pgt.runs import folder as runs
 from pgt.tools.finding import NOTE, OK, Finding, judged, made
+from pgt.tools.probe import first_device
+from pgt.tools.weights import read_run
 from pgt.training.ranks import check_kernels, visible_gpus
 
 Trained: TypeAlias = tuple[Mapping[str, Tensor], float]
 """Weights and training loss."""
 Train: TypeAlias = Callable[..., Trained]
+"""(overrides of `pgt train`, environment variables as keywords) -> weights and training loss."""
 
 ALPHA = 0.25
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Of the logits' gradient, relative to autograd's in float64: some roundings."""
+"""Highest allowed error of the logits' gradient, relative to autograd's in float64: a few roundings."""
 WEIGHTS = 1e-3
-"""Difference between two trainings in float32, of the weights' norm: measured 1e-7 to 1e-4 for rounding, which a ReLU
-that flips makes more of; the training itself moves them by 0.017."""
+"""Highest allowed difference between the weights of two trainings in float32, relative to their norm. Rounding makes
+1e-7 to 1e-4, as measured, since it may flip a ReLU; the training itself moves the weights by 0.017."""
 LOSS = 0.01
-"""Relative difference of the training loss in 16 bits, measured up to 0.0023; without training it is 0.025."""
+"""Highest allowed relative difference of the training loss in 16 bits. Up to 0.0023 was measured; a network that is not
+trained at all differs by 0.025."""
 BATCH = 32
-"""Samples of a step, or as many more as the processes can share."""
+"""Samples of a step; it is rounded up to a multiple of the number of processes."""
 MINUTES = 5.0
-"""That a short training may take."""
+"""Time limit of a short training."""
 
 
 def torch_and_gpus() -> Iterator[Finding]:
-    """What there is to compute with."""
+    """Report the versions of torch and CUDA, and the GPUs."""
     found = [torch.cuda.get_device_properties(index) for index in range(visible_gpus())]
     for index in range(len(found)):
         check_kernels(torch.device("cuda", index))
@@ -62,17 +66,12 @@ def torch_and_gpus() -> Iterator[Finding]:
 
 
 def devices() -> list[torch.device]:
-    """The CPU and each GPU."""
+    """Return the CPU and each GPU."""
     return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(visible_gpus()))]
 
 
-def first_device() -> torch.device:
-    """The first GPU, where there is one."""
-    return devices()[:2][-1]
-
-
 def gradients() -> Iterator[Finding]:
-    """PGT's gradient on every device, of logits in 32 and in 16 bits."""
+    """Check PGT's gradient on every device, for logits in 32 and in 16 bits."""
     for device in devices():
         errors = {dtype: gradient_error(device, dtype) for dtype in TOLERANCES}
         said = ", ".join(
@@ -87,7 +86,7 @@ def gradients() -> Iterator[Finding]:
 
 
 def gradient_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Of PGT's logit gradient, relative to that of CE(α·z)/α by autograd in float64."""
+    """Return the error of PGT's logit gradient, relative to the gradient of CE(α·z)/α by autograd in float64."""
     generator = torch.Generator().manual_seed(0)
     z = (3 * torch.randn(64, 1000, generator=generator)).to(dtype)
     y = torch.randint(1000, (64,), generator=generator)
@@ -99,12 +98,12 @@ def gradient_error(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def compilation() -> Iterator[Finding]:
-    """Whether torch.compile works."""
+    """Check that torch.compile works."""
     device = first_device()
     z, y = torch.randn(16, 100, device=device, requires_grad=True), torch.arange(16, device=device)
     (expected,) = torch.autograd.grad(power_grad_cross_entropy(z, y, ALPHA), z)
     start = time.monotonic()
-    logging.disable(logging.WARNING)  # torch's words about a CUDA without a GPU, say
+    logging.disable(logging.WARNING)  # torch may warn of a CUDA without a GPU
     try:
         loss = torch.compile(lambda z: power_grad_cross_entropy(z, y, ALPHA))
         (found,) = torch.autograd.grad(loss(z), z)
@@ -122,7 +121,7 @@ def compilation() -> Iterator[Finding]:
 
 
 def trainings() -> Iterator[Finding]:
-    """A short training by `pgt train` on one CPU process, beside each other way that there is here."""
+    """Train shortly in one CPU process, then in every other way that this machine offers, and compare."""
     gpus = visible_gpus()
     all_of_it = f"{gpus} GPUs" if gpus > 1 else "one GPU" if gpus else "2 CPU processes"
     counts = ({"one GPU": 1} if gpus > 1 else {}) | {all_of_it: gpus or 2}
@@ -158,23 +157,24 @@ def _to_the_same_loss(where: str, count: int, precision: str, train: Train, refe
 
 
 def trained(root: Path, *overrides: str, **variables: str) -> Trained:
-    """Weights and loss of an epoch on the embedded digits, by processes of their own, which may crash or hang.
+    """Train an epoch on the embedded digits by `pgt train` in a process of its own, since it may crash or hang.
 
     Args:
-        root: a folder that takes all that they write.
+        root: folder for all that the process writes.
         overrides: of `pgt train`.
-        variables: of their environment.
+        variables: environment variables.
+
+    Returns:
+        Weights and training loss.
 
     Raises:
-        InputError: they fail, or take longer than `MINUTES`.
+        InputError: the training fails, or takes longer than `MINUTES`.
     """
-    from pgt.tools.weights import read_run
-
     folder = Path(mkdtemp(dir=root))
     words = ["experiment=demo/nobn", "method=pgt", "recipe.epochs=1", "recipe.warmup_epochs=0", *overrides]
     shown = [*(f"{key}={value}" for key, value in variables.items()), "pgt", "train", *words, "paths.runs=/tmp/doctor"]
     path = os.pathsep.join([str(Path(pgt.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    here = {"PYTHONPATH": path, "TMPDIR": str(folder)}  # this pgt; what a killed one leaves goes with the folder
+    here = {"PYTHONPATH": path, "TMPDIR": str(folder)}  # run this pgt, and keep the files of a killed one in `root`
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pgt.cli", "train", *words],
@@ -188,19 +188,19 @@ def trained(root: Path, *overrides: str, **variables: str) -> Trained:
         hint = "; with NCCL_DEBUG=INFO before it, it may say why" if visible_gpus() else ""
         raise InputError(f"`{shlex.join(shown)}` has not ended within {MINUTES:g} minutes{hint}") from None
     if done.returncode:
-        raise InputError(f"`{shlex.join(shown)}` fails: {_reason(done.stderr) or f'exit code {done.returncode}'}")
+        raise InputError(f"`{shlex.join(shown)}` fails: {reason(done.stderr) or f'exit code {done.returncode}'}")
     ((run, summary),) = runs.find(folder / "runs")
     return read_run(run, "last").state, float(summary.train_loss or "nan")
 
 
-def _reason(errors: str) -> str:
-    """The line of what a program has said that names the error; others may follow it."""
+def reason(errors: str) -> str:
+    """Return the last line of a program's standard error that names an error; other lines may follow it."""
     lines = errors.strip().splitlines()
     named = [line for line in lines if re.match(r"pgt: |[\w.]*(Error|Exception)\b", line)]
     return (named or lines or [""])[-1].removeprefix("pgt: ")
 
 
 def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Norm of the difference between two networks' weights, of the norm of `b`."""
+    """Return the norm of the difference between two networks' weights, relative to the norm of `b`."""
     apart = sum(float((a[key].double() - value.double()).square().sum()) for key, value in b.items())
     return float((apart / sum(float(value.double().square().sum()) for value in b.values())) ** 0.5)

@@ -1,4 +1,4 @@
-"""Weights evaluated on a test set, beside what was recorded of them and what the paper says."""
+"""`pgt validate`: evaluates weights on a test set, beside the run's own records and the paper's rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tabulate import tabulate
 
 from pgt import data
@@ -28,7 +30,7 @@ WIDTH = 120
 RECIPE = ("model", "modify_softmax", "sched", "lr", "warmup_lr", "min_lr", "warmup_epochs", "epochs", "cooldown_epochs",
           "decay_epochs", "decay_rate", "batch_size", "world_size", "opt", "momentum", "weight_decay", "smoothing",
           "clip_grad", "clip_mode", "amp", "seed")  # fmt: skip
-"""Training arguments that are printed first, in timm's names and the authors'."""
+"""Training arguments that are printed first, by the names of timm and of the authors."""
 MEASURES = {
     "test_top1": "top-1 %",
     "test_top5": "top-5 %",
@@ -42,7 +44,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of the evaluation; None: as the checkpoint says, or as is usual.
+    """Options of the command line. None stands for the checkpoint's own value, or else for the default.
 
     Attributes:
         root: folder of the data set.
@@ -50,7 +52,7 @@ class Options:
         model: name of the network.
         alpha: the α of α·z.
         batch: images of a forward pass.
-        workers: that decode.
+        workers: number of processes that decode images.
         image_size: pixels a side.
         precision: of the forward pass.
     """
@@ -66,20 +68,20 @@ class Options:
 
 
 def command(checkpoint: Path, which: str | None, options: Options) -> None:
-    """Read, evaluate and print.
+    """Read weights, evaluate them and print the results.
 
     Raises:
-        InputError: weights, network or data cannot be used, or do not fit each other.
+        InputError: weights, network or data cannot be used or do not fit each other.
     """
     if options.alpha is not None and not 0 <= options.alpha <= 1:
         raise InputError(f"--alpha must lie between 0 and 1, got {options.alpha:g}")
     source = weights.read(checkpoint, which)
     name, model = networks.fit(source.path, source.state, options.model or source.model)
     print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
-    for line in _said_of_training(source):
+    for line in _training_lines(source):
         print(line)
     chosen = data_options(source, options, name)
-    alpha = _first(options.alpha, source.alpha, 1.0)
+    alpha = next(value for value in (options.alpha, source.alpha, 1.0) if value is not None)
     if (trained := source.known.get("alpha", alpha)) != alpha and options.alpha is None:
         print(f"calibrated: its classifier was multiplied by the α = {trained:g} of its training, so that z is α·z")
     precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
@@ -92,21 +94,17 @@ def command(checkpoint: Path, which: str | None, options: Options) -> None:
         print(f"\n{comparison(name, known, measured['test_top1'])}")
 
 
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
-
-
 def data_options(source: Source, options: Options, model: str) -> dict[str, Any]:
-    """What `pgt.data.open_set` takes: as the command line says, else the run, else conf/data.
+    """Return the arguments of `pgt.data.open_set`: from the command line, else from the run, else from conf/data.
 
     Raises:
-        InputError: no such data set, an option that it does not have, or no root.
+        InputError: there is no such data set, it lacks an option that was given, or its root is not known.
     """
-    told = dict(source.config.get("data", {}))
-    name = options.data or told.get("name", "imagefolder")
+    own = dict(source.config.get("data", {}))
+    name = options.data or own.get("name", "imagefolder")
     chosen = {**_defaults(name), "name": name}
-    if told.get("name") == name:
-        chosen |= {key: value for key, value in told.items() if key in chosen}
+    if own.get("name") == name:
+        chosen |= {key: value for key, value in own.items() if key in chosen}
     chosen.pop("drop_last", None)
     given = {"root": options.root, "workers": options.workers, "image_size": options.image_size}
     for key, value in given.items():
@@ -123,28 +121,39 @@ def data_options(source: Source, options: Options, model: str) -> dict[str, Any]
             source.config.get("model", {}).get("interpolation") or read_conf(f"model/{model}")["interpolation"]
         )
         if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
-            chosen["backend"] = "torchvision"  # Pillow's resize, by which the authors evaluated
+            chosen["backend"] = "torchvision"  # with Pillow's resize, as the authors evaluated
         if options.root is not None:
             chosen["manifest"] = None
     return chosen
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The data set's config, without a root."""
+    """Return the config of a data set, without its root."""
     names = choices("data")
     if name not in names:
         raise InputError(f"no data set is called {name}: take one of {', '.join(names)}")
-    file = "imagefolder" if name in data.FOLDERS else name  # imagenet's is imagefolder's with a root
+    file = "imagefolder" if name in data.FOLDERS else name  # imagenet.yaml is imagefolder.yaml with a root
     return {key: None if key == "root" else value for key, value in read_conf(f"data/{file}").items()}
 
 
 def measure(
     path: Path, model: torch.nn.Module, chosen: Mapping[str, Any], alpha: float, precision_name: str, batch: int
 ) -> tuple[dict[str, float], int]:
-    """`pgt.training.evaluation.evaluate` on the GPU, where there is one, and how many images it saw.
+    """Evaluate a network on the first GPU, or on the CPU if there is none.
+
+    Args:
+        path: of the weights, for error messages.
+        model: the network.
+        chosen: arguments of `pgt.data.open_set`.
+        alpha: the α of α·z.
+        precision_name: as `trainer.precision`.
+        batch: images of a forward pass.
+
+    Returns:
+        The measures of `pgt.training.evaluation.evaluate`, and the number of images.
 
     Raises:
-        InputError: the data set cannot be read, or has other classes than the network.
+        InputError: the data set cannot be read, or its number of classes is not the network's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = Precision(precision_name, device.type)
@@ -153,22 +162,19 @@ def measure(
     classes = model.get_submodule("fc").out_features
     if test.num_classes != classes:
         raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
-    model = precision.apply(model).to(device, memory_format=torch.channels_last)
+    model = precision.apply(model).to(device).to(memory_format=torch.channels_last)
     with closing(test):
-        measured = evaluate(model, _WithProgress(test), alpha, precision)
+        measured = evaluate(model, cast(Loader, _WithProgress(test)), alpha, precision)
     return measured, test.num_samples - len(test.skipped)
 
 
 class _WithProgress:
-    """A test loader under a progress bar, where there is a terminal."""
+    """The part of a test loader that an evaluation needs, with a progress bar if there is a terminal."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader, self.num_classes = loader, loader.num_classes
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
         columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -178,8 +184,8 @@ class _WithProgress:
                 progress.advance(task, len(batch.labels))
 
 
-def _said_of_training(source: Source) -> Iterator[str]:
-    """What run, checkpoint and log say, as lines."""
+def _training_lines(source: Source) -> Iterator[str]:
+    """Yield lines about the training, from the run, the checkpoint and the log beside it."""
     if source.recorded:
         yield f"after epoch {source.recorded['epoch'] + 1} of {source.config['recipe']['epochs']}"
     if source.arguments:
@@ -195,7 +201,7 @@ def _said_of_training(source: Source) -> Iterator[str]:
 
 
 def table(measured: Mapping[str, float], recorded: Mapping[str, float]) -> str:
-    """What was measured, beside what the run recorded of the same weights."""
+    """Return a table of the measures, beside the run's own records of the same weights."""
     headers = ["", "measured"] + (["recorded"] if recorded else [])
     columns = [measured] + ([recorded] if recorded else [])
     rows = [[label, *(_number(column.get(key)) for column in columns)] for key, label in MEASURES.items()]
@@ -207,11 +213,12 @@ def _number(value: float | None) -> str:
 
 
 def comparison(model: str, known: Mapping[str, Any], top1: float) -> str:
-    """The rows of the paper that such a network could be, with what stands against them.
+    """Return a table of the paper's rows that such a network could reproduce, with the notes on them.
 
     Args:
-        known: of its training, by the names of `published.Row`.
-        top1: measured, percent.
+        model: name of the network.
+        known: values of its training, by the names of `published.Row`.
+        top1: measured top-1 accuracy, percent.
     """
     rows = [row for row in published.all_rows() if row.model == model]
     rows = [row for row in rows if all(getattr(row, key) == value for key, value in known.items())]
@@ -235,6 +242,7 @@ def comparison(model: str, known: Mapping[str, Any], top1: float) -> str:
         for row in rows
     ]
     notes = sorted({note for row in rows for note in row.notes})
-    text = [tabulate(cells, headers, tablefmt="github", disable_numparse=True)]
-    text += [f"{number}. {published.NOTES[number]}" for number in notes]
-    return "\n".join([text[0], "", *text[1:]]) if notes else text[0]
+    parts = [tabulate(cells, headers, tablefmt="github", disable_numparse=True)]
+    if notes:
+        parts += ["", *(f"{number}. {published.NOTES[number]}" for number in notes)]
+    return "\n".join(parts)

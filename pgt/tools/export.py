@@ -1,4 +1,4 @@
-"""A run's network as a folder that timm and the Hugging Face Hub read."""
+"""`pgt export`: writes a run's network as a folder that timm and the Hugging Face Hub read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor
 
 from pgt import data
@@ -24,28 +25,28 @@ from pgt.tools.weights import Source
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 CIFAR_SIZE, DIGITS_SIZE = 32, 8
-CIFAR_AND_FOLDERS = (*data.CIFAR, *data.FOLDERS)
 
 
 def command(run: Path, which: str, output: Path | None, calibrate: bool) -> None:
-    """Export and say where to."""
+    """Export, and print the folder."""
     folder = output or run / ("export-calibrated" if calibrate else "export")
     export(run, which, folder, calibrate)
     print(f"written to {folder}")
 
 
 def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
-    """Write the weights of a finished run, the description by which timm builds the network, and a model card.
+    """Write the weights of a finished run, the config.json from which timm builds the network, and a model card.
 
     Args:
         run: its folder.
         which: `best` or `last`.
-        folder: appears whole or not at all. One that holds an export is replaced, no other.
-        calibrate: multiply the classifier by α, so that softmax of the logits is the network's calibrated
+        folder: to write. It appears as a whole or not at all, and replaces an earlier export, but no other folder.
+        calibrate: multiply the classifier by α, so that softmax of the logits gives the network's calibrated
             probabilities.
 
     Raises:
-        InputError: no finished run, damaged weights, α = 0 and `calibrate`, or another folder in the place.
+        InputError: the run is not finished, its weights are damaged, it cannot be calibrated, or `folder` holds
+            something else.
     """
     _check_place(folder)
     if not (run / "config.yaml").is_file():
@@ -66,7 +67,7 @@ def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
 
 
 def exported_state(source: Source, calibrate: bool) -> dict[str, Tensor]:
-    """The weights in float32, in the common memory format; the classifier times α where `calibrate`."""
+    """Return the weights in float32, contiguous; with `calibrate`, the classifier's are multiplied by α."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in source.state.items()}
     if calibrate and source.alpha is not None:
         state |= {key: value * source.alpha for key, value in state.items() if key.startswith("fc.")}
@@ -74,7 +75,7 @@ def exported_state(source: Source, calibrate: bool) -> dict[str, Tensor]:
 
 
 def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
-    """`config.json`: what timm reads, and under `pgt` what `pgt validate` does."""
+    """Return the content of `config.json`: timm's description of the network and, under `pgt`, our own."""
     assert source.model is not None
     classes, features = source.state["fc.weight"].shape
     return {
@@ -99,26 +100,27 @@ def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
 
 
 def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the network was shown in evaluation, in timm's words: pixels in [0, 1], then mean and deviation."""
+    """Describe an evaluation's preprocessing to timm: size, crop, and mean and deviation of pixels in [0, 1]."""
     name = config["data"]["name"]
     if name in data.FOLDERS:
         size = config["data"]["image_size"]
-        crop = math.floor(1e4 * size / round(size * EVALUATION_RESIZE)) / 1e4  # down: timm cuts size / crop off
+        crop = math.floor(1e4 * size / round(size * EVALUATION_RESIZE)) / 1e4  # timm rounds size / crop down
     elif name == "synthetic":
         size, crop = config["data"]["image_size"], 1.0
     else:
         size, crop = CIFAR_SIZE if name in data.CIFAR else DIGITS_SIZE, 1.0
-    if name in CIFAR_AND_FOLDERS:
-        mean, deviation = MEAN, DEVIATION
-    else:
-        mean, deviation = ([value] * 3 for value in (digits.normalisation() if name == "digits" else (0.0, 1.0)))
+    mean, deviation = [0.0] * 3, [1.0] * 3
+    if name in (*data.CIFAR, *data.FOLDERS):
+        mean, deviation = list(MEAN), list(DEVIATION)
+    elif name == "digits":
+        mean, deviation = ([value] * 3 for value in digits.normalisation())
     return {
         "input_size": [3, size, size],
         "interpolation": config["model"]["interpolation"],
         "crop_pct": crop,
         "crop_mode": "center",
-        "mean": list(mean),
-        "std": list(deviation),
+        "mean": mean,
+        "std": deviation,
     }
 
 
@@ -132,9 +134,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _write(folder: Path, state: dict[str, Tensor], config: Mapping[str, Any], text: str) -> None:
-    """Put the folder in its place when all of it is on the disk; an earlier one makes way for it, or comes back."""
-    from safetensors.torch import save
-
+    """Write a folder beside `folder`, then rename it. An earlier export is restored if that fails."""
     folder = folder.absolute()
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     contents = {

@@ -1,4 +1,4 @@
-"""What a check of the machine has to say."""
+"""Findings of `pgt doctor`, and the checks that yield them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ OK, NOTE, BAD = "ok", "note", "bad"
 
 @dataclass(frozen=True)
 class Finding:
-    """`ok`, `note` (worth knowing) or `bad`; the text of the latter ends with how to mend it."""
+    """One line of the doctor's report.
+
+    Attributes:
+        level: `ok`, `note` (worth knowing) or `bad`.
+        text: what was found; if it is bad, it ends with a remedy.
+    """
 
     level: str
     text: str
@@ -22,16 +27,16 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def judged(good: bool, text: str, mend: str) -> Finding:
-    """`text` where all is well; where not, followed by how to mend it."""
+    """Return an `ok` finding of this text, or a `bad` one with the remedy `mend` after it."""
     return Finding(OK, text) if good else Finding(BAD, f"{text}: {mend}")
 
 
 def made(check: Check) -> Iterator[Finding]:
-    """The findings of a check; what it raises is one of them."""
+    """Yield the findings of a check; an error that it raises becomes a `bad` one."""
     try:
         yield from check()
     except (InputError, OSError) as error:
         yield Finding(BAD, str(as_input_error(error)))
-    except Exception as error:  # a broken installation raises anything
+    except Exception as error:  # a broken installation may raise anything
         first = (str(error) or "no reason given").strip().splitlines()[0]
         yield Finding(BAD, f"{type(error).__name__}: {first}")

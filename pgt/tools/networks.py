@@ -1,4 +1,4 @@
-"""Which of our networks some weights are of."""
+"""Finds the network that weights belong to."""
 
 from __future__ import annotations
 
@@ -14,40 +14,42 @@ from pgt.core.errors import InputError
 from pgt.models import MODELS, build
 
 COUNTER = "num_batches_tracked"
-"""Of batch norm; it serves training only, and older checkpoints lack it."""
+"""Name of batch norm's counter. Only training uses it, and older checkpoints lack it."""
 
 
 def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[str, nn.Module]:
-    """The network that the weights are of, with them, in evaluation mode, and its name.
+    """Return the name of the network that weights belong to, and the network with them, in evaluation mode.
 
     Args:
-        path: to name in a complaint.
+        path: of the weights, for error messages.
         state: name -> tensor.
-        wanted: its name; None: the one whose names and shapes are the weights'.
+        wanted: the network's name; None: the network is found by the names and shapes of the weights.
 
     Raises:
-        InputError: no such network, or the weights do not fit.
+        InputError: there is no such network, or the weights do not fit.
     """
     if wanted is not None and wanted not in MODELS:
-        nearest = difflib.get_close_matches(wanted, MODELS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"take one of {', '.join(MODELS)}"
+        close = difflib.get_close_matches(wanted, MODELS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(MODELS)}"
         raise InputError(f"no model is called {wanted}: {hint}")
     if "fc.weight" not in state or state["fc.weight"].ndim != 2:
         raise InputError(f"{path} holds no classifier fc.weight [classes, features]: it is none of {', '.join(MODELS)}")
     classes = len(state["fc.weight"])
-    name = wanted
-    if name is None or differences(name, classes, state):
-        nearest_name = min(MODELS, key=lambda model: len(differences(model, classes, state)))
-        if name is not None or differences(nearest_name, classes, state):
-            raise _misfit(path, state, name or nearest_name, nearest_name)
-        name = nearest_name
+    name = wanted or _nearest(classes, state)
+    if wrong := differences(name, classes, state):
+        nearest = _nearest(classes, state)
+        left = len(differences(nearest, classes, state))
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        hint = f"it fits {nearest}" if not left else f"{nearest} is nearest ({left} differences)"
+        hint = f"; {hint}" if nearest != name else ""
+        raise InputError(f"{path} does not fit {name} ({wrong[0]}{more}){hint}")
     model = build(name, classes)
-    model.load_state_dict(dict(state), strict=False)  # whether all is there was asked above
+    model.load_state_dict(dict(state), strict=False)  # `differences` has found nothing but missing counters
     return name, model.eval()
 
 
 def differences(name: str, classes: int, state: Mapping[str, Tensor]) -> list[str]:
-    """Keys that the weights lack, have beyond the network's, or have in another shape, with which of these it is."""
+    """Describe each key that the weights lack, that the network does not have, or that has another shape."""
     shapes = _shapes(name, classes)
     return (
         [f"{key} is missing" for key in shapes if key not in state and not key.endswith(COUNTER)]
@@ -60,15 +62,12 @@ def differences(name: str, classes: int, state: Mapping[str, Tensor]) -> list[st
     )
 
 
+def _nearest(classes: int, state: Mapping[str, Tensor]) -> str:
+    """Return the name of the network with the fewest differences."""
+    return min(MODELS, key=lambda model: len(differences(model, classes, state)))
+
+
 @cache
 def _shapes(name: str, classes: int) -> dict[str, Size]:
     with torch.device("meta"):
         return {key: value.shape for key, value in build(name, classes).state_dict().items()}
-
-
-def _misfit(path: Path, state: Mapping[str, Tensor], name: str, nearest: str) -> InputError:
-    classes = len(state["fc.weight"])
-    wrong, left = differences(name, classes, state), differences(nearest, classes, state)
-    hint = f"; it fits {nearest}" if not left else f"; {nearest} is nearest ({len(left)} differences)"
-    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return InputError(f"{path} does not fit {name} ({wrong[0]}{more}){hint if nearest != name else ''}")

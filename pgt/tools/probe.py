@@ -1,4 +1,4 @@
-"""How fast this machine trains what is planned: 50 steps of each network on synthetic images, no loader, one device."""
+"""The speed of training steps on synthetic images, on one device and without a loader."""
 
 from __future__ import annotations
 
@@ -22,60 +22,27 @@ from pgt.training.recorder import Recorder
 from pgt.training.trainer import Trainer
 
 STEPS, WARM_UP = 50, 5
+"""Steps of a probe: those that are timed, and those before them."""
 
-SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
-"""Pixels of the data sets that do not say."""
-
-
-def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Speed]:
-    """Measured speed of each network among runs, in the setting of the first run that has it.
-
-    Args:
-        identities: of runs (see `pgt.config.identity`).
-        gpus: that are to share a batch without batch norm.
-    """
-    found: dict[str, Speed] = {}
-    for identity in identities:
-        name = identity["model"]["name"]
-        if name not in found:
-            found[name] = _speed(_case(identity, gpus))
-    return found
-
-
-def _case(identity: Mapping[str, Any], gpus: int) -> Case:
-    data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
-    batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
-    size = data.get("image_size") or SIZES[data["name"]]
-    precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
-    return Case(identity["model"]["name"], batch, size, precision)
-
-
-def _speed(case: Case) -> Speed:
-    torch.backends.cudnn.benchmark = True  # as training has it
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loop = ours(case, synthetic_batch(case, device), PowerGradCrossEntropy(0.25))
-    loop(WARM_UP)
-    seconds = timed(loop, STEPS, device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"this CPU ({cpus()} CPUs)"
-    return Speed(case.batch / seconds, f"{STEPS} steps measured on {where}: {case}")
-
+IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
+"""Pixels a side of the data sets whose config does not say."""
 
 CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
-
+"""Of every measured network and its optimizer."""
 
 Steps = Callable[[int], None]
-"""Number of steps -> None: does them, without waiting for the device."""
+"""Does a number of training steps, without waiting for the device."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained.
+    """A network and how it is trained.
 
     Attributes:
-        network: a name of `pgt.models`.
-        batch, size: images [batch, 3, size, size].
+        network: a name in `pgt.models`.
+        batch, size: of the images [batch, 3, size, size].
         precision: as `trainer.precision`.
-        compiled: networks and losses through torch.compile.
+        compiled: whether network and loss go through torch.compile.
     """
 
     network: str
@@ -89,8 +56,46 @@ class Case:
         return f"{self.network}, {self.batch} x {self.size} x {self.size}, {self.precision}{compiled}"
 
 
+def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Speed]:
+    """Measure the speed of each network among runs, with the settings of its first run.
+
+    Args:
+        identities: of runs (see `pgt.config.identity`).
+        gpus: number that share a batch if the network has no batch norm.
+    """
+    found: dict[str, Speed] = {}
+    for identity in identities:
+        name = identity["model"]["name"]
+        if name not in found:
+            found[name] = _speed(_case(identity, gpus))
+    return found
+
+
+def _case(identity: Mapping[str, Any], gpus: int) -> Case:
+    data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
+    batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
+    size = data.get("image_size") or IMAGE_SIZES[data["name"]]
+    precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
+    return Case(identity["model"]["name"], batch, size, precision)
+
+
+def _speed(case: Case) -> Speed:
+    torch.backends.cudnn.benchmark = True  # as in training
+    device = first_device()
+    loop = training_steps(case, synthetic_batch(case, device), PowerGradCrossEntropy(0.25))
+    loop(WARM_UP)
+    seconds = seconds_a_step(loop, STEPS, device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"this CPU ({cpus()} CPUs)"
+    return Speed(case.batch / seconds, f"{STEPS} steps measured on {where}: {case}")
+
+
+def first_device() -> torch.device:
+    """Return the first GPU, or the CPU if there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def synthetic_batch(case: Case, device: torch.device) -> Batch:
-    """One batch of random images and labels, where and as a step takes it."""
+    """Return random images and labels on the device, in the precision and memory format of a training step."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
     labels = torch.randint(CLASSES, (case.batch,), generator=generator)
@@ -98,14 +103,15 @@ def synthetic_batch(case: Case, device: torch.device) -> Batch:
     return Batch(images.to(device, dtype, memory_format=torch.channels_last), labels.to(device))
 
 
-def _network(case: Case, device: torch.device) -> nn.Module:
+def build_network(case: Case, device: torch.device) -> nn.Module:
+    """Build the case's network for training on a device, with the same weights each time."""
     torch.manual_seed(0)
-    network = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
-    return network.to(device, memory_format=torch.channels_last).train()
+    network: nn.Module = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
+    return network.to(device).to(memory_format=torch.channels_last).train()
 
 
 class Nowhere:
-    """Takes records and drops them."""
+    """A file of norms that drops its records."""
 
     def write(self, step: int, values: Floats) -> None:
         pass
@@ -114,14 +120,14 @@ class Nowhere:
         pass
 
 
-def ours(case: Case, batch: Batch, loss: nn.Module, recording: bool = False) -> Steps:
-    """What `pgt train` does, its files apart.
+def training_steps(case: Case, batch: Batch, loss: nn.Module, recording: bool = False) -> Steps:
+    """Return the training steps of `pgt train`, without its files.
 
     Args:
-        recording: the norms of each step.
+        recording: whether norms are recorded at each step.
     """
     device = batch.images.device
-    network, precision = _network(case, device), Precision(case.precision, device.type)
+    network, precision = build_network(case, device), Precision(case.precision, device.type)
     trainer = Trainer(
         model=network,
         loss=loss,
@@ -142,15 +148,16 @@ def ours(case: Case, batch: Batch, loss: nn.Module, recording: bool = False) -> 
     return loop
 
 
-def timed(loop: Steps, length: int, device: torch.device) -> float:
-    """Seconds of one step, over `length` of them."""
-    _wait(device)
+def seconds_a_step(loop: Steps, count: int, device: torch.device) -> float:
+    """Time `count` steps and return the seconds of one."""
+    wait_for(device)
     started = time.perf_counter()
-    loop(length)
-    _wait(device)
-    return (time.perf_counter() - started) / length
+    loop(count)
+    wait_for(device)
+    return (time.perf_counter() - started) / count
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,9 @@
-"""Weights from wherever they come, and what is known of their training; executes nothing that a file holds."""
+"""Weights of runs, exports and foreign checkpoints, with what is known of their training.
+
+No code in a file is executed: `torch.load(weights_only=True)` admits tensors, plain values and `PLAIN`. (timm's
+`load_state_dict` does so, too, but it drops the training arguments and refuses the NumPy numbers in the authors'
+checkpoints.)
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pgt.config.identity import method_label
@@ -23,32 +32,34 @@ from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
 
 BEST, LAST = "best", "last"
-PLAIN = [
+PLAIN: list[Any] = [
     argparse.Namespace,
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")},
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
 ]
-"""What a checkpoint may hold beside what `torch.load` admits by itself: training arguments and NumPy's numbers."""
-WRAPPERS = ("state_dict", "model")
+"""Types that a checkpoint may hold beyond those that `torch.load` admits: training arguments and NumPy's numbers."""
+STATE_KEYS = ("state_dict", "model")
 """Keys under which a training checkpoint keeps the weights."""
+PREFIXES = re.compile(r"^((_orig_mod|module|model)\.)+")
+"""Prefixes that torch.compile, DistributedDataParallel and Lightning modules add to the names of weights."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights and what is known of them; what is not known is None or missing.
+    """Weights and what is known of them; unknown values are None or missing.
 
     Attributes:
         path: of the file.
         state: name -> tensor, on the CPU.
         model: one of `pgt.models.MODELS`.
-        alpha: softmax(α·z) are the network's calibrated probabilities.
-        known: of its training, by the names of `pgt.reproduction.published.Row`.
-        config: of the run, as in its config.yaml; of an export, as much of it.
+        alpha: the network's calibrated probabilities are softmax(α·z).
+        known: values of its training, by the names of `pgt.reproduction.published.Row`.
+        config: of a run, its config.yaml; of an export, the part that is in its config.json.
         summary: of the run.
         recorded: the run's own evaluation of these weights, a record of its metrics.jsonl.
-        arguments: of the program that trained it, as the checkpoint has them.
+        arguments: of the training program, from the checkpoint.
     """
 
     path: Path
@@ -63,13 +74,14 @@ class Source:
 
 
 def read(path: Path, which: str | None = None) -> Source:
-    """Weights of a run folder or its checkpoint, an exported folder, a `.safetensors`, or a checkpoint of PyTorch.
+    """Read the weights of a run, of its checkpoint, of an export, or of a `.safetensors` or PyTorch checkpoint.
 
     Args:
+        path: of the file or folder.
         which: `best` or `last`, for a run folder (default: `best`).
 
     Raises:
-        InputError: nothing is there, or it is damaged, holds no weights, or more than tensors and plain values.
+        InputError: the path does not exist, is damaged, holds no weights, or holds objects that are not safe to load.
     """
     if (path / "config.yaml").is_file():
         return read_run(path, which or BEST)
@@ -90,7 +102,7 @@ def read(path: Path, which: str | None = None) -> Source:
 
 
 def read_run(folder: Path, which: str) -> Source:
-    """The best or the last weights of a run.
+    """Read the best or the last weights of a run.
 
     Raises:
         InputError: as `read`.
@@ -112,24 +124,22 @@ def read_run(folder: Path, which: str) -> Source:
         name = config["model"]["name"]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.yaml'} is no config of a run: it lacks {error}") from None
-    within = which != BEST and summary is not None and loaded.get("progress", {}).get("epoch") == summary.epochs
-    recorded = _recorded(folder, summary, which) if summary is not None and not within else {}
+    in_epoch = which != BEST and summary is not None and loaded.get("progress", {}).get("epoch") == summary.epochs
+    recorded = _recorded(folder, summary, which) if summary is not None and not in_epoch else {}
     return Source(path, state, name, known["alpha"], known, config, summary, recorded)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         assert isinstance(config, dict)
-    except Exception as error:  # YAML's and OmegaConf's have no ancestor in common
+    except Exception as error:  # the errors of YAML and OmegaConf have no common base class
         raise InputError(f"cannot read {folder / 'config.yaml'} ({type(error).__name__}): it is damaged") from None
-    return config
+    return dict(config)
 
 
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
-    """The epoch record of the weights; the first one, where several epochs are the best."""
+    """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
     if not summary.epochs:
         return {}
     evaluated = [record for record in runs.read_epochs(folder, summary) if "test_top1" in record]
@@ -139,10 +149,7 @@ def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
 
 
 def _read_safetensors(path: Path) -> Source:
-    """A `.safetensors` and, where there is one, the config.json beside it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Read a `.safetensors` and the config.json beside it, if there is one."""
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -162,7 +169,7 @@ def _read_safetensors(path: Path) -> Source:
 
 
 def _read_checkpoint(path: Path) -> Source:
-    """A state dict, or a checkpoint of a training program with one in it."""
+    """Read a state dict, or a training program's checkpoint that contains one."""
     content = _load(path)
     state = _weights(path, content)
     arguments = content.get("args", {})
@@ -172,7 +179,7 @@ def _read_checkpoint(path: Path) -> Source:
 
 
 def _authors_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the arguments of the authors' train.py say, in our names; its α of 0 switches PGT off."""
+    """Translate the arguments of the authors' train.py to our names. Its α of 0 switches PGT off."""
     if "modify_softmax" not in arguments:
         return {}
     alpha = float(arguments["modify_softmax"] or 1)
@@ -189,12 +196,12 @@ def _authors_setting(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """What a file of `torch.save` holds: tensors and plain types."""
+    """Load a file of `torch.save` that holds only tensors, plain values and `PLAIN`."""
     try:
         with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a pickle by another hand than torch's
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickles that it has not written
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load answers a damaged file with whatever it stumbles over
+    except Exception as error:  # torch.load raises many types of errors for damaged files
         if isinstance(error, pickle.UnpicklingError) and (refused := re.search(r"GLOBAL ([\w.]*\w)", str(error))):
             raise InputError(
                 f"{path} is not loaded: it holds {refused[1]}; only tensors and plain values are safe to load"
@@ -209,29 +216,30 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 
 def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, its keys without the prefixes that wrappers give them."""
+    """Return the state dict in a checkpoint, without the prefixes of wrappers."""
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no weights but a {type(content).__name__}")
-    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    state = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         keys = ", ".join(str(key) for key in list(content)[:5])
-        raise InputError(f"{path} holds no weights: a state dict, or one under {' or '.join(WRAPPERS)}; it has {keys}")
+        wanted = f"a state dict, or one under {' or '.join(STATE_KEYS)}"
+        raise InputError(f"{path} holds no weights: {wanted}; it has {keys}")
     return _stripped(state)
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {str(key).removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+    return {PREFIXES.sub("", str(key)): value for key, value in state.items()}
 
 
 def read_authors_log(checkpoint: Path) -> list[tuple[int, float]]:
-    """(epoch, test top-1) by the `summary.csv` that timm's train.py leaves beside a checkpoint; empty without one."""
+    """Read (epoch, test top-1) from the `summary.csv` that timm writes beside a checkpoint; empty if there is none."""
     path = checkpoint.with_name("summary.csv")
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     try:
-        told = [line for line in lines if line["epoch"] != "epoch"]  # a resumed training repeats the header
-        return [(int(line["epoch"]), float(line["eval_top1"])) for line in told]
+        epochs = [line for line in lines if line["epoch"] != "epoch"]  # a resumed training repeats the header
+        return [(int(line["epoch"]), float(line["eval_top1"])) for line in epochs]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} is no log of timm's train.py, which has epoch and eval_top1: move it away") from None

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pgt.core.types import Loader
     from pgt.runs.console import Console
     from pgt.runs.mirrors import About
-    from pgt.runs.records import JsonLines
-    from pgt.runs.sinks import Sinks
+    from pgt.runs.sinks import JsonLines, Sinks
     from pgt.training.recorder import Recorder
     from pgt.training.trainer import Trainer
 
@@ -115,8 +114,7 @@ def sinks(
     """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
     from pgt.runs.console import Console
     from pgt.runs.mirrors import start_mirrors
-    from pgt.runs.records import JsonLines
-    from pgt.runs.sinks import Sinks
+    from pgt.runs.sinks import JsonLines, Sinks
 
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
     console = Console(about.name, total_steps, about.folder / "log.txt")
@@ -142,15 +140,15 @@ def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int)
     from pgt.runs.norms import NormsFile
 
     path = folder / weight_norms.FOLDER
-    before = weight_norms.read_layout(path)
+    before = weight_norms.read_format(path)
     if not every:
         if before is not None:
             NormsFile(path, before, first).close()
         yield None
         return
-    from pgt.training.recorder import Recorder, layout
+    from pgt.training.recorder import Recorder, record_format
 
-    now = layout(trainer.model)
+    now = record_format(trainer.model)
     if before not in (None, now):
         raise InputError(
             f"{path} holds the norms of another network: delete it, or add trainer.force=true to start over"

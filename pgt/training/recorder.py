@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pgt.core.types import IGNORE_INDEX, NamedParameters
-from pgt.runs.norms import Floats, Layer, Layout, count_zeroed
+from pgt.runs.norms import Floats, Layer, RecordFormat
 from pgt.training.evaluation import logit_statistics
 
 
-def layout(model: nn.Module) -> Layout:
+def record_format(model: nn.Module) -> RecordFormat:
     """Describe the records of a network: its convolutions in order, and the number of features."""
     layers = [
         Layer(index, name, module.out_channels) for index, (name, module) in enumerate(_convolutions(model), start=1)
     ]
-    return Layout(tuple(layers), _classifier(model).in_features)
+    return RecordFormat(tuple(layers), _classifier(model).in_features)
 
 
 def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
@@ -48,11 +48,11 @@ class Recorder:
     Args:
         model: the network itself, not its wrapper.
         every, last: steps divisible by `every` are recorded, and the step `last`.
-        file: takes each step with its flat values (see `pgt.runs.norms.Layout`).
+        file: takes each step with its flat values (see `pgt.runs.norms.RecordFormat`).
     """
 
     def __init__(self, model: nn.Module, every: int, last: int, file: File) -> None:
-        self.layout = layout(model)
+        self.record_format = record_format(model)
         self._weights = [module.weight for _, module in _convolutions(model)]
         self._every, self._last, self._file = every, last, file
         self._features: Tensor | None = None
@@ -104,7 +104,7 @@ class Recorder:
     @torch.no_grad()
     def zeroed_out(self) -> dict[int, int]:
         """Count the filters of each layer, by its index, that are zeroed out now. Waits for the device."""
-        return count_zeroed(self.layout, self._filters().float().cpu().numpy())
+        return self.record_format.count_zeroed(self._filters().float().cpu().numpy())
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._features = inputs[0].detach()

@@ -1,4 +1,4 @@
-"""What the published listing computes, beside Eq. 9: the two tables of docs/method.md."""
+"""The gradient that the published listing computes, beside Eq. 9: the two tables of docs/method.md."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pgt.methods import AuthorsHookCrossEntropy, power_transform
+from scripts.bench.results import table
 
 CLASSES = 1000
 SEED = 0
@@ -20,17 +21,17 @@ SCALE_CELLS = (
 
 DEVIATIONS = (3, 5, 10, 20)
 ALPHAS = (0.3, 0.25, 0.05)
-"""Of the truncation in fp16, at N = 256 and S = N² = 65536."""
+"""Logit deviations and α of the table of truncation in fp16, at N = 256 and S = N² = 65536."""
 
 
 @dataclass(frozen=True)
 class Error:
-    """The hook's gradient, unscaled, beside Eq. 9.
+    """The error of the hook's gradient, unscaled, beside Eq. 9.
 
     Attributes:
-        relative: ‖difference‖/‖Eq. 9‖; NaN where the hook gives NaN.
+        relative: ‖difference‖/‖Eq. 9‖; NaN if the hook gives NaN.
         gain: ‖hook‖/‖Eq. 9‖.
-        flushed: share of the probabilities that the hook took for 0.
+        flushed: share of the probabilities that the hook rounds to 0.
         nan_rows: samples whose gradient is NaN.
     """
 
@@ -41,7 +42,7 @@ class Error:
 
 
 def measure(samples: int, scale: float, alpha: float, deviation: float, dtype: torch.dtype) -> Error:
-    """The error for logits drawn from N(0, deviation²) and random labels, from a fixed seed.
+    """Measure the error for logits drawn from N(0, deviation²) and random labels, from a fixed seed.
 
     Args:
         samples: N.
@@ -71,7 +72,7 @@ def measure(samples: int, scale: float, alpha: float, deviation: float, dtype: t
 
 
 def scale_table() -> list[list[str]]:
-    """Rows N, S, S/N², result."""
+    """Return rows of N, S, S/N², result."""
     rows = []
     for samples, scale in SCALE_CELLS:
         error = measure(samples, scale, 0.25, 3.0, torch.float32)
@@ -86,7 +87,7 @@ def scale_table() -> list[list[str]]:
 
 
 def truncation_table() -> list[list[str]]:
-    """Rows deviation of the logits, share flushed to 0, relative error for each of `ALPHAS`."""
+    """Return rows of the logits' deviation, share flushed to 0, relative error for each of `ALPHAS`."""
     rows = []
     for deviation in DEVIATIONS:
         errors = [measure(256, 65536, alpha, deviation, torch.float16) for alpha in ALPHAS]
@@ -97,12 +98,7 @@ def truncation_table() -> list[list[str]]:
 
 
 def report() -> str:
-    """Both tables as Markdown."""
-    from tabulate import tabulate
-
-    def table(rows: list[list[str]], headers: list[str]) -> str:
-        return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
+    """Return both tables as Markdown."""
     return "\n\n".join([
         f"Float32, logits from N(0, 3²), C = {CLASSES}, α = 0.25:",
         table(scale_table(), ["N", "S", "S/N²", "logit gradient after unscaling, against Eq. 9"]),

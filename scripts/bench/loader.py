@@ -1,9 +1,8 @@
-"""Images a second of our loaders and of what a user would pick instead, on the same files, in turns."""
+"""Images a second of our loaders and of those that a user would pick instead, on the same files, in turns."""
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +12,26 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from timm.data import ImageDataset, create_loader
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from pgt.core.errors import InputError
 from pgt.core.machine import cpus, has_dali
 from pgt.data import images
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
-from pgt.tools.doctor import generate
+from pgt.data.tree import Tree, scan
+from pgt.tools.jpegs import generate
+from pgt.tools.probe import first_device, wait_for
+from scripts.bench.results import Result, add_json_option, entry, machine, show, table
 
 SIZE = 224
 REFERENCE = "torchvision, Pillow"
 SETTLE = 1.0
-"""Seconds for a loader to finish what it reads ahead, before the next one is timed."""
+"""Seconds in which a loader finishes reading ahead, before the next one is timed."""
 WARM_UP = 4
-"""Batches of a round that are not timed: those that were prepared before it."""
+"""Batches of a round that are not timed, since they may have been prepared before it."""
 
 Epoch = Callable[[int], Iterator[Any]]
 """Epoch number -> its batches."""
@@ -33,7 +39,7 @@ Epoch = Callable[[int], Iterator[Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contender is given.
+    """The setting that all loaders share.
 
     Attributes:
         root: folder of classes of JPEGs.
@@ -45,14 +51,18 @@ class Setting:
     workers: int
 
 
-def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: int) -> str:
-    """Measure training loaders, as Markdown.
+def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: int, results: list[Result]) -> str:
+    """Measure training loaders.
 
     Args:
         root: a folder of classes of images; None: JPEGs of 500x375 that are generated.
         batch, workers: of each loader.
         batches: timed in a round.
         rounds: each goes through all loaders once.
+        results: takes the result of each loader.
+
+    Returns:
+        A Markdown table.
 
     Raises:
         InputError: fewer images than a round reads.
@@ -62,12 +72,10 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
             generate(Path(folder) / "train", batch * (WARM_UP + 2))
             root = Path(folder) / "train"
         root = root / "train" if (root / "train").is_dir() else root
-        return _measure(Setting(root, batch, workers), batches, rounds)
+        return _measure(Setting(root, batch, workers), batches, rounds, results)
 
 
-def _measure(setting: Setting, batches: int, rounds: int) -> str:
-    from tabulate import tabulate
-
+def _measure(setting: Setting, batches: int, rounds: int, results: list[Result]) -> str:
     contenders = {name: _endless(build(setting)) for name, build in _contenders().items()}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -75,18 +83,21 @@ def _measure(setting: Setting, batches: int, rounds: int) -> str:
             speeds[name].append(_speed(stream, batches, setting.batch))
             time.sleep(SETTLE)
     slowest = statistics.median(speeds[REFERENCE])
-    rows = []
+    described = {"batch": setting.batch, "workers": setting.workers, "size": SIZE}
+    rows, where = [], machine(torch.device("cpu"))
+    if torch.cuda.is_available():
+        where = f"{machine(first_device())}, {where}"
     for name, measured in speeds.items():
         middle = statistics.median(measured)
+        results.append(entry("loader", described, name, where, images_per_second=middle))
         spread = f"{min(measured):.0f}–{max(measured):.0f}"
         rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}"])
     headers = ["training loader", "images/s", "range", f"× {REFERENCE}"]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     title = (
         f"{setting.workers} workers, batches of {setting.batch}, {rounds} rounds of {batches} batches in turns, "
-        f"on {device} ({cpus()} CPUs, {platform.machine()})"
+        f"on {where}"
     )
-    return f"{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
+    return f"{title}\n\n{table(rows, headers)}"
 
 
 def _endless(epoch: Epoch) -> Iterator[Any]:
@@ -99,21 +110,16 @@ def _endless(epoch: Epoch) -> Iterator[Any]:
 def _speed(stream: Iterator[Any], batches: int, batch: int) -> float:
     for _ in range(WARM_UP):
         next(stream)
-    _wait()
+    wait_for(first_device())
     started = time.perf_counter()
     for _ in range(batches):
         next(stream)
-    _wait()
+    wait_for(first_device())
     return batches * batch / (time.perf_counter() - started)
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
-    """Loaders by name."""
+    """Return the loaders by name."""
     found: dict[str, Callable[[Setting], Epoch]] = {
         REFERENCE: _torchvision,
         "timm create_loader": _timm,
@@ -127,13 +133,10 @@ def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
 
 
 def _pgt(setting: Setting, backend: str, dali_device: str) -> Epoch:
-    from pgt.data.tree import Tree, scan
-
     files = scan(setting.root)
     if len(files) < setting.batch:
         raise InputError(f"{len(files)} images under {setting.root} are fewer than one batch of {setting.batch}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    delivery = Delivery(device, torch.float32, setting.batch, setting.batch, seed=0, drop_last=True)
+    delivery = Delivery(first_device(), torch.float32, setting.batch, setting.batch, seed=0, drop_last=True)
     train, _ = images.load(
         delivery, Tree(setting.root, files, files), SIZE, setting.workers, "bilinear", backend, dali_device, skip=False
     )
@@ -141,11 +144,7 @@ def _pgt(setting: Setting, backend: str, dali_device: str) -> Epoch:
 
 
 def _torchvision(setting: Setting) -> Epoch:
-    """What torchvision's own references do without their options."""
-    from torch.utils.data import DataLoader
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
-
+    """Return the loader of torchvision's reference scripts with their default options."""
     steps = [
         transforms.RandomResizedCrop(SIZE),
         transforms.RandomHorizontalFlip(),
@@ -165,9 +164,7 @@ def _torchvision(setting: Setting) -> Epoch:
 
 
 def _timm(setting: Setting) -> Epoch:
-    """What timm's train.py builds, with the recipe's augmentation."""
-    from timm.data import ImageDataset, create_loader
-
+    """Return the loader of timm's train.py, with the recipe's augmentation."""
     images = create_loader(
         ImageDataset(str(setting.root)),
         input_size=(3, SIZE, SIZE),
@@ -194,10 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="images of a batch (default: 64)")
     parser.add_argument("--batches", type=int, default=12, help="timed batches of a round (default: 12)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds through all loaders (default: 3)")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     if options.root is not None and not options.root.is_dir():
         parser.error(f"no folder {options.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
-    print(loaders(options.root, options.batch, options.workers, options.batches, options.rounds))
+    results: list[Result] = []
+    text = loaders(options.root, options.batch, options.workers, options.batches, options.rounds, results)
+    show(text, results, options.json)
 
 
 if __name__ == "__main__":

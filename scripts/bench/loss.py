@@ -1,25 +1,23 @@
-"""Speed beside what a user would pick instead, both sides in turns in one process."""
+"""Speed and memory of our loss beside those that a user would pick instead, all in turns in one process."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pgt.methods import AuthorsHookCrossEntropy, power_grad_cross_entropy, surrogate_cross_entropy
+from pgt.tools.probe import wait_for
+from scripts.bench.results import Result, add_json_option, each_that_fits, entry, machine, show, table
 
 ALPHA = 0.25
 
-T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOSSES: dict[str, Loss] = {
@@ -30,7 +28,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 COMPILED = ("cross_entropy", "pgt")
-"""What is measured compiled, too."""
+"""Losses that `--compiled` measures under torch.compile, too."""
 
 
 @dataclass(frozen=True)
@@ -40,56 +38,37 @@ class Case:
     n: int
     classes: int
     dtype: torch.dtype
-    device: str
+    device: torch.device
 
     def __str__(self) -> str:
-        return f"[{self.n}, {self.classes}] {str(self.dtype).removeprefix('torch.')} on {machine(self.device)}"
+        return f"[{self.n}, {self.classes}] {self.precision} on {machine(self.device)}"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
 
 def cases() -> list[Case]:
-    """A batch of ImageNet on the CPU; where there is a GPU, there, and a language model's logits."""
-    found = [Case(256, 1000, torch.float32, "cpu")]
+    """Return a batch of ImageNet on the CPU and, if there is a GPU, on that, with a language model's logits."""
+    found = [Case(256, 1000, torch.float32, torch.device("cpu"))]
     if torch.cuda.is_available():
-        found += [Case(256, 1000, torch.bfloat16, "cuda"), Case(8192, 128256, torch.bfloat16, "cuda")]
+        gpu = torch.device("cuda")
+        found += [Case(256, 1000, torch.bfloat16, gpu), Case(8192, 128256, torch.bfloat16, gpu)]
     return found
 
 
-def machine(device: str) -> str:
-    """Name of the device, with the CPU threads in use."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU ({torch.get_num_threads()} threads, {platform.machine()})"
-
-
-def losses(rounds: int, compiled: bool) -> str:
-    """Forward and backward of each loss, as Markdown.
+def measure(case: Case, rounds: int, compiled: bool, results: list[Result]) -> str:
+    """Measure forward and backward pass of each loss on one case.
 
     Args:
+        case: the logits.
         rounds: measured rounds; each goes through all losses once.
-        compiled: measure `COMPILED` under torch.compile, too.
+        compiled: whether to measure `COMPILED` under torch.compile, too.
+        results: takes the result of each loss.
+
+    Returns:
+        A Markdown table.
     """
-    return each_that_fits(cases(), lambda case: _losses(case, rounds, compiled))
-
-
-def each_that_fits(cases: Iterable[T], measure: Callable[[T], str]) -> str:
-    """The measurement of each case, or that the GPU has not the memory for it, as Markdown."""
-    return "\n\n".join(_if_it_fits(case, measure) for case in cases)
-
-
-def _if_it_fits(case: T, measure: Callable[[T], str]) -> str:
-    try:
-        return measure(case)
-    except torch.OutOfMemoryError:
-        return f"{case}: more memory than {torch.cuda.get_device_name()} has"
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _losses(case: Case, rounds: int, compiled: bool) -> str:
-    from tabulate import tabulate
-
     candidates = {name: loss for name, loss in LOSSES.items() if case.n * case.classes < 1e8 or name in COMPILED}
     if compiled:
         for name in COMPILED:
@@ -105,32 +84,33 @@ def _losses(case: Case, rounds: int, compiled: bool) -> str:
             if turn >= max(rounds // 10, 3):
                 times[name].append(1e6 * seconds)
     reference = statistics.median(times["cross_entropy"])
+    described = {"samples": case.n, "classes": case.classes, "precision": case.precision}
     rows = []
     for name, measured in times.items():
         middle, kept = statistics.median(measured), _kept(candidates[name], z, y) / 2**20
+        results.append(entry("loss", described, name, machine(case.device), milliseconds=middle / 1e3))
         rows.append([name, f"{middle:.0f}", _quartiles(measured), f"{middle / reference:.2f}", f"{kept:.1f}"])
-        if case.device == "cuda":
+        if case.device.type == "cuda":
             rows[-1].append(f"{_peak(candidates[name], z, y) / 2**20:.1f}")
     headers = ["loss", "median µs", "quartiles", "× cross_entropy", "MiB kept for the backward pass", "peak MiB"]
-    headers = headers[: len(rows[0])]
-    parts = [str(case), tabulate(rows, headers, tablefmt="github", disable_numparse=True)]
-    if case.device == "cuda":
+    parts = [str(case), table(rows, headers)]
+    if case.device.type == "cuda":
         parts.append(f"Two reads and one write of the logits take {1e6 * _traffic(z):.0f} µs here.")
     return "\n\n".join(parts)
 
 
 def _timed(loss: Loss, z: Tensor, y: Tensor) -> float:
-    """Seconds of one forward and backward pass."""
+    """Return the seconds of one forward and backward pass."""
     z = z.detach().requires_grad_()
-    _wait(z)
+    wait_for(z.device)
     started = time.perf_counter()
     loss(z, y).backward()
-    _wait(z)
+    wait_for(z.device)
     return time.perf_counter() - started
 
 
 def _kept(loss: Loss, z: Tensor, y: Tensor) -> int:
-    """Bytes that the graph keeps alive between the passes, logits and target apart."""
+    """Return the bytes that the graph keeps for the backward pass, without logits and target."""
     z = z.detach().requires_grad_()
     given = {z.data_ptr(), y.data_ptr()}
     sizes: dict[int, int] = {}
@@ -147,7 +127,7 @@ def _kept(loss: Loss, z: Tensor, y: Tensor) -> int:
 
 
 def _peak(loss: Loss, z: Tensor, y: Tensor) -> int:
-    """Bytes on the GPU in use at the worst moment of both passes, beyond what was there before."""
+    """Return the highest use of GPU memory during both passes, in bytes, beyond what was in use before."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     _timed(loss, z, y)
@@ -155,19 +135,14 @@ def _peak(loss: Loss, z: Tensor, y: Tensor) -> int:
 
 
 def _traffic(z: Tensor) -> float:
-    """Seconds that two reads and one write of the logits take, from the speed of copies."""
+    """Return the seconds that two reads and one write of the logits take, by the speed of copies."""
     target = torch.empty_like(z)
-    _wait(z)
+    wait_for(z.device)
     started = time.perf_counter()
     for _ in range(20):
         target.copy_(z)  # one read, one write
-    _wait(z)
+    wait_for(z.device)
     return (time.perf_counter() - started) / 20 * 1.5
-
-
-def _wait(z: Tensor) -> None:
-    if z.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _quartiles(values: Sequence[float]) -> str:
@@ -180,8 +155,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300, help="measured rounds (default: 300)")
     parser.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
-    print(losses(options.rounds, options.compiled))
+    results: list[Result] = []
+    text = each_that_fits(cases(), lambda case: measure(case, options.rounds, options.compiled, results))
+    show(text, results, options.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pgt.data import image_file
 from pgt.data.image_file import read
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box
 from pgt.data.tree import scan
-from pgt.tools.doctor import generate
+from pgt.tools.jpegs import generate
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 
 LEVEL = 1 / (255 * 0.224)
@@ -470,7 +470,6 @@ def test_a_file_is_decoded_twice_only_where_its_end_is_missing(tmp_path, monkeyp
 
 REST = """
 import json, sys
-from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     states = json.loads(sys.argv[2])
@@ -502,7 +501,6 @@ def test_a_new_process_goes_on_bit_for_bit(tmp_path, backend, world_size):
 
 READ_AHEAD = """
 import sys
-from tests.conftest import pgt
 from tests.data.helpers import FOLDER, digest, loaders
 if __name__ == "__main__":
     workers = int(sys.argv[1])
@@ -523,7 +521,6 @@ def test_files_read_ahead_in_other_processes_change_nothing(tmp_path):
 
 MEMORY = """
 import sys, os, torch
-from tests.conftest import pgt
 from tests.data.helpers import FOLDER, loaders
 def resident():
     pids = [pid for pid in os.listdir("/proc") if pid.isdigit()]

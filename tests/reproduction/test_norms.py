@@ -6,9 +6,9 @@ import pytest
 
 from pgt.core.errors import InputError
 from pgt.reproduction.norms import read_norms, zeroed_out
-from pgt.runs.norms import FOLDER, Layer, Layout, NormsFile
+from pgt.runs.norms import FOLDER, Layer, NormsFile, RecordFormat
 
-LAYOUT = Layout((Layer(1, "conv1", 3), Layer(2, "block.conv", 2), Layer(3, "last", 4)), features=5)
+LAYOUT = RecordFormat((Layer(1, "conv1", 3), Layer(2, "block.conv", 2), Layer(3, "last", 4)), features=5)
 VALUES = 6 + 5 + 9
 
 

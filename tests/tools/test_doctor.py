@@ -13,8 +13,8 @@ from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
 from pgt.runs import folder as runs
 from pgt.tools import doctor, doctor_numerics
-from pgt.tools.doctor import generate
 from pgt.tools.finding import BAD, NOTE, OK, Finding, made
+from pgt.tools.jpegs import generate
 from tests.conftest import pgt
 
 LINE = re.compile(r"(ok|note|bad) +(\w+) +(.+)")
@@ -24,6 +24,7 @@ def levels(findings):
     return [finding.level for finding in findings]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sound_machine(tmp_path):
     for split in ("train", "val"):
@@ -46,7 +47,7 @@ def test_each_bad_finding_is_told_and_the_others_are_made(monkeypatch, capsys):
 
     checks = {"first": fails, "second": lambda: iter([Finding(NOTE, "hm"), Finding(BAD, "x" * 200)])}
     monkeypatch.setattr(doctor, "checks", lambda root, runs_root: checks)
-    assert cli.main(["doctor"]) == 2
+    assert cli(["doctor"]) == 2
     assert capsys.readouterr().out.splitlines() == [
         "ok   first     so far [so good]",
         "bad  first     no such thing: make one",
@@ -59,7 +60,7 @@ def test_each_bad_finding_is_told_and_the_others_are_made(monkeypatch, capsys):
 def test_one_cause_is_told_once(monkeypatch, capsys):
     same = Finding(BAD, "no driver: install one")
     monkeypatch.setattr(doctor, "checks", lambda *_: {name: lambda: iter([same]) for name in "abc"})
-    assert cli.main(["doctor"]) == 2
+    assert cli(["doctor"]) == 2
     assert capsys.readouterr().out.splitlines() == [f"bad  a         {same.text}", "1 of 1 findings are bad"]
 
 
@@ -84,7 +85,7 @@ def test_it_is_not_one_of_several_processes(monkeypatch, capsys):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    assert cli.main(["doctor"]) == 2
+    assert cli(["doctor"]) == 2
     assert "not by torchrun" in capsys.readouterr().err
 
 
@@ -146,6 +147,7 @@ def test_the_batch_is_one_that_all_can_share(monkeypatch, gpus, batch):
     assert set(asked) == {f"recipe.global_batch={batch}"}
 
 
+@pytest.mark.slow
 def test_a_training_needs_no_plain_path(tmp_path):
     place = tmp_path / "it's, k=[1]"
     place.mkdir()
@@ -154,6 +156,7 @@ def test_a_training_needs_no_plain_path(tmp_path):
     assert "fc.weight" in weights
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_or_hangs_says_how_to_see_it(tmp_path, monkeypatch):
     (tmp_path / "pgt").mkdir()
     (tmp_path / "pgt" / "__init__.py").touch()  # not this one is meant
@@ -170,7 +173,7 @@ def test_the_reason_is_the_line_that_names_the_error():
     cuda = (
         "torch.AcceleratorError: CUDA error: an illegal memory access\nSearch for it\nCompile with `TORCH_USE_CUDA_DSA`"
     )
-    reason = doctor_numerics._reason
+    reason = doctor_numerics.reason
     assert reason(f"Traceback:\n  x()\n{cuda}\n") == "torch.AcceleratorError: CUDA error: an illegal memory access"
     assert reason(f"pgt: rank 1 failed: {cuda}") == f"rank 1 failed: {cuda.splitlines()[0]}"
     assert (reason("Killed\n"), reason("")) == ("Killed", "")

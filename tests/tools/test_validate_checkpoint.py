@@ -247,6 +247,15 @@ def test_what_cannot_be_validated_gets_one_line(trained, folders, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod.", "model.", "model._orig_mod."])
+def test_prefixes_of_wrappers_are_stripped_in_any_order(prefix):
+    state = build("resnet20", 10).state_dict()
+    torch.save({"state_dict": {prefix + key: value for key, value in state.items()}}, "wrapped.pth")
+    found = weights.read(Path("wrapped.pth")).state
+    assert list(found) == list(state)
+    assert networks.fit(Path("wrapped.pth"), found, None)[0] == "resnet20"
+
+
 def test_counters_of_batch_norm_may_be_missing():
     state = {key: value for key, value in build("resnet18", 10).state_dict().items() if "num_batches" not in key}
     name, model = networks.fit(Path("old.pth"), state, None)

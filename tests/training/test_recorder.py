@@ -12,7 +12,7 @@ from pgt.models import build
 from pgt.training import optimizer
 from pgt.training.precision import Precision
 from pgt.training.ranks import ALONE, lost
-from pgt.training.recorder import Recorder, layout
+from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
 from tests.conftest import compose
 from tests.training.layouts import Kept, recorded, recorded_in_place
@@ -149,7 +149,7 @@ def test_zeroed_filters_are_counted_exactly():
 
 def test_layers_are_numbered_as_in_the_paper():
     """Fig. 5: layer 11 has 256 filters, layer 20 is the last convolution."""
-    found = layout(build("resnet18_nobn", 10))
+    found = record_format(build("resnet18_nobn", 10))
     assert [layer.index for layer in found.layers] == list(range(1, 21))
     assert (found.layers[10].name, found.layers[10].filters) == ("layer3.0.conv1", 256)
     assert sum("downsample" in layer.name for layer in found.layers) == 3

@@ -9,8 +9,7 @@ from rich.console import Console as Terminal
 from pgt.core.errors import InputError
 from pgt.runs import console
 from pgt.runs.console import Console
-from pgt.runs.records import JsonLines
-from pgt.runs.sinks import Sinks
+from pgt.runs.sinks import JsonLines, Sinks
 
 RECORD = {"event": "epoch", "epoch": 1, "train_loss": 0.5, "train_top1": 80.0, "test_top1": 70.0, "lr": 0.1,
           "loss_scale": 1.0, "images_per_second": 1234.5}  # fmt: skip
@@ -49,7 +48,7 @@ def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
 
 
 def test_the_progress_line_fits_80_columns_and_says_how_long_it_takes():
-    """Also where records are minutes apart."""
+    """Even if records are minutes apart."""
     clock = [0.0]
     out = io.StringIO()
     terminal = Terminal(file=out, force_terminal=True, width=80, get_time=lambda: clock[0])
@@ -75,7 +74,7 @@ class Closing:
             raise self.error
 
 
-def test_all_sinks_are_closed_in_order_where_one_fails():
+def test_all_sinks_are_closed_in_order_if_one_fails():
     closed = []
     sinks = Sinks([Closing("a", closed), Closing("b", closed, OSError("disk full")), Closing("c", closed)])
     with pytest.raises(OSError, match="disk full"):

@@ -1,4 +1,4 @@
-"""wandb and TensorBoard: what arrives there is read back; and what happens when they fail."""
+"""wandb and TensorBoard: their files are read back, and failures harm no run."""
 
 import itertools
 import json
@@ -18,16 +18,16 @@ from pgt.reproduction.norms import read_norms
 from pgt.runs import mirrors
 from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
-from pgt.runs.norms import FOLDER, RECORDS, read_layout
+from pgt.runs.norms import FOLDER, RECORDS, read_format
 from pgt.training import folder as run_folder
-from tests.conftest import TINY, compose, pgt, train
+from tests.conftest import TINY, compose, train
 from tests.test_stopping import STEPS, begun
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
 
 
 def finished_records(path):
-    """All records of a run: wandb's own process writes on for a moment after `finish` has returned."""
+    """Return all records of a run. wandb's own process still writes for a moment after `finish` has returned."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         records = list(wandb_records(path))
@@ -38,7 +38,7 @@ def finished_records(path):
 
 
 def wandb_records(path):
-    """The records of an offline run: a LevelDB log behind a header of seven bytes."""
+    """Yield the records of an offline run: a LevelDB log after a header of seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, position, parts = path.read_bytes(), 7, []
@@ -63,7 +63,7 @@ def items(updates):
 
 
 def expected(folder):
-    """(step, name) -> value of every number in metrics.jsonl."""
+    """Return (step, name) -> value for every number in metrics.jsonl."""
     return {
         (record["step"], f"{record['event']}/{key}"): value
         for record in read_metrics(folder)
@@ -125,7 +125,7 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
 
 
 def killed_before_checkpoint(monkeypatch, number, *overrides):
-    """A run that ends with a checkpoint to be written, after each step, evaluation and epoch one."""
+    """Train with a checkpoint after each step, evaluation and epoch, and die before checkpoint `number` is written."""
     save, saves = run_folder.save, itertools.count(1)
 
     def dies(*arguments):
@@ -141,7 +141,7 @@ def killed_before_checkpoint(monkeypatch, number, *overrides):
 
 
 def assert_holds_once(folder):
-    """The event files hold each number of metrics.jsonl once, and no other one; returns what was read."""
+    """Check that the event files hold each number of metrics.jsonl once and no other; return the accumulator."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "histograms": 0, "tensors": 0})
@@ -156,10 +156,10 @@ def assert_holds_once(folder):
 @pytest.mark.parametrize(
     ("number", "starts"),
     [
-        (1, [0]),  # no checkpoint yet
-        (2, [0, 1]),
-        (3, [0, 1]),  # the next checkpoint is of the evaluation, which belongs to the second step
-        (4, [0, 1]),  # the epoch's record was written
+        pytest.param(1, [0], marks=pytest.mark.slow),  # no checkpoint yet
+        pytest.param(2, [0, 1], marks=pytest.mark.slow),
+        pytest.param(3, [0, 1], marks=pytest.mark.slow),  # the next checkpoint, of the evaluation, is of this step, too
+        pytest.param(4, [0, 1], marks=pytest.mark.slow),  # the epoch's record was written
         (5, [0, 2]),
     ],
 )
@@ -175,6 +175,7 @@ def test_tensorboard_forgets_what_a_killed_run_writes_again(monkeypatch, number,
         assert sorted({event.step for event in events.Tensors(f"{name}/text_summary")}) == starts
 
 
+@pytest.mark.slow
 def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
     run = (*TINY, "model=resnet20", "recipe.epochs=3", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, steps=12)  # an epoch's nine records, and three
@@ -186,6 +187,7 @@ def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
     assert_holds_once(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_has_a_table_of_all_epochs_after_an_interruption(monkeypatch, tmp_path):
     run = (*RUN, "logger=wandb", "logger.wandb.mode=offline", "trainer.evaluate_every=2")
@@ -214,7 +216,7 @@ def test_both_at_once_and_the_same_numbers_as_without():
 
 
 class Failing:
-    """A service that goes away after so many records."""
+    """A service that fails after some records."""
 
     def __init__(self, good):
         self.good, self.closed = good, False
@@ -261,19 +263,20 @@ def test_a_service_that_cannot_be_reached_stops_no_training(monkeypatch):
     assert "warning: wandb has failed and is left alone (no answer after 60 seconds)" in log.read_text()
 
 
-def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch):
+def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch, capsys):
     monkeypatch.setattr("pgt.runs.mirrors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^logger=wandb needs the package wandb: pip install wandb"):
         mirrors.check({"wandb": {}})
     assert start_mirrors({}, None, print) == []
-    done = pgt("train", *RUN, "logger=wandbb")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "logger" in done.stderr
+    assert main(["train", *RUN, "logger=wandbb"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "logger" in captured.err
 
 
 @pytest.fixture
 def no_key(monkeypatch):
-    """A home without keys."""
+    """Make the home folder one without API keys."""
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", os.getcwd())
@@ -282,11 +285,12 @@ def no_key(monkeypatch):
 ENTRY = "machine {host}\n  login {login}\n  password {key}\n"
 
 
-def test_wandb_online_without_a_key_is_refused_before_anything_is_written(no_key):
-    done = pgt("train", *RUN, "logger=wandb")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("pgt: wandb has no API key: run `wandb login`, export WANDB_API_KEY=..., or add ")
-    assert done.stderr.endswith("logger.wandb.mode=offline\n")
+def test_wandb_online_without_a_key_is_refused_before_anything_is_written(no_key, capsys):
+    assert main(["train", *RUN, "logger=wandb"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("pgt: wandb has no API key: ")
+    assert all(mend in captured.err for mend in ("wandb login", "WANDB_API_KEY", "logger.wandb.mode=offline"))
     assert not Path("runs").exists()
     Path(".netrc").write_text(ENTRY.format(host="example.org", login="someone", key="secret"))
     with pytest.raises(InputError, match="wandb has no API key"):
@@ -327,14 +331,14 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
 
 
 def test_norms_that_are_not_finite_cost_no_mirror():
-    """Those of a network that diverges: of layer 1 all, of layer 2 one."""
+    """In a network that diverges: here, all norms of layer 1 and one of layer 2."""
     train(*RUN, "record.norms_every=1")
     [folder] = Path("runs").glob("custom/*")
-    layout = read_layout(folder / FOLDER)
-    records = np.memmap(folder / FOLDER / RECORDS, layout.record, "r+")
-    parts = layout.split(records["filters"])
+    record_format = read_format(folder / FOLDER)
+    records = np.memmap(folder / FOLDER / RECORDS, record_format.record, "r+")
+    parts = record_format.split(records["filters"])
     parts[0][-1], parts[1][-1][0] = np.nan, np.inf
     records.flush()
-    norms = mirrors._norms(folder, {"zeroed_filters": 0})
+    norms = mirrors.norms_by_layer(folder, {"zeroed_filters": 0})
     assert [len(values) for values in norms.values()][:2] == [parts[1].shape[1] - 1, parts[2].shape[1]]
-    assert all(mirrors._histogram(values).num == len(values) for values in norms.values())
+    assert all(np.histogram(values)[0].sum() == len(values) for values in norms.values())
