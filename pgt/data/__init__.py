@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
+from pgt.core.registry import DATA_SETS
 from pgt.data.tree import Tree, check_counts, check_manifest, check_root, read_tree
 
 if TYPE_CHECKING:
     from pgt.core.types import Loader
     from pgt.data.delivery import Delivery
 
-FOLDERS = ("imagenet", "tiny_imagenet", "imagefolder")
+FOLDERS = tuple(name for name, known in DATA_SETS.items() if known.in_folders)
 CIFAR = ("cifar10", "cifar100")
 BACKENDS = ("dali", "torchvision")
 

@@ -9,16 +9,10 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from pgt.config.resources import read_conf
+from pgt.core.registry import DATA_SETS
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"
-DATA_SETS = {
-    "imagenet": ("ImageNet-1K", "imagenet-1k"),
-    "tiny_imagenet": ("Tiny-ImageNet-200", "zh-plus/tiny-imagenet"),
-    "cifar10": ("CIFAR-10", "cifar10"),
-    "cifar100": ("CIFAR-100", "cifar100"),
-}
-"""Name, and name on the Hub."""
 
 CARD = """\
 ---
@@ -138,7 +132,7 @@ def title(source: Source) -> str:
 def front_matter(source: Source, config: Mapping[str, Any]) -> dict[str, Any]:
     """The card's metadata, with the measured accuracies as its model index."""
     run = source.config
-    _, hub_name = DATA_SETS.get(run["data"]["name"], (None, None))
+    hub_name = DATA_SETS[run["data"]["name"]].hub
     conditions = {"n": 1, "seed": run["seed"], "epochs": run["recipe"]["epochs"]}
     metrics = [
         {"type": "accuracy", "name": label, "value": round(source.recorded[key], 4), "args": conditions}
@@ -167,12 +161,8 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
     """Its name. A folder's own is left out: it may lie under any."""
     name = source.config["data"]["name"]
     manifest = source.summary.manifest if source.summary else ""
-    others = {
-        "imagefolder": f"an image folder of {config['num_classes']:,} classes (file list {manifest})",
-        "digits": "scikit-learn's digits",
-        "synthetic": "random tensors",
-    }
-    return DATA_SETS[name][0] if name in DATA_SETS else others[name]
+    files = f" of {config['num_classes']:,} classes (file list {manifest})" if name == "imagefolder" else ""
+    return DATA_SETS[name].title + files
 
 
 def _method(alpha: float | None, implementation: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pgt.core.errors import InputError
@@ -68,13 +67,13 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     except ValueError as error:
         raise InputError(f"method.{error}") from None
     loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
-    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
+    decay = config.schedule.model_dump(exclude={"name"})
     trainer = Trainer(
         model=model,
         loss=loss,
         optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
         schedule=schedule.build(config.schedule.name, recipe.lr_rule, rates, train.steps_per_epoch, **decay),
-        transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
+        transforms=[build_transform(**transform.model_dump()) for transform in method.transforms],
         precision=precision,
         scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
         ranks=ranks,
