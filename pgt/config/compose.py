@@ -191,18 +191,13 @@ def _compose(overrides: Sequence[str]) -> Config:
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """Compose overrides without a seed: a sweep over seeds composes once, which takes most of the time."""
-    return _hydras(overrides, return_hydra_config=True)
-
-
-def _hydras(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
-    """Hydra's composition of overrides.
+    """Hydra's composition of overrides without a seed: a sweep over seeds composes once, which takes most of the time.
 
     Raises:
         InputError: Hydra's complaint, in one line.
     """
     try:
-        return hydra.compose("train", list(overrides), return_hydra_config=return_hydra_config)
+        return hydra.compose("train", list(overrides), return_hydra_config=True)
     except (HydraException, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
 
@@ -211,10 +206,9 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
     """The keys of overrides that the chosen groups do not have.
 
     Raises:
-        InputError: a choice of a group that is no file.
+        InputError: choices that are no files of a group.
     """
-    for text in _choices(overrides):
-        _check_choice(text)
+    _check_choices(overrides)
     keys = dict.fromkeys(_key(text) for text in overrides if not _is_group(_key(text)))
     asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
     return [key for key in asked if key not in _known(overrides)] if asked else []
@@ -227,7 +221,7 @@ def _known(overrides: Sequence[str]) -> frozenset[str]:
 
 @cache
 def _keys(chosen: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(paths(OmegaConf.to_container(_hydras(chosen))))
+    return frozenset(paths(OmegaConf.to_container(_composed(chosen))))
 
 
 def _choices(overrides: Sequence[str]) -> list[str]:
@@ -243,12 +237,13 @@ def _is_group(key: str) -> bool:
     return is_group(key) or key.startswith("hydra/")
 
 
-def _check_choice(override: str) -> None:
-    """Raises InputError if an override chooses of a group what is no file."""
-    group = _key(override)
-    if not is_group(group):
-        return
-    for value in override.partition("=")[2].strip("[]").split(","):  # some groups take several: [wandb,tensorboard]
-        name = value.strip()
-        if name not in ("", "null") and not is_choice(group, name):
-            raise InputError(unknown_choice(group, name))
+def _check_choices(overrides: Sequence[str]) -> None:
+    """Raises InputError if overrides choose what is no file of a group."""
+    wrong = []
+    for text in overrides:
+        group, values = _key(text), text.partition("=")[2].strip("[]")  # some take several: [wandb,tensorboard]
+        for name in (value.strip() for value in values.split(",")):
+            if is_group(group) and name not in ("", "null") and not is_choice(group, name):
+                wrong.append(unknown_choice(group, name))
+    if wrong:
+        raise InputError("; ".join(wrong))

@@ -85,8 +85,7 @@ def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
         if isinstance(node, Mapping) and part == node.get("name"):
             continue
         yield str(part)
-        inside = isinstance(node, Mapping) or (isinstance(node, list) and isinstance(part, int))
-        node = (node.get(part) if isinstance(node, Mapping) else node[part]) if inside else None
+        node = node.get(part) if isinstance(node, Mapping) else node[int(part)] if isinstance(node, list) else None
 
 
 def _in_words(key: str, detail: ErrorDetails, plain: Mapping[str, Any]) -> str:
@@ -94,7 +93,7 @@ def _in_words(key: str, detail: ErrorDetails, plain: Mapping[str, Any]) -> str:
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         inner = paths(got, f"{key}.") or {key}
-        return unknown(inner, paths(plain) - {key, *inner})
+        return unknown(sorted(inner), paths(plain) - {key, *inner})
     if kind == "missing":
         return f"{key} is missing: add {key}=..."
     if kind == "value_error":  # raised by a validator of the schema, in our words

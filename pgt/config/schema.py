@@ -66,7 +66,9 @@ Number = Annotated[float, refuse(bool, error="float_type")]
 class Part(BaseModel):
     """A part of a config. Unknown keys, empty texts and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", str_min_length=1, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", str_min_length=1, allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod

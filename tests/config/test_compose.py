@@ -135,6 +135,9 @@ def test_bad_input_is_named_with_what_must_be_and_how_to_mend_it(overrides, fact
 
 
 def test_all_that_is_wrong_is_told_at_once():
+    choices = refused("method=pgtt", "model=resnet5")
+    assert "'pgt'?" in choices
+    assert "'resnet50'?" in choices
     keys = refused("method.alhpa=3", "trainer.precison=fp16", "method.alpha=2", "data=imagefolder")
     assert "'method.alpha'?" in keys
     assert "'trainer.precision'?" in keys
