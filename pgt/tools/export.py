@@ -15,6 +15,7 @@ from torch import Tensor
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
+from pgt.core.registry import DATA_SETS
 from pgt.data import digits
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.reader import EVALUATION_RESIZE
@@ -23,7 +24,6 @@ from pgt.tools import card, networks, weights
 from pgt.tools.weights import Source
 
 FILES = {"model.safetensors", "config.json", "README.md"}
-CIFAR_SIZE, DIGITS_SIZE = 32, 8
 CIFAR_AND_FOLDERS = (*data.CIFAR, *data.FOLDERS)
 
 
@@ -104,10 +104,8 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     if name in data.FOLDERS:
         size = config["data"]["image_size"]
         crop = math.floor(1e4 * size / round(size * EVALUATION_RESIZE)) / 1e4  # down: timm cuts size / crop off
-    elif name == "synthetic":
-        size, crop = config["data"]["image_size"], 1.0
     else:
-        size, crop = CIFAR_SIZE if name in data.CIFAR else DIGITS_SIZE, 1.0
+        size, crop = DATA_SETS[name].image_size or config["data"]["image_size"], 1.0
     if name in CIFAR_AND_FOLDERS:
         mean, deviation = MEAN, DEVIATION
     else:
