@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NoReturn
 
-from pgt.cli.options import parser
+from pgt import __version__
+from pgt.cli.commands import COMMANDS
 from pgt.core.errors import InputError, Stopped, TrainingError, as_input_error
 from pgt.core.streams import READER_LEFT, written_out
 
@@ -37,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
-        options = parser().parse_args(arguments)
-        return COMMANDS[options.command](options)
+        options = parser(arguments[0] if arguments else "").parse_args(arguments)
+        return COMMANDS[options.command].run(options)
     except (InputError, TrainingError) as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,6 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on = "; the same command goes on from its last checkpoint" if arguments[:1] == ["train"] else ""
         print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
+
+
+class OneLine(argparse.ArgumentParser):
+    """A parser that complains in one line; those of its commands do, too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(InputError.exit_code, f"pgt: {message}; see `{self.prog} --help`\n")
+
+
+def parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser of a command line. Only the chosen command gets its options: those of others may need slow imports."""
+    made = OneLine(prog="pgt", description="PowerGrad Transform: train, and set the paper beside what was measured.")
+    made.add_argument("--version", action="version", version=__version__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("train", help="train one run, or many with -m")
+    for name, command in COMMANDS.items():
+        added = commands.add_parser(name, help=command.help)
+        if name == chosen:
+            command.options(added)
+    return made
 
 
 def entry() -> NoReturn:
@@ -78,157 +97,11 @@ def entry() -> NoReturn:
 
 
 def _train(arguments: list[str]) -> int:
-    from pgt.config.resources import conf_dir
+    if "-h" in arguments or "--help" in arguments:
+        from pgt.config.resources import groups
+
+        print(TRAIN_HELP.format(groups=", ".join(groups())))
+        return 0
     from pgt.launch import jobs
 
-    if "-h" in arguments or "--help" in arguments:
-        folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-        print(TRAIN_HELP.format(groups=", ".join(folders)))
-        return 0
     return jobs.train(arguments)
-
-
-def _runs(options: argparse.Namespace) -> Path:
-    """The runs folder; the default one need not be there, one that is named must."""
-    if options.runs is not None and not options.runs.is_dir():
-        raise InputError(f"there is no folder {options.runs}: name the runs folder by --runs")
-    return options.runs or Path("runs")
-
-
-def _table(options: argparse.Namespace) -> int:
-    from pgt.core.files import write_text
-    from pgt.reproduction import formats, sheets, tables
-    from pgt.runs.folder import find
-
-    form = formats.format_of(options.output) if options.output else options.format or "terminal"
-    if options.format not in (None, form):
-        raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
-    if options.what in ("1", "2", "3", "all"):
-        numbers, found = (1, 2, 3) if options.what == "all" else (int(options.what),), find(_runs(options))
-        as_data = form == "csv"
-        built = [sheets.raw(found, numbers)] if as_data else [sheets.build(found, number) for number in numbers]
-    else:
-        built = [(tables.raw if form == "csv" else tables.build)(_runs(options), options.what)]
-    text = formats.render(built, form)
-    if options.output:
-        write_text(options.output, text)
-    print(text)
-    if options.output:
-        print(f"written to {options.output}")
-    return 0
-
-
-def _figure(options: argparse.Namespace) -> int:
-    from pgt.reproduction import figures
-
-    if options.number not in figures.NUMBERS:
-        numbers = ", ".join(map(str, figures.NUMBERS))
-        raise InputError(f"no figure {options.number} is made of runs: choose one of {numbers}")
-    output = options.output or Path(f"figure{options.number}")
-    for path in figures.save(options.number, _runs(options), options.experiment, output):
-        print(f"written to {path}")
-    return 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from pgt.reproduction import report
-
-    if options.output.suffix not in (".html", ".htm"):
-        raise InputError(f"cannot write a page to {options.output}: end the name in .html")
-    report.write(_runs(options), options.output, drawn=not options.no_figures)
-    print(f"written to {options.output}")
-    return 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    from pgt.config import sharing as layout
-    from pgt.config.compose import compose_all
-    from pgt.config.identity import identity
-    from pgt.config.rules import check_size
-    from pgt.reproduction import cost, plan
-
-    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
-        os.environ.setdefault(name, "not set")  # data.root costs nothing, and a plan is made before there are data
-    configs = compose_all(options.overrides, multirun=True)
-    for config in configs:
-        check_size(config)
-    jobs = [(c.experiment or "custom", identity(c), layout.largest(c.recipe, options.gpus)) for c in configs]
-    items = plan.plan(jobs, _runs(options))
-    bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
-    loader = bench.get("loader")
-    if options.loader_images_per_second:
-        loader = cost.Speed(options.loader_images_per_second, "stated")
-    if options.probe:
-        from pgt.tools import probe
-
-        bench |= probe.speeds((item.identity for item in items), options.gpus)
-
-    def speed(model: str) -> cost.Speed | None:
-        if options.images_per_second:
-            return cost.Speed(options.images_per_second, "stated")
-        return bench.get(model) or cost.published_speed(model, options.gpu)
-
-    print(plan.render(items, plan.Machine(speed, loader)))
-    return 0
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from pgt.tools import doctor
-
-    return doctor.command(options.data, options.runs)
-
-
-def _status(options: argparse.Namespace) -> int:
-    from pgt.reproduction import status
-
-    root = _runs(options)
-    found = status.standings(root, options.experiment)
-    if not found:
-        what = f"of {options.experiment} " if options.experiment else ""
-        raise InputError(f"no run {what}under {root}: `pgt train` makes them, --runs names another folder")
-    print(status.render(found, root))
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from pgt.tools import export
-
-    export.command(options.run, options.weights, options.output, options.calibrate)
-    return 0
-
-
-def _validate(options: argparse.Namespace) -> int:
-    from pgt.tools import evaluate
-
-    chosen = evaluate.Options(
-        root=options.data,
-        data=options.data_name,
-        model=options.model,
-        alpha=options.alpha,
-        batch=options.batch,
-        workers=options.workers,
-        image_size=options.image_size,
-        precision=options.precision,
-    )
-    evaluate.command(options.checkpoint, options.weights, chosen)
-    return 0
-
-
-def _data(options: argparse.Namespace) -> int:
-    from pgt.data import verify
-
-    verify.command(options.root, options.workers, options.output)
-    return 0
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "table": _table,
-    "figure": _figure,
-    "report": _report,
-    "export": _export,
-    "validate": _validate,
-    "plan": _plan,
-    "status": _status,
-    "doctor": _doctor,
-    "data": _data,
-}

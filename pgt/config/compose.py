@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from pgt.config.hints import paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id
-from pgt.config.resources import choices, conf_dir, read_conf
+from pgt.config.resources import choices, conf_dir, is_choice, is_group, read_conf
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
 
-if TYPE_CHECKING:
-    from hydra.core.override_parser.types import Override
-    from omegaconf import DictConfig
-
-
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
-"""Keys that every choice of groups has."""
+"""Keys that every config has, whatever groups it is made of."""
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:
@@ -30,10 +32,10 @@ def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config
 
     Args:
         overrides: Hydra's override grammar.
-        multirun: expand sweeps (`seed=0,1,2`) to their product; otherwise a sweep is an error.
+        multirun: expand sweeps (`seed=0,1,2`) to their product; without it, a sweep is an error.
 
     Raises:
-        InputError: at the first thing that does not fit, whichever job it is in.
+        InputError: everything that is wrong with the first job that cannot be run.
     """
     jobs = expand(spell_out(overrides, multirun), multirun)
     configs = []
@@ -49,7 +51,7 @@ def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config
 
 
 def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) -> None:
-    """A sweep that names a run twice does not mean it: method.alpha, say, overrides method=baseline, too."""
+    """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
     for config, job in zip(configs, jobs, strict=True):
         first = seen.setdefault(run_id(identity(config)), job)
@@ -87,7 +89,7 @@ def spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
 def experiments(name: str) -> list[str]:
     """The experiments that a name stands for: itself, or with `/all` those of a folder.
 
-    A folder's file `all.yaml`, where it has one, lists them; it may name experiments of other folders.
+    If a folder has a file `all.yaml`, this lists them; it may name experiments of other folders.
 
     Raises:
         InputError: no such folder.
@@ -95,7 +97,7 @@ def experiments(name: str) -> list[str]:
     folder, _, last = name.rpartition("/")
     if last != "all":
         return [name]
-    if (conf_dir() / "experiment" / folder / "all.yaml").is_file():
+    if is_choice("experiment", name):
         listed: list[str] = read_conf(f"experiment/{name}")["experiments"]
         return listed
     known = choices("experiment")
@@ -107,7 +109,7 @@ def experiments(name: str) -> list[str]:
 
 
 def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
-    """The sweeps that the files of experiments ask for, where the command line does not set these keys."""
+    """The sweeps in the files of experiments, as overrides of the keys that the command line does not set."""
     given = {_key(text) for text in overrides}
     sweeps = [{key: values for key, values in _sweep(name).items() if key not in given} for name in names]
     if not any(sweeps):
@@ -121,10 +123,9 @@ def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -
 
 @cache
 def _sweep(experiment: str) -> dict[str, list[Any]]:
-    """What an experiment's file goes through; nothing where there is no such file, which is another's complaint."""
-    if not (conf_dir() / "experiment" / f"{experiment}.yaml").is_file():
-        return {}
-    sweep: dict[str, list[Any]] = read_conf(f"experiment/{experiment}").get("sweep", {})
+    """The mapping `sweep` of an experiment's file; empty if there is no such file, which is reported elsewhere."""
+    known = is_choice("experiment", experiment)
+    sweep: dict[str, list[Any]] = read_conf(f"experiment/{experiment}").get("sweep", {}) if known else {}
     return sweep
 
 
@@ -134,25 +135,34 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     Raises:
         InputError: an override that does not parse, or a sweep without `multirun`.
     """
-    choices: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for text in overrides:
         parsed = _parse(text)
         key = parsed.get_key_element()
         if not parsed.is_sweep_override():
-            choices[key] = [text]
+            values[key] = [text]
         elif not multirun and not parsed.is_hydra_override():
             raise InputError(f"'{text}' is a sweep: add -m to run all of it")
         elif not parsed.is_discrete_sweep():
             raise InputError(f"'{text}' is no finite sweep: name the values, as in {key}=0.1,0.2")
         else:
-            choices[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-    return [list(job) for job in itertools.product(*choices.values())]
+            values[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+    return [list(job) for job in itertools.product(*values.values())]
+
+
+def check_shown(overrides: Sequence[str]) -> None:
+    """Refuse what `--cfg` cannot show; keys may still be missing.
+
+    Raises:
+        InputError: an unknown key or choice.
+    """
+    with _hydra():
+        for job in expand(overrides, multirun=True):
+            if wrong := _unknown_keys(job):
+                raise InputError(unknown(wrong, _known(job)))
 
 
 def _parse(text: str) -> Override:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -164,84 +174,59 @@ def _parse(text: str) -> Override:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         yield
 
 
 def _compose(overrides: Sequence[str]) -> Config:
-    from hydra.core.hydra_config import HydraConfig
-
-    _check_keys(overrides)
-    composed = deepcopy(_composed(tuple(text for text in overrides if text.partition("=")[0] != "seed")))
-    for text in overrides:
+    wrong = _unknown_keys(overrides)
+    rest = [text for text in overrides if _key(text) not in wrong]
+    composed = deepcopy(_composed(tuple(text for text in rest if text.partition("=")[0] != "seed")))
+    for text in rest:
         if text.partition("=")[0] == "seed":
             composed.seed = _parse(text).value()
     HydraConfig.instance().set_config(composed)
-    return validate(composed)
+    return validate(composed, [unknown(wrong, _known(overrides))] if wrong else [])
 
 
 @cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of overrides without a seed: a sweep over seeds composes once, which takes most of its time."""
-    import hydra
-    from hydra.errors import HydraException
-
-    try:
-        return hydra.compose("train", list(overrides), return_hydra_config=True)
-    except HydraException as error:
-        raise InputError(_one_line(error)) from None
-
-
-def check_shown(overrides: Sequence[str]) -> None:
-    """Refuse what `--cfg` cannot show; keys may still be missing.
+    """Hydra's composition of overrides without a seed: a sweep over seeds composes once, which takes most of the time.
 
     Raises:
-        InputError: an unknown key or choice.
+        InputError: Hydra's complaint, in one line.
     """
-    with _hydra():
-        for job in expand(overrides, multirun=True):
-            _check_keys(job)
+    try:
+        return hydra.compose("train", list(overrides), return_hydra_config=True)
+    except (HydraException, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None
 
 
-def _check_keys(overrides: Sequence[str]) -> None:
-    """Refuse a choice that is no file, and a key that the chosen groups do not have; name the nearest there is."""
-    groups = tuple(text for text in overrides if _is_group(_key(text)))
-    if wrong := _group_error(groups):
-        raise InputError(wrong)
-    keys = [_key(text) for text in overrides if text not in groups]
-    unknown = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
-    if not unknown:
-        return
-    known = _known(groups)
-    for key in unknown:
-        if key not in known:
-            raise InputError(f"unknown key '{key}'{_hint(key, known)}")
+def _unknown_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys of overrides that the chosen groups do not have.
+
+    Raises:
+        InputError: choices that are no files of a group.
+    """
+    _check_choices(overrides)
+    keys = dict.fromkeys(_key(text) for text in overrides if not _is_group(_key(text)))
+    asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
+    return [key for key in asked if key not in _known(overrides)] if asked else []
+
+
+def _known(overrides: Sequence[str]) -> frozenset[str]:
+    """Every key that the chosen groups have."""
+    return _keys(tuple(_choices(overrides)))
 
 
 @cache
-def _known(groups: tuple[str, ...]) -> frozenset[str]:
-    """Every key that the chosen groups have."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    try:
-        return frozenset(_paths(OmegaConf.to_container(hydra.compose("train", list(groups)))))
-    except (HydraException, ValueError) as error:
-        raise InputError(_one_line(error)) from None
+def _keys(chosen: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(paths(OmegaConf.to_container(_composed(chosen))))
 
 
-def _hint(key: str, known: Set[str]) -> str:
-    group, _, rest = key.partition(".")
-    owners = [name for name in choices(group) if rest in read_conf(f"{group}/{name}")]
-    if owners:
-        return f": it goes with {group}={' or '.join(owners)}"
-    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    alike = [name for name in known | groups if ("." in name) == ("." in key)]
-    nearest = difflib.get_close_matches(key, sorted(alike), n=1)
-    return f": did you mean '{nearest[0]}'?" if nearest else "; see `pgt train --cfg job` for the keys"
+def _choices(overrides: Sequence[str]) -> list[str]:
+    """The overrides that choose of a group."""
+    return [text for text in overrides if _is_group(_key(text))]
 
 
 def _key(override: str) -> str:
@@ -249,36 +234,16 @@ def _key(override: str) -> str:
 
 
 def _is_group(key: str) -> bool:
-    return ("." not in key and (conf_dir() / key).is_dir()) or key.startswith("hydra/")
+    return is_group(key) or key.startswith("hydra/")
 
 
-def _group_error(groups: Sequence[str]) -> str | None:
-    """What is wrong with the first group choice that names no file."""
-    for text in groups:
-        folder = conf_dir() / _key(text)
-        if not folder.is_dir():
-            continue
-        for value in text.partition("=")[2].strip("[]").split(","):  # some groups take several: [wandb,tensorboard]
-            name = value.strip()
-            if name in ("", "null") or (folder / f"{name}.yaml").is_file():
-                continue
-            options = choices(_key(text))
-            nearest = difflib.get_close_matches(name, options, n=1)
-            folders = dict.fromkeys(option.rpartition("/")[0] or option for option in options)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(folders)}"
-            return f"unknown {_key(text)} '{name}': {hint}"
-    return None
-
-
-def _paths(node: Any, prefix: str = "") -> set[str]:
-    """Every key of a nested container, dotted: inner nodes and leaves."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    found: set[str] = set()
-    for key, value in items:
-        path = f"{prefix}{key}"
-        found |= {path} | _paths(value, f"{path}.")
-    return found
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+def _check_choices(overrides: Sequence[str]) -> None:
+    """Raises InputError if overrides choose what is no file of a group."""
+    wrong = []
+    for text in overrides:
+        group, values = _key(text), text.partition("=")[2].strip("[]")  # some take several: [wandb,tensorboard]
+        for name in (value.strip() for value in values.split(",")):
+            if is_group(group) and name not in ("", "null") and not is_choice(group, name):
+                wrong.append(unknown_choice(group, name))
+    if wrong:
+        raise InputError("; ".join(wrong))

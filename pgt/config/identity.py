@@ -1,46 +1,45 @@
-"""What names a run: the values of its config that change its numbers."""
+"""The identity of a run: the values of its config that change its numbers, and the ids made of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
+
+NO_IDENTITY = "no part of the identity"
+"""Marks a key of the schema, as in `Annotated[bool, NO_IDENTITY]`: it changes how a run is carried out and none of its
+numbers."""
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The values of a config, or a part of it, that change the numbers of its run, as a nested plain dict."""
-    found: dict[str, Any] = {}
-    for item in fields(config):
-        if item.metadata.get("identity", True):
-            found[item.name] = _plain(getattr(config, item.name))
+    """The values of a config, or of a part of it, that change the numbers of its run, as a nested plain dict."""
+    fields = type(config).model_fields
+    found = {name: _plain(getattr(config, name)) for name in fields if NO_IDENTITY not in fields[name].metadata}
     return {key: value for key, value in found.items() if value != {}}
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return identity(value)
     if isinstance(value, list):
         return [_plain(element) for element in value]
-    return value
+    return identity(value) if hasattr(value, "model_fields_set") else value
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
-    """Name of a run: a hash of every value that changes its numbers (see `pgt.config.identity`)."""
+    """The name of a run: a hash of every value that changes its numbers."""
     text = json.dumps(identity, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def group_id(identity: Mapping[str, Any]) -> str:
-    """Name that the seeds of one setting share."""
+    """The name that all seeds of one setting share."""
     return run_id({key: value for key, value in identity.items() if key != "seed"})
 
 
 def method_label(identity: Mapping[str, Any]) -> str:
     """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
 
-    PGT by another implementation than the exact one goes by that one's name.
+    PGT by an implementation other than the exact one has the name of that implementation.
     """
     method = identity["method"]
     parts = [transform["name"] for transform in method["transforms"]]

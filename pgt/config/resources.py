@@ -1,18 +1,9 @@
-"""Where the files lie that come with the package and are no code. No torch."""
+"""The files of the package that are no code: conf/ and the published numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-
-SIZES = {
-    "imagenet": (1_281_167, 50_000),
-    "tiny_imagenet": (100_000, 10_000),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "digits": (898, 899),
-}
-"""Training and test samples of the data sets that have a fixed number."""
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -22,8 +13,28 @@ def conf_dir() -> Path:
     return _folder("conf")
 
 
+def published_dir() -> Path:
+    """The folder of the paper's numbers, as CSV."""
+    return _folder("results/published")
+
+
+def groups() -> list[str]:
+    """The names of the Hydra groups."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def is_group(name: str) -> bool:
+    """Whether there is a Hydra group of that name."""
+    return "." not in name and (conf_dir() / name).is_dir()
+
+
+def is_choice(group: str, name: str) -> bool:
+    """Whether a group has a choice of that name."""
+    return (conf_dir() / group / f"{name}.yaml").is_file()
+
+
 def choices(group: str) -> list[str]:
-    """The names of a group's choices, folders included: `demo/bn` of `experiment`. `all.yaml` lists others."""
+    """The names of a group's choices, folders included: `demo/bn` of `experiment`. `all` is none: it lists others."""
     top = conf_dir() / group
     return sorted(
         path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml") if path.stem != "all"
@@ -31,17 +42,12 @@ def choices(group: str) -> list[str]:
 
 
 def read_conf(name: str) -> dict[str, Any]:
-    """The values in a group's file, as `recipe/paper`, unresolved; its defaults list apart."""
+    """The values in the file of a choice such as `recipe/paper`, unresolved and without its defaults list."""
     from omegaconf import OmegaConf
 
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if key != "defaults"}
-
-
-def published_dir() -> Path:
-    """The folder of the paper's numbers, as CSV."""
-    return _folder("results/published")
 
 
 def _folder(name: str) -> Path:

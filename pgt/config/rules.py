@@ -1,164 +1,124 @@
-"""Whether a composed config fits the schema, and every value its range. No torch."""
+"""Whether a composed config fits the schema, and its values each other; what is wrong is told all at once."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from pgt.config import sharing as layout
-from pgt.config.resources import SIZES
-from pgt.config.schema import (
-    DATA,
-    SCHEDULES,
-    TRANSFORMS,
-    ClipUnitwise,
-    Config,
-    ImageFolder,
-    Recipe,
-    Synthetic,
-    Transform,
-)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pgt.config import sharing
+from pgt.config.hints import paths, unknown
+from pgt.config.schema import MISSING, Config, Synthetic
 from pgt.core.errors import InputError
-from pgt.core.machine import has_dali
+from pgt.core.registry import DATA_SETS
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping with a name, as in conf/",
+    "union_tag_not_found": "a mapping with a name, as in conf/",
+    "finite_number": "finite",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+}
+"""What a value must be, by the beginning of the name of pydantic's error."""
 
 
-def validate(composed: DictConfig) -> Config:
-    """Fit a composed config to the schema and check every value.
+def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
+    """Check a composed config and return it as a `Config`.
+
+    Args:
+        composed: what Hydra composed, resolved or not.
+        wrong: what is known to be wrong already, to be told with the rest.
 
     Raises:
-        InputError: a key that the schema lacks, a value of the wrong type or out of range.
+        InputError: a key that is unknown or missing, a value of the wrong type or out of range, or values that do not
+            fit each other.
     """
-    from omegaconf import OmegaConf, open_dict
-
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
-    plain.pop("hydra", None)
-    plain.pop("sweep", None)  # of an experiment: no value of a run, but what `compose.spell_out` goes through
-    schema = OmegaConf.structured(Config)
-    with open_dict(schema):
-        schema.data = OmegaConf.structured(_variant(DATA, plain, "data"))
-        schema.schedule = OmegaConf.structured(_variant(SCHEDULES, plain, "schedule"))
-    config: Config = _fit(schema, plain)
-    if isinstance(config.data, ImageFolder) and config.data.backend == "auto":
-        config.data.backend = "dali" if has_dali() else "torchvision"
-    config.method.transforms = [_transform(index, item) for index, item in enumerate(config.method.transforms)]
-    for path, rule, value in _values(config):
-        _check(path, rule, value)
-    _check_batches(config.recipe)
-    if config.recipe.local_batch is None and not config.model.name.endswith("_nobn"):
-        raise InputError(
-            f"{config.model.name} has batch norm, whose statistics would depend on the number of devices: set "
-            f"recipe.local_batch, the samples they belong to (={config.recipe.global_batch} makes it the whole batch)"
-        )
-    if config.trainer.devices is not None:
-        layout.check(config.recipe, config.trainer.devices)
-    if config.method.implementation == "surrogate" and config.method.alpha == 0:
-        raise InputError("the surrogate has no gradient at method.alpha=0: use method.implementation=exact")
-    if config.method.implementation == "authors_hook" and config.recipe.local_batch is None:
-        raise InputError(
-            "what the authors' hook computes depends on the size of a group: set recipe.local_batch "
-            f"(={config.recipe.global_batch} makes it the whole batch)"
-        )
+    plain, told = _resolved(composed)
+    try:
+        config = Config.model_validate(plain)
+    except ValidationError as error:
+        for detail in error.errors():
+            key = ".".join(_location(detail, plain))
+            told.setdefault(key, _in_words(key, detail, plain))
+        raise InputError("; ".join([*wrong, *told.values()])) from None
+    if lines := [*wrong, *told.values(), *_conflicts(config)]:
+        raise InputError("; ".join(lines))
     return config
 
 
-def _variant(variants: dict[str, Any], plain: dict[Any, Any], group: str) -> Any:
-    name = (plain.get(group) or {}).get("name")
-    if name not in variants:
-        raise InputError(f"{group}.name must be one of {', '.join(variants)}; got {name}")
-    return variants[name]
-
-
-def _transform(index: int, item: Any) -> Transform:
-    from omegaconf import OmegaConf
-
-    path = f"method.transforms.{index}"
-    if not isinstance(item, dict) or item.get("name") not in TRANSFORMS:
-        raise InputError(f"{path} must be a mapping with a name out of {', '.join(TRANSFORMS)}; got {item}")
-    fitted: Transform = _fit(OmegaConf.structured(TRANSFORMS[item["name"]]), item, f"{path}.")
-    if isinstance(fitted, ClipUnitwise) and fitted.exclude is not None:
+def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The plain values of a config, and by key what is wrong with interpolations that cannot be resolved."""
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `compose.spell_out` reads it
+    config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
+    wrong: dict[str, str] = {}
+    while True:
         try:
-            re.compile(fitted.exclude)
-        except re.error as error:
-            raise InputError(f"{path}.exclude is no regular expression: {error}") from None
-    return fitted
+            return dict(OmegaConf.to_container(config, resolve=True)), wrong  # type: ignore[arg-type]
+        except OmegaConfBaseException as error:
+            key = str(error.full_key)
+            if key in wrong:  # leaving it out did not help
+                raise InputError(wrong[key]) from None
+            if unset := re.search(r"Environment variable '(\w+)' not found", str(error)):
+                wrong[key] = f"{key} is missing: export {unset[1]}=... or add {key}=..."
+            else:
+                wrong[key] = f"{key} cannot be resolved: {str(error.msg).splitlines()[0]}"
+            OmegaConf.update(config, key, MISSING)
 
 
-def _fit(schema: DictConfig, plain: dict[Any, Any], prefix: str = "") -> Any:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(schema, plain))
-    except ConfigKeyError as error:
-        raise InputError(f"unknown key '{prefix}{error.full_key}'") from None
-    except MissingMandatoryValue as error:
-        key = f"{prefix}{error.full_key}"
-        raise InputError(f"{key} is missing: add {key}=...") from None
-    except OmegaConfBaseException as error:
-        key, message = f"{prefix}{error.full_key}", str(error.msg or error)
-        if unset := re.search(r"Environment variable '(\w+)' not found", message):
-            raise InputError(f"{key} is missing: export {unset[1]}=... or add {key}=...") from None
-        raise InputError(f"{key} {_type_error(message)}") from None
-
-
-KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "a text"}
-
-
-def _type_error(message: str) -> str:
-    """OmegaConf's message about a value of the wrong type, in our words."""
-    found = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
-    if found:
-        return f"must be {KINDS.get(found[2], found[2])}, got {found[1]}"
-    if found := re.match(r"Value '(.*)' is not a valid bool", message):
-        return f"must be true or false, got {found[1]}"
-    if "Incompatible value 'None'" in message:
-        return "must not be null"
-    return message.splitlines()[0]
-
-
-def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any], Any]]:
-    """(dotted key, metadata, value) of every leaf of a schema object."""
-    for item in fields(node):
-        value, path = getattr(node, item.name), f"{prefix}{item.name}"
-        if is_dataclass(value):
-            yield from _values(value, f"{path}.")
+def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
+    """The keys that lead to an error. Pydantic adds the `name` that chose one of several classes: it is left out."""
+    node = plain
+    for part in detail["loc"]:
+        if isinstance(node, Mapping) and part == node.get("name"):
             continue
-        yield path, dict(item.metadata), value
-        for index, element in enumerate(value if isinstance(value, list) else ()):
-            if is_dataclass(element):
-                yield from _values(element, f"{path}.{index}.")
+        yield str(part)
+        node = node.get(part) if isinstance(node, Mapping) else node[int(part)] if isinstance(node, list) else None
 
 
-def _check(path: str, rule: dict[str, Any], value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{path} must be finite, got {value}")
-    if "between" in rule:
-        low, high = rule["between"]
-        if not low <= value <= high:
-            raise InputError(f"{path} must lie in [{low}, {high}], got {value}")
-    if "at_least" in rule and not value >= rule["at_least"]:
-        raise InputError(f"{path} must be at least {rule['at_least']}, got {value}")
-    if "above" in rule and not value > rule["above"]:
-        raise InputError(f"{path} must be above {rule['above']}, got {value}")
-    if value == "":
-        raise InputError(f"{path} must not be empty")
-    if "choices" in rule and value not in rule["choices"]:
-        raise InputError(f"{path} must be one of {', '.join(rule['choices'])}; got {value}")
+def _in_words(key: str, detail: ErrorDetails, plain: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in our words: the key, what its value must be, and what it is."""
+    kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        inner = paths(got, f"{key}.") or {key}
+        return unknown(sorted(inner), paths(plain) - {key, *inner})
+    if kind == "missing":
+        return f"{key} is missing: add {key}=..."
+    if kind == "value_error":  # raised by a validator of the schema, in our words
+        return f"{key} {context['error']}"
+    if kind == "string_too_short":
+        return f"{key} must not be empty"
+    if got is None:
+        return f"{key} must not be null"
+    if kind == "literal_error":
+        return f"{key} must be one of {_listed(context['expected'])}; got {got}"
+    if kind == "union_tag_invalid":
+        return f"{key}.name must be one of {_listed(context['expected_tags'])}; got {context['tag']}"
+    kinds = (words for name, words in KINDS.items() if kind.startswith(name))
+    return f"{key} must be {next(kinds, detail['msg']).format(**context)}, got {got}"
+
+
+def _listed(quoted: str) -> str:
+    """Pydantic's list of choices, `'a', 'b' or 'c'`, as `a, b, c`."""
+    return ", ".join(re.findall(r"'(.*?)'", quoted))
 
 
 def check_size(config: Config) -> None:
-    """Raises InputError unless a data set whose size is known fills one batch."""
+    """Raises InputError unless a data set of a known size fills one batch."""
     data, batch = config.data, config.recipe.global_batch
-    samples = data.num_samples if isinstance(data, Synthetic) else SIZES.get(data.name, (batch, 0))[0]
+    samples = data.num_samples if isinstance(data, Synthetic) else (DATA_SETS[data.name].samples or (batch, 0))[0]
     if samples < batch and data.drop_last:
         raise InputError(
             f"recipe.global_batch={batch} is more than the {samples} training samples of data={data.name}: lower it "
@@ -166,14 +126,31 @@ def check_size(config: Config) -> None:
         )
 
 
-def _check_batches(recipe: Recipe) -> None:
+def _conflicts(config: Config) -> Iterator[str]:
+    """What is wrong with a config whose values are fine one by one."""
+    recipe, method = config.recipe, config.method
+    whole_batch = f"(={recipe.global_batch} makes it the whole batch)"
     if recipe.local_batch and recipe.global_batch % recipe.local_batch:
-        raise InputError(
+        yield (
             f"recipe.global_batch ({recipe.global_batch}) must be a multiple of recipe.local_batch "
             f"({recipe.local_batch}): add recipe.local_batch={recipe.global_batch}, or null without batch norm"
         )
+    elif config.trainer.devices is not None:
+        try:
+            sharing.check(recipe, config.trainer.devices)
+        except InputError as error:
+            yield str(error)
     if recipe.warmup_epochs + recipe.cooldown_epochs >= recipe.epochs:
-        raise InputError(
+        yield (
             f"recipe.epochs ({recipe.epochs}) must exceed recipe.warmup_epochs + recipe.cooldown_epochs "
             f"({recipe.warmup_epochs} + {recipe.cooldown_epochs}): lower those, too"
         )
+    if recipe.local_batch is None and not config.model.name.endswith("_nobn"):
+        yield (
+            f"{config.model.name} has batch norm, whose statistics would depend on the number of devices: set "
+            f"recipe.local_batch, the samples they belong to {whole_batch}"
+        )
+    if method.implementation == "surrogate" and method.alpha == 0:
+        yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
+    if method.implementation == "authors_hook" and recipe.local_batch is None:
+        yield ("what the authors' hook computes depends on the size of a group: set recipe.local_batch " + whole_batch)

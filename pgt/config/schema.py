@@ -1,245 +1,243 @@
-"""The schema that every composed config must fit.
+"""The schema that every composed config must fit: the keys, what each may be, and which change the numbers of a run.
 
-A field's metadata says what its value may be (`between`, `at_least`, `above`, `choices`) and whether it
-changes the numbers of a run (`identity`). No torch here: a typo is answered before torch is imported.
+A typo is answered before torch is imported, so nothing here imports it.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import re
+from typing import Annotated, Any, Literal
 
-MISSING: Any = "???"
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from pgt.config.identity import NO_IDENTITY
+from pgt.core.machine import has_dali
+from pgt.core.registry import PARAMETERS
 
-def between(low: float, high: float) -> Any:
-    return field(default=MISSING, metadata={"between": (low, high)})
-
-
-def at_least(low: float, optional: bool = False) -> Any:
-    return field(default=None if optional else MISSING, metadata={"at_least": low})
-
-
-def above(low: float) -> Any:
-    return field(default=MISSING, metadata={"above": low})
+MISSING = "???"
+"""A value that a file of conf/ leaves to the user."""
 
 
-def choice(*values: str) -> Any:
-    return field(default=MISSING, metadata={"choices": values})
+def refuse(*kinds: type, error: str) -> BeforeValidator:
+    """Refuse values that pydantic would convert to a number without a word: true to 1, and 3.0 to 3."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, kinds):
+            raise PydanticCustomError(error, "refused")
+        return value
+
+    return BeforeValidator(check)
 
 
-def no_identity(**rule: Any) -> Any:
-    """A key that changes how a run is carried out, not its numbers."""
-    return field(default=MISSING, metadata={"identity": False, **rule})
+def between(low: float, high: float) -> AfterValidator:
+    """Refuse a number outside [low, high]. Unlike `Field(ge=..., le=...)`, it tells both bounds."""
+
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(f"must lie in [{low}, {high}], got {value}")
+        return value
+
+    return AfterValidator(check)
 
 
-@dataclass
-class Model:
-    name: str = choice(
-        "resnet18",
-        "resnet50",
-        "resnet101",
-        "seresnet18",
-        "seresnet50",
-        "resnet18_nobn",
-        "resnet20",
-        "resnet20_nobn",
+def _network(name: str) -> str:
+    if name not in PARAMETERS:
+        raise ValueError(f"must be one of {', '.join(PARAMETERS)}; got {name}")
+    return name
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return text
+
+
+def _backend(name: str) -> str:
+    return name if name != "auto" else "dali" if has_dali() else "torchvision"
+
+
+Integer = Annotated[int, refuse(bool, float, error="int_type")]
+Number = Annotated[float, refuse(bool, error="float_type")]
+
+
+class Part(BaseModel):
+    """A part of a config. Unknown keys, empty texts and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid", str_min_length=1, allow_inf_nan=False, coerce_numbers_to_str=True, defer_build=True
     )
-    interpolation: str = choice("bilinear", "bicubic")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_missing(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v != MISSING} if isinstance(values, dict) else values
+
+
+class Model(Part):
+    name: Annotated[str, AfterValidator(_network)]
+    interpolation: Literal["bilinear", "bicubic"]
     """Of the resize before evaluation."""
 
 
-@dataclass
-class Data:
-    name: str = MISSING
-    drop_last: bool = MISSING
-    """Leave out the last, partial batch of a training epoch; else it is filled up from the epoch's start."""
+class Data(Part):
+    name: str
+    drop_last: bool
+    """Leave out the last, partial batch of a training epoch; if false, it is filled up from the epoch's start."""
 
 
-@dataclass
-class Digits(Data):
-    pass
-
-
-@dataclass
 class ImageFolder(Data):
-    root: str = no_identity()
-    image_size: int = between(1, 4096)
-    backend: str = choice("auto", "dali", "torchvision")
-    """Of decoding and resizing; auto: DALI where it is installed. Their pixels differ in their last bits."""
-    dali_device: str = no_identity(choices=("auto", "cpu", "gpu"))
-    workers: int = no_identity(at_least=0)
+    name: Literal["imagenet", "tiny_imagenet", "imagefolder"]
+    root: Annotated[str, NO_IDENTITY]
+    image_size: Annotated[Integer, between(1, 4096)]
+    backend: Annotated[Literal["auto", "dali", "torchvision"], AfterValidator(_backend)]
+    """Decodes and resizes; auto: DALI if it is installed. The pixels of the two differ in their last bits."""
+    dali_device: Annotated[Literal["auto", "cpu", "gpu"], NO_IDENTITY]
+    workers: Annotated[Integer, NO_IDENTITY, Field(ge=0)]
     """DALI's threads or torchvision's processes that decode; never more than one a CPU."""
-    on_bad_file: str = no_identity(choices=("error", "skip"))
-    manifest: str | None = field(default=None, metadata={"identity": False})
-    """What `pgt data verify` wrote, to compare with; null: pgt-manifest.json in the root, where there is one."""
+    on_bad_file: Annotated[Literal["error", "skip"], NO_IDENTITY]
+    manifest: Annotated[str | None, NO_IDENTITY] = None
+    """File written by `pgt data verify`, to compare with; null: pgt-manifest.json in the root, if there is one."""
 
 
-@dataclass
 class Cifar(Data):
-    root: str = no_identity()
+    name: Literal["cifar10", "cifar100"]
+    root: Annotated[str, NO_IDENTITY]
 
 
-@dataclass
+class Digits(Data):
+    name: Literal["digits"]
+
+
 class Synthetic(Data):
-    num_samples: int = at_least(1)
-    num_classes: int = at_least(2)
-    image_size: int = at_least(1)
+    name: Literal["synthetic"]
+    num_samples: Integer = Field(ge=1)
+    num_classes: Integer = Field(ge=2)
+    image_size: Integer = Field(ge=1)
 
 
-@dataclass
-class Recipe:
-    epochs: int = at_least(1)
-    global_batch: int = at_least(1)
-    local_batch: int | None = at_least(1, optional=True)
-    """Samples whose batch-norm statistics belong together; null, for networks without: one group a device."""
-    lr_peak: float = above(0)
-    """At `lr_reference_batch`, or at any batch where `lr_scaling` is none."""
-    lr_start: float = at_least(0)
-    lr_end: float = at_least(0)
-    lr_rule: str = choice("paper", "authors")
-    lr_scaling: str = choice("linear", "none")
-    lr_reference_batch: int = at_least(1)
-    warmup_epochs: int = at_least(0)
-    cooldown_epochs: int = at_least(0)
-    momentum: float = between(0, 1)
-    weight_decay: float = at_least(0)
-    bn_statistics: str = choice("first", "mean")
-    """Running ones: the first device's first group's, as the authors', or the mean over all groups."""
+class Recipe(Part):
+    epochs: Integer = Field(ge=1)
+    global_batch: Integer = Field(ge=1)
+    local_batch: Annotated[Integer, Field(ge=1)] | None = None
+    """Samples that share batch-norm statistics; null, for networks without batch norm: one group a device."""
+    lr_peak: Number = Field(gt=0)
+    """At `lr_reference_batch`; at any batch if `lr_scaling` is none."""
+    lr_start: Number = Field(ge=0)
+    lr_end: Number = Field(ge=0)
+    lr_rule: Literal["paper", "authors"]
+    lr_scaling: Literal["linear", "none"]
+    lr_reference_batch: Integer = Field(ge=1)
+    warmup_epochs: Integer = Field(ge=0)
+    cooldown_epochs: Integer = Field(ge=0)
+    momentum: Annotated[Number, between(0, 1)]
+    weight_decay: Number = Field(ge=0)
+    bn_statistics: Literal["first", "mean"]
+    """Running statistics: of the first device's first group, as in the authors' code, or the mean over all groups."""
 
 
-@dataclass
-class Schedule:
-    name: str = MISSING
+class Cosine(Part):
+    name: Literal["cosine"]
 
 
-@dataclass
-class Cosine(Schedule):
-    pass
-
-
-@dataclass
-class Step(Schedule):
-    milestones: list[int] = MISSING
+class Step(Part):
+    name: Literal["step"]
+    milestones: list[Integer]
     """Epochs at whose start the learning rate is multiplied by `factor`."""
-    factor: float = between(0, 1)
+    factor: Annotated[Number, between(0, 1)]
 
 
-@dataclass
-class Transform:
-    name: str = MISSING
+class ClipNorm(Part):
+    name: Literal["gc"]
+    max_norm: Number = Field(gt=0)
 
 
-@dataclass
-class ClipNorm(Transform):
-    max_norm: float = above(0)
+class ClipValue(Part):
+    name: Literal["value"]
+    clip_value: Number = Field(gt=0)
 
 
-@dataclass
-class ClipValue(Transform):
-    clip_value: float = above(0)
+class ClipUnitwise(Part):
+    name: Literal["agc"]
+    clip_factor: Number = Field(gt=0)
+    eps: Number = Field(gt=0)
+    exclude: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression: parameters with a name in which it is found are left alone."""
 
 
-@dataclass
-class ClipUnitwise(Transform):
-    clip_factor: float = above(0)
-    eps: float = above(0)
-    exclude: str | None = None
-    """Regular expression: parameters whose name it finds are left alone."""
+class Method(Part):
+    alpha: Annotated[Number, between(0, 1)]
+    implementation: Literal["exact", "surrogate", "authors_hook"]
+    label_smoothing: Annotated[Number, between(0, 1)]
+    smoothing: Literal["paper", "uniform"]
+    transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise, Field(discriminator="name")]]
 
 
-@dataclass
-class Method:
-    alpha: float = between(0, 1)
-    implementation: str = choice("exact", "surrogate", "authors_hook")
-    label_smoothing: float = between(0, 1)
-    smoothing: str = choice("paper", "uniform")
-    transforms: list[Any] = MISSING
-
-
-@dataclass
-class Trainer:
-    precision: str = choice("fp32", "tf32", "bf16", "fp16", "fp64")
-    loss_scale: float = above(0)
-    """Of the first step in fp16; then the gradient scaler adapts it."""
-    loss_scale_growth_interval: int = at_least(1)
-    """Good steps in a row after which it is doubled."""
-    evaluate_every: int = at_least(1)
-    """Epochs; the last one is always evaluated."""
-    devices: int | None = field(default=None, metadata={"identity": False, "at_least": 1})
+class Trainer(Part):
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+    loss_scale: Number = Field(gt=0)
+    """At the first step in fp16; the gradient scaler adapts it from then on."""
+    loss_scale_growth_interval: Integer = Field(ge=1)
+    """Good steps in a row after which the loss scale is doubled."""
+    evaluate_every: Integer = Field(ge=1)
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    devices: Annotated[Integer | None, NO_IDENTITY, Field(ge=1)] = None
     """Processes on this machine; null: every GPU that the batch can be shared by, or one process on the CPU."""
-    timeout_minutes: float = no_identity(above=0)
-    """That a rank waits for another before the run is given up."""
-    checkpoint_minutes: float = no_identity(above=0)
-    """Between two checkpoints within an epoch; there is one at the end of each, too."""
-    compile: bool = no_identity()
-    """Network and loss through torch.compile."""
-    deterministic: bool = no_identity()
-    """Deterministic kernels only, at some cost of speed."""
-    log_every: int = no_identity(at_least=1)
-    """Optimizer steps between two records, and between two looks at whether the loss is finite."""
-    force: bool = no_identity()
-    """Start over where a run of this identity exists, each time the command is given."""
+    timeout_minutes: Annotated[Number, NO_IDENTITY, Field(gt=0)]
+    """How long a rank waits for another before the run is given up."""
+    checkpoint_minutes: Annotated[Number, NO_IDENTITY, Field(gt=0)]
+    """Time between two checkpoints within an epoch; there is one at the end of each epoch, too."""
+    compile: Annotated[bool, NO_IDENTITY]
+    """Compile network and loss with torch.compile."""
+    deterministic: Annotated[bool, NO_IDENTITY]
+    """Use deterministic kernels only, at some cost of speed."""
+    log_every: Annotated[Integer, NO_IDENTITY, Field(ge=1)]
+    """Optimizer steps between two records, and between two checks that the loss is finite."""
+    force: Annotated[bool, NO_IDENTITY]
+    """Start over if there is a run of this identity, each time the command is given."""
 
 
-@dataclass
-class Record:
-    norms_every: int = no_identity(at_least=0)
+class Record(Part):
+    norms_every: Annotated[Integer, NO_IDENTITY, Field(ge=0)]
     """Optimizer steps between two records of the norms of weights, features, logits and gradients; 0: none."""
 
 
-@dataclass
-class Wandb:
-    project: str = MISSING
+class Wandb(Part):
+    project: str
     entity: str | None = None
-    mode: str = choice("online", "offline")
+    mode: Literal["online", "offline"]
 
 
-@dataclass
-class TensorBoard:
+class TensorBoard(Part):
     pass
 
 
-@dataclass
-class Logger:
-    """What mirrors metrics.jsonl; null: not this one."""
+class Logger(Part):
+    """The mirrors of metrics.jsonl; null: not this one."""
 
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """Name and options of each logger that is asked for."""
-        return {name: options for name, options in asdict(self).items() if options is not None}
+        return self.model_dump(include={name for name, options in self if options is not None})
 
 
-@dataclass
-class Paths:
-    runs: str = no_identity()
+class Paths(Part):
+    runs: Annotated[str, NO_IDENTITY]
 
 
-@dataclass
-class Config:
-    experiment: str | None = field(default=None, metadata={"identity": False})
-    seed: int = between(0, 2**32 - 1)
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    recipe: Recipe = field(default_factory=Recipe)
-    schedule: Schedule = field(default_factory=Schedule)
-    method: Method = field(default_factory=Method)
-    trainer: Trainer = field(default_factory=Trainer)
-    record: Record = field(default_factory=Record)
-    logger: Logger = field(default_factory=Logger, metadata={"identity": False})
-    paths: Paths = field(default_factory=Paths)
-
-
-DATA: dict[str, type[Data]] = {
-    "imagenet": ImageFolder,
-    "tiny_imagenet": ImageFolder,
-    "imagefolder": ImageFolder,
-    "cifar10": Cifar,
-    "cifar100": Cifar,
-    "digits": Digits,
-    "synthetic": Synthetic,
-}
-SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "step": Step}
-TRANSFORMS: dict[str, type[Transform]] = {"gc": ClipNorm, "value": ClipValue, "agc": ClipUnitwise}
+class Config(Part):
+    experiment: Annotated[str | None, NO_IDENTITY] = None
+    seed: Annotated[Integer, between(0, 2**32 - 1)]
+    model: Model
+    data: ImageFolder | Cifar | Digits | Synthetic = Field(discriminator="name")
+    recipe: Recipe
+    schedule: Cosine | Step = Field(discriminator="name")
+    method: Method
+    trainer: Trainer
+    record: Record
+    logger: Annotated[Logger, NO_IDENTITY] = Field(default_factory=Logger)
+    paths: Paths

@@ -68,9 +68,9 @@ def open_set(name: str, **options: Any) -> DataSet:
         InputError: the data set or the backend is unknown, a folder is missing or has other contents than its name
             says, or the files differ from those that were verified.
     """
-    if name not in DATA_SETS:
-        raise InputError(f"no data set is called {name}: take one of {', '.join(DATA_SETS)}")
-    return DATA_SETS[name](name, **options)
+    if name not in OPENERS:
+        raise InputError(f"no data set is called {name}: take one of {', '.join(OPENERS)}")
+    return OPENERS[name](name, **options)
 
 
 def _open_folder(name: str, root: str, manifest: str | None, on_bad_file: str, backend: str, **options: Any) -> DataSet:
@@ -106,7 +106,7 @@ def _load(delivery: Delivery, module: str, **options: Any) -> tuple[Loader, Load
     return loaders
 
 
-DATA_SETS: dict[str, Callable[..., DataSet]] = {
+OPENERS: dict[str, Callable[..., DataSet]] = {
     "imagenet": _open_folder,
     "tiny_imagenet": _open_folder,
     "imagefolder": _open_folder,
@@ -117,5 +117,5 @@ DATA_SETS: dict[str, Callable[..., DataSet]] = {
 }
 """The data sets by the name that a config's `data.name` gives, each with the function that opens it."""
 
-FOLDERS = tuple(name for name, opener in DATA_SETS.items() if opener is _open_folder)
-CIFAR = tuple(name for name, opener in DATA_SETS.items() if opener is _open_cifar)
+FOLDERS = tuple(name for name, opener in OPENERS.items() if opener is _open_folder)
+CIFAR = tuple(name for name, opener in OPENERS.items() if opener is _open_cifar)

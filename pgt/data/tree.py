@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS
 from pgt.core.words import some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
-COUNTS = {
-    "imagenet": (1000, 1_281_167, 50_000),  # ImageNet-1K, ILSVRC 2012
-    "tiny_imagenet": (200, 100_000, 10_000),
-}
-"""Classes, training images and validation images of the data sets that have fixed numbers of them."""
+COUNTS = {name: (one.classes, *one.samples) for name, one in DATA_SETS.items() if one.in_folders and one.samples}
+"""Classes, training and validation images of the data sets of folders that have a fixed number."""
 SHOWN = 5
 """The number of names in a message."""
 

@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -117,7 +116,7 @@ def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
 def _check(config: Config) -> None:
     """Raises InputError for what is plainly not there."""
     check_size(config)
-    data.check(**asdict(config.data))
+    data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
 
 

@@ -10,26 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import SIZES, published_dir
+from pgt.config.resources import published_dir
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS, PARAMETERS
 
 SIZE = 224
 """Pixels of ImageNet's images, a side."""
 
 FORWARD_SHARE = 1 / 3
 """Of a training step's time that an image of the test set takes: the backward pass costs about two forward ones."""
-
-PARAMETERS: Mapping[str, float] = {
-    "resnet18": 11.69e6,
-    "resnet50": 25.56e6,
-    "resnet101": 44.55e6,
-    "seresnet18": 11.78e6,
-    "seresnet50": 28.09e6,
-    "resnet18_nobn": 11.68e6,
-    "resnet20": 0.27e6,
-    "resnet20_nobn": 0.27e6,
-}
-"""With 1000 classes, or 10 for the last two."""
 
 REFERENCE_GPU = "RTX3090"
 """The one card for which every network's speed is published."""
@@ -139,7 +128,7 @@ class Work:
 def work(identity: Mapping[str, Any], epochs_done: int = 0) -> Work:
     """What is left of a run with these config values (see `pgt.config.identity`)."""
     data, recipe = identity["data"], identity["recipe"]
-    train, test = SIZES.get(data["name"], (data.get("num_samples"), 0))
+    train, test = DATA_SETS[data["name"]].samples or (data.get("num_samples"), 0)
     left = recipe["epochs"] - epochs_done
     evaluations = math.ceil(left / identity["trainer"]["evaluate_every"])
     disk = 12 * PARAMETERS.get(identity["model"]["name"], 0)  # float32: weights, momentum, the best weights

@@ -10,17 +10,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from pgt.config.resources import read_conf
+from pgt.core.registry import DATA_SETS
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-DATA_SETS = {
-    "imagenet": ("ImageNet-1K", "imagenet-1k"),
-    "tiny_imagenet": ("Tiny-ImageNet-200", "zh-plus/tiny-imagenet"),
-    "cifar10": ("CIFAR-10", "cifar10"),
-    "cifar100": ("CIFAR-100", "cifar100"),
-}
-"""Name, and name on the Hub."""
 
 
 def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bool) -> str:
@@ -78,7 +72,7 @@ def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
     """Return the card's metadata, with the measured accuracies."""
     run = source.config
     name = run["data"]["name"]
-    hub_name = DATA_SETS[name][1] if name in DATA_SETS else None
+    hub_name = DATA_SETS[name].hub
     results = [
         EvalResult(
             task_type="image-classification",
@@ -110,12 +104,8 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
     """Return the data set's name for people. The name of a folder of the user's own says nothing and is left out."""
     name = source.config["data"]["name"]
     manifest = source.summary.manifest if source.summary else ""
-    others = {
-        "imagefolder": f"an image folder of {config['num_classes']:,} classes (file list {manifest})",
-        "digits": "scikit-learn's digits",
-        "synthetic": "random tensors",
-    }
-    return DATA_SETS[name][0] if name in DATA_SETS else others[name]
+    files = f" of {config['num_classes']:,} classes (file list {manifest})" if name == "imagefolder" else ""
+    return DATA_SETS[name].title + files
 
 
 def _method(alpha: str, implementation: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
+from pgt.core.registry import DATA_SETS
 from pgt.data import digits
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.reader import EVALUATION_RESIZE
@@ -24,7 +25,6 @@ from pgt.tools import card, networks, weights
 from pgt.tools.weights import Source
 
 FILES = {"model.safetensors", "config.json", "README.md"}
-CIFAR_SIZE, DIGITS_SIZE = 32, 8
 
 
 def command(run: Path, which: str, output: Path | None, calibrate: bool) -> None:
@@ -105,10 +105,8 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     if name in data.FOLDERS:
         size = config["data"]["image_size"]
         crop = math.floor(1e4 * size / round(size * EVALUATION_RESIZE)) / 1e4  # timm rounds size / crop down
-    elif name == "synthetic":
-        size, crop = config["data"]["image_size"], 1.0
     else:
-        size, crop = CIFAR_SIZE if name in data.CIFAR else DIGITS_SIZE, 1.0
+        size, crop = DATA_SETS[name].image_size or config["data"]["image_size"], 1.0
     mean, deviation = [0.0] * 3, [1.0] * 3
     if name in (*data.CIFAR, *data.FOLDERS):
         mean, deviation = list(MEAN), list(DEVIATION)

@@ -12,6 +12,7 @@ from torch import nn
 
 from pgt import models
 from pgt.core.machine import cpus
+from pgt.core.registry import DATA_SETS
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.reproduction.cost import Speed
@@ -24,8 +25,6 @@ from pgt.training.trainer import Trainer
 STEPS, WARM_UP = 50, 5
 """Steps of a probe: those that are timed, and those before them."""
 
-IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
-"""Pixels a side of the data sets whose config does not say."""
 
 CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
 """Of every measured network and its optimizer."""
@@ -74,7 +73,7 @@ def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Spee
 def _case(identity: Mapping[str, Any], gpus: int) -> Case:
     data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
     batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
-    size = data.get("image_size") or IMAGE_SIZES[data["name"]]
+    size = data.get("image_size") or DATA_SETS[data["name"]].image_size
     precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
     return Case(identity["model"]["name"], batch, size, precision)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 
 import torch
 
@@ -62,7 +61,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         loss=loss,
         optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
         schedule=_schedule(config, train.steps_per_epoch),
-        transforms=[build_transform(**asdict(transform)) for transform in method.transforms],
+        transforms=[build_transform(**transform.model_dump()) for transform in method.transforms],
         precision=precision,
         scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
         ranks=ranks,
@@ -87,5 +86,5 @@ def _schedule(config: Config, steps_per_epoch: int) -> schedule.Schedule:
     )
     if recipe.lr_scaling == "linear":
         rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
-    decay = {key: value for key, value in asdict(config.schedule).items() if key != "name"}
+    decay = config.schedule.model_dump(exclude={"name"})
     return schedule.build(config.schedule.name, recipe.lr_rule, rates, steps_per_epoch, **decay)

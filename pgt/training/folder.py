@@ -96,7 +96,7 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
 
     (folder / "checkpoints").mkdir(exist_ok=True)
     with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(asdict(config))).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     path = folder / "environment.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []

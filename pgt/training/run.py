@@ -124,7 +124,7 @@ def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loade
         steps = train_loader.steps_per_epoch
         total_steps = config.recipe.epochs * steps
         first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record is of its last step
-        about = About(summary.run_id, summary.group_id, title, job.folder, asdict(config), start, first_step)
+        about = About(summary.run_id, summary.group_id, title, job.folder, config.model_dump(), start, first_step)
         opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
         norms = run_folder.recording(job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1)
         with Stop() as stop, opened as (sink, console, metrics), norms as recorder:
@@ -192,7 +192,7 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
 
 def data_options(config: Config) -> dict[str, Any]:
     """What `pgt.data.open_set` takes of a config."""
-    options = {key: value for key, value in asdict(config.data).items() if key != "drop_last"}
+    options = config.data.model_dump(exclude={"drop_last"})
     if config.data.name in data.FOLDERS:
         options["interpolation"] = config.model.interpolation
     return options

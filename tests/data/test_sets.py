@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from pgt import data
-from pgt.config.resources import SIZES
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS
 from pgt.core.types import IGNORE_INDEX
 from tests.data.helpers import BACKENDS, FOLDER, loaders
 
@@ -159,4 +159,4 @@ def test_a_gpu_that_is_not_there_is_refused(folder):
 
 def test_the_known_size_of_digits_is_its_size():
     train, test = loaders({"name": "digits"}, global_batch=64, local_batch=64)
-    assert (train.num_samples, test.num_samples) == SIZES["digits"]
+    assert (train.num_samples, test.num_samples) == DATA_SETS["digits"].samples

@@ -133,9 +133,9 @@ def test_data_imagenet_is_all_of_imagenet(tmp_path, monkeypatch):
 
 def test_the_backend_is_what_is_there(tmp_path, monkeypatch):
     tree(tmp_path, {"a.jpg": WHOLE})
-    monkeypatch.setattr("pgt.config.rules.has_dali", lambda: True)
+    monkeypatch.setattr("pgt.config.schema.has_dali", lambda: True)
     assert compose(*RUN).data.backend == "dali"
-    monkeypatch.setattr("pgt.config.rules.has_dali", lambda: False)
+    monkeypatch.setattr("pgt.config.schema.has_dali", lambda: False)
     monkeypatch.setattr("pgt.data.has_dali", lambda: False)
     assert compose(*RUN).data.backend == "torchvision"
     with pytest.raises(InputError, match=r"data\.backend=dali needs NVIDIA DALI: pip install"):

@@ -2,19 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from pgt.core.registry import PARAMETERS
 from pgt.models import MODELS, build
 from tests.conftest import TINY, train
-
-PARAMETERS = {  # of 1000 classes, as the published networks have them; 10 for the CIFAR network
-    "resnet18": 11_689_512,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "seresnet18": 11_779_624,
-    "seresnet50": 28_088_024,
-    "resnet18_nobn": 11_689_512 - 9_600,
-    "resnet20": 269_722,
-    "resnet20_nobn": 269_722 - 1_376,
-}
 
 
 def classes(name):

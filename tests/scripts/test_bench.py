@@ -1,6 +1,9 @@
-"""The benchmarks write what they measure as JSON, too."""
+"""The benchmarks in scripts/bench/."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import torch
 
 from pgt.tools.probe import Case
 from scripts.bench import loader, loss, step
+from scripts.bench.results import each_that_fits
+from tests.conftest import ROOT
 
 KEYS = {"benchmark", "case", "loop", "machine"}
 
@@ -54,3 +59,54 @@ def test_loaders():
         assert line["benchmark"] == "loader"
         assert line["case"] == {"batch": 4, "workers": 1, "size": 224}
         assert line["images_per_second"] > 0
+
+
+def bench(name, *arguments):
+    command = [sys.executable, "-m", f"scripts.bench.{name}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_loss_prints_a_table():
+    done = bench("loss", "--rounds", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[256, 1000] float32 on CPU" in done.stdout
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["cross_entropy", "pgt", "pgt, surrogate", "authors' hook"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_step_prints_a_table():
+    done = bench("step", "--rounds", "2", "--steps", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("resnet18, 32 x 64 x 64, fp32; 2 rounds of 1 steps in turns")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+    loops = ["bare loop", "pgt, baseline", "pgt, norms each step", "pgt, PGT α = 0.25", "timm"]
+    for rows in (cells[:7], cells[7:]):  # ResNet-18 and ResNet-50
+        assert rows[0] == ["loop", "ms a step", "images/s", "× bare loop", "× pgt, baseline"]
+        assert [row[0] for row in rows[2:]] == loops
+        assert all(float(figure.replace(",", "")) > 0 for row in rows[2:] for figure in row[1:])
+        assert rows[2][3] == rows[3][4] == "1.000"
+    assert done.stdout.count("Norms: ") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_loaders_prints_a_table():
+    done = bench("loader", "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
+    assert done.returncode == 0
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    names = ["torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg", "pgt, DALI on the CPU"]
+    assert [row[1].strip() for row in rows] == names
+    assert all(float(row[2]) > 0 for row in rows)
+
+
+def test_a_benchmark_goes_on_past_a_case_that_does_not_fit(monkeypatch):
+    def measured(case):
+        if case == "large":
+            raise torch.OutOfMemoryError
+        return f"{case}: measured"
+
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "this GPU")
+    told = each_that_fits(["small", "large", "other"], measured)
+    assert told.split("\n\n") == ["small: measured", "large: more memory than this GPU has", "other: measured"]

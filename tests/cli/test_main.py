@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import pgt as package
 from pgt.cli.main import main
 from pgt.runs.folder import find
-from scripts.bench.loss import each_that_fits
 from tests.conftest import ROOT, TINY, pgt
+
+SMALL = (*TINY, "model=resnet20")
 
 
 def written():
@@ -21,13 +21,14 @@ def written():
 
 
 def test_help_says_what_there_is_and_imports_nothing_slow():
+    slow = ("torch", "hydra", "numpy", "pandas", "pydantic", "rich")
     code = (
         "import sys; from pgt.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'hydra', 'numpy', 'rich')))"
+        f"sys.exit(any(name in sys.modules for name in {slow}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("train", "table", "figure"))
+    assert all(command in done.stdout for command in ("train", "table", "figure", "data"))
 
 
 @pytest.mark.parametrize(
@@ -46,14 +47,31 @@ def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
     assert capsys.readouterr().err == f"pgt: {line}\n"
 
 
-def test_train_help_names_the_groups():
-    done = pgt("train", "--help")
-    assert done.returncode == 0
-    assert "groups: data, experiment, logger, method, model, recipe, schedule, trainer" in done.stdout
+@pytest.mark.parametrize(
+    "command", ["doctor", "plan", "status", "table", "figure", "report", "export", "validate", "data"]
+)
+def test_each_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: pgt {command} ")
 
 
-def test_version():
-    assert pgt("--version").stdout.strip() == package.__version__
+@pytest.mark.parametrize("command", [["plan", "seed=0"], ["status"], ["table", "1"], ["figure", "2"], ["report"]])
+def test_a_named_runs_folder_must_be_there(capsys, command):
+    assert main([*command, "--runs", "nowhere"]) == 2
+    assert "no folder nowhere" in capsys.readouterr().err
+
+
+def test_train_help_names_the_groups(capsys):
+    assert main(["train", "--help"]) == 0
+    assert "groups: data, experiment, logger, method, model, recipe, schedule, trainer" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == package.__version__
 
 
 @pytest.mark.parametrize(
@@ -70,35 +88,35 @@ def test_version():
         [],
     ],
 )
-def test_bad_input_exits_2_with_one_line_and_writes_nothing(arguments):
-    done = pgt("train", *arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("pgt: ")
-    assert done.stderr.count("\n") == 1
+def test_bad_input_exits_2_with_one_line_and_writes_nothing(capfd, arguments):
+    assert main(["train", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("pgt: ")
+    assert err.count("\n") == 1
     assert written() == []
 
 
-def test_data_that_are_not_as_they_should_be_get_one_line_for_a_whole_sweep():
+def test_data_that_are_not_as_they_should_be_get_one_line_for_a_whole_sweep(capfd):
     for split in ("train", "val"):
         Path(split, "cat").mkdir(parents=True)
     before = written()
-    done = pgt("train", "-m", "data=imagefolder", "data.root=.", "seed=0,1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "pgt: no images under train: expected train/<class>/*.jpg, .png, ...\n"
-    assert pgt("train", "-m", "data=cifar10", "data.root=.", "seed=0,1").returncode == 2  # a line for each run
+    assert main(["train", "-m", "data=imagefolder", "data.root=.", "seed=0,1"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "no images under train: expected train/<class>/*.jpg" in err
+    assert main(["train", "-m", "data=cifar10", "data.root=.", "seed=0,1"]) == 2  # a line for each run
     assert written() == before
 
 
-def test_cfg_and_info_are_hydras_and_train_nothing():
-    shown = pgt("train", "--cfg", "job", "experiment=demo/bn", "method=gc")
-    assert shown.returncode == 0
-    assert "max_norm: 1.0" in shown.stdout
-    assert "name: resnet20" in shown.stdout
-    resolved = pgt("train", "--cfg", "job", "--resolve", "experiment=demo/bn")
-    assert "experiment: demo/bn" in resolved.stdout
-    defaults = pgt("train", "--info", "defaults")
-    assert "recipe/paper" in defaults.stdout
+def test_cfg_and_info_are_hydras_and_train_nothing(capfd):
+    assert main(["train", "--cfg", "job", "experiment=demo/bn", "method=gc"]) == 0
+    shown = capfd.readouterr().out
+    assert "max_norm: 1.0" in shown
+    assert "name: resnet20" in shown
+    assert main(["train", "--cfg", "job", "--resolve", "experiment=demo/bn"]) == 0
+    assert "experiment: demo/bn" in capfd.readouterr().out
+    assert "recipe/paper" in pgt("train", "--info", "defaults").stdout  # by Hydra's logging, which pytest replaces
     assert written() == []
 
 
@@ -114,31 +132,30 @@ def test_torch_is_not_imported_for_config_or_typo():
     assert "did you mean 'method.alpha'?" in typo.stderr
 
 
-def test_a_sweep_trains_each_and_again_returns_each_at_once():
-    sweep = ["train", "-m", *TINY, "model=resnet20", "method=baseline,pgt"]
-    first = pgt(*sweep)
-    assert first.returncode == 0, first.stderr
-    assert "[2/2] resnet20 on synthetic pgt" in first.stdout
+def test_a_sweep_trains_each_and_again_returns_each_at_once(capfd):
+    sweep = ["train", "-m", *SMALL, "method=baseline,pgt"]
+    assert main(sweep) == 0
+    assert "[2/2] resnet20 on synthetic pgt" in capfd.readouterr().out
     assert len(list(Path("runs/custom").iterdir())) == 2
     assert os.listdir("runs") == ["custom"]
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.json*")}
-    again = pgt(*sweep)
-    assert again.returncode == 0
-    assert again.stdout.count("finished earlier") == 2
+    assert main(sweep) == 0
+    assert capfd.readouterr().out.count("finished earlier") == 2
     assert before == {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.json*")}
 
 
-def test_a_diverging_run_does_not_stop_a_sweep():
-    done = pgt("train", "-m", *TINY, "model=resnet20_nobn", "seed=0", "recipe.lr_start=1,0.01",
-               "recipe.lr_peak=1e30,0.01", "recipe.epochs=2")  # fmt: skip
-    assert done.returncode == 1
-    assert "the loss is not finite since step" in done.stderr
-    assert "2 of 4 runs failed" in done.stderr
-    assert "Traceback" not in done.stderr
-    again = pgt("train", *TINY, "model=resnet20_nobn", "recipe.lr_start=1", "recipe.lr_peak=1e30", "recipe.epochs=2")
-    assert "diverged earlier" in again.stdout
+def test_a_diverging_run_does_not_stop_a_sweep_and_fails_each_time(capfd):
+    run = ["train", *TINY, "model=resnet20_nobn", "recipe.epochs=2"]
+    assert main([*run, "-m", "recipe.lr_start=1,0.01", "recipe.lr_peak=1e30,0.01"]) == 1
+    err = capfd.readouterr().err
+    assert "the loss is not finite since step" in err
+    assert "2 of 4 runs failed" in err
+    assert "Traceback" not in err
+    assert main([*run, "recipe.lr_start=1", "recipe.lr_peak=1e30"]) == 1
+    assert "diverged earlier; trainer.force=true starts over" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on():
     command = [sys.executable, "-m", "pgt.cli", "train", "experiment=demo/bn", "recipe.epochs=500"]
     with subprocess.Popen(
@@ -176,32 +193,34 @@ def unread(*arguments, lines=0, buffered=True, **streams):
     return process.returncode, err
 
 
-@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("buffered", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["table", "all"],
-        ["status", "--runs", str(ROOT / "results/runs")],
         ["train", "--help"],
-        ["train", "--cfg", "job"],
+        pytest.param(["table", "all"], marks=pytest.mark.slow),
+        pytest.param(["status", "--runs", str(ROOT / "results/runs")], marks=pytest.mark.slow),
+        pytest.param(["train", "--cfg", "job"], marks=pytest.mark.slow),
     ],
 )
 def test_a_reader_that_leaves_early_ends_a_command_in_silence(arguments, buffered):
-    """Where it prints, or where what it has printed is written out at its end."""
+    """Either as it prints, or at its end, as a buffer is written out."""
     assert unread(*arguments, buffered=buffered) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_ends_help_and_the_doctor_in_silence():
     assert unread("--help") == (141, "")
     assert unread("doctor") == (141, "")
 
 
-def test_an_error_stays_one_where_nobody_reads_it():
+def test_an_error_stays_one_if_nobody_reads_it():
     assert unread("nonsense", stderr=subprocess.STDOUT) == (2, None)
 
 
-def test_training_goes_on_where_nobody_reads_any_more():
-    sweep = ("train", "-m", *TINY, "model=resnet20", "seed=0,1")
+@pytest.mark.slow
+def test_training_goes_on_if_nobody_reads_any_more():
+    sweep = ("train", "-m", *SMALL, "seed=0,1")
     left = "pgt: nobody reads standard output any more; runs go on and write to log.txt\n"
     assert unread(*sweep, lines=1) == (0, left)
     found = find(Path("runs"))
@@ -211,50 +230,15 @@ def test_training_goes_on_where_nobody_reads_any_more():
     assert unread(*sweep) == (0, left)  # which are reported only
 
 
-def test_processes_that_train_together_go_on_where_nobody_reads():
-    run = (*TINY, "model=resnet20", "recipe.local_batch=4", "trainer.devices=2")
+@pytest.mark.slow
+def test_processes_that_train_together_go_on_if_nobody_reads():
+    run = (*SMALL, "recipe.local_batch=4", "trainer.devices=2")
     assert unread("train", *run, stderr=subprocess.STDOUT) == (0, None)
     [(_, summary)] = find(Path("runs"))
     assert (summary.status, summary.world_size) == ("finished", 2)
 
 
-def bench(name, *arguments):
-    command = [sys.executable, "-m", f"scripts.bench.{name}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-
-
-def test_the_benchmark_of_the_loss_prints_a_table():
-    done = bench("loss", "--rounds", "2")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "[256, 1000] float32 on CPU" in done.stdout
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["cross_entropy", "pgt", "pgt, surrogate", "authors' hook"]
-
-
-def test_the_benchmark_of_the_step_prints_a_table():
-    done = bench("step", "--rounds", "2", "--steps", "1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("resnet18, 32 x 64 x 64, fp32; 2 rounds of 1 steps in turns")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
-    loops = ["bare loop", "pgt, baseline", "pgt, norms each step", "pgt, PGT α = 0.25", "timm"]
-    for rows in (cells[:7], cells[7:]):  # ResNet-18 and ResNet-50
-        assert rows[0] == ["loop", "ms a step", "images/s", "× bare loop", "× pgt, baseline"]
-        assert [row[0] for row in rows[2:]] == loops
-        assert all(float(figure.replace(",", "")) > 0 for row in rows[2:] for figure in row[1:])
-        assert rows[2][3] == rows[3][4] == "1.000"
-    assert done.stdout.count("Norms: ") == 2
-
-
-def test_the_benchmark_of_the_loaders_prints_a_table():
-    done = bench("loader", "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
-    assert done.returncode == 0
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
-    names = ["torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg", "pgt, DALI on the CPU"]
-    assert [row[1].strip() for row in rows] == names
-    assert all(float(row[2]) > 0 for row in rows)
-
-
+@pytest.mark.slow
 def test_installed_elsewhere_it_carries_its_configs(tmp_path):
     """The wheel, unpacked as an installer would, in a folder that is no checkout."""
     wheels, site = tmp_path / "wheels", tmp_path / "a site"
@@ -276,6 +260,7 @@ def test_installed_elsewhere_it_carries_its_configs(tmp_path):
     assert (site / "pgt" / "py.typed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "seconds"),
     [(["--help"], 0.3), (["train", "--cfg", "job"], 2.0), (["train", "metod.alpha=1"], 2.0)],
@@ -288,13 +273,6 @@ def test_answers_in_a_blink(arguments, seconds):
         pgt(*arguments)
         times.append(time.perf_counter() - started)
     assert statistics.median(times) < seconds
-
-
-def test_a_diverged_run_fails_each_time(capsys):
-    command = ["train", *TINY, "model=resnet20", "recipe.lr_peak=1e30", "recipe.epochs=2"]
-    assert main(command) == 1
-    assert main(command) == 1
-    assert "diverged earlier; trainer.force=true starts over" in capsys.readouterr().out
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(capsys):
@@ -310,14 +288,3 @@ def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):
     assert main(["train", "experiment=demo/bn", "--cfg", "job"]) == 0
     assert main(["train", "experiment=demo/all", "--cfg", "job"]) == 2
     assert "names 2 runs: add -m" in capfd.readouterr().err
-
-
-def test_a_benchmark_goes_on_past_a_case_that_does_not_fit(monkeypatch):
-    def measured(case):
-        if case == "large":
-            raise torch.OutOfMemoryError
-        return f"{case}: measured"
-
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "this GPU")
-    told = each_that_fits(["small", "large", "other"], measured)
-    assert told.split("\n\n") == ["small: measured", "large: more memory than this GPU has", "other: measured"]

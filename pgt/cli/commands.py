@@ -1,0 +1,278 @@
+"""The commands of `pgt` other than `train`: for each, its options and then what it does.
+
+Nothing is imported before a command needs it, so that `pgt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgt.core.errors import InputError
+from pgt.core.files import write_text
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        help: its line in `pgt --help`.
+        options: adds its options to its parser.
+        run: does what they ask for; returns the exit code.
+    """
+
+    help: str
+    options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def doctor_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="an image folder to check (default: $IMAGENET)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for runs to come (default: runs)")
+
+
+def doctor(options: Namespace) -> int:
+    from pgt.tools import doctor
+
+    return doctor.command(options.data, options.runs)
+
+
+def plan_options(parser: ArgumentParser) -> None:
+    from pgt.reproduction.cost import DEFAULT_GPU
+
+    parser.add_argument("overrides", nargs="+", help="as for pgt train -m: experiment=table1/all,table2/all seed=0,1,2")
+    add_runs(parser)
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # a plan always has many runs
+    parser.add_argument("--gpus", type=at_least(1), default=4, help="that may share a run (default: 4, as the paper's)")
+    cards = f"V100-16GB, A100-80GB or RTX3090 (default: {DEFAULT_GPU})"
+    parser.add_argument("--gpu", default=DEFAULT_GPU, help=f"take the published speed of this card: {cards}")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--images-per-second", type=positive, help="speed of one GPU, for all networks")
+    speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
+    speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
+    parser.add_argument("--loader-images-per-second", type=positive, help="speed of the machine's CPUs")
+
+
+def plan(options: Namespace) -> int:
+    from pgt.config import sharing
+    from pgt.config.compose import compose_all
+    from pgt.config.identity import identity
+    from pgt.config.rules import check_size
+    from pgt.reproduction import cost, plan
+
+    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
+        os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
+    configs = compose_all(options.overrides, multirun=True)
+    for config in configs:
+        check_size(config)
+    jobs = [(c.experiment or "custom", identity(c), sharing.largest(c.recipe, options.gpus)) for c in configs]
+    items = plan.plan(jobs, options.runs)
+    bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
+    loader = bench.get("loader")
+    if options.loader_images_per_second:
+        loader = cost.Speed(options.loader_images_per_second, "stated")
+    if options.probe:
+        from pgt.tools import probe
+
+        bench |= probe.speeds((item.identity for item in items), options.gpus)
+
+    def speed(model: str) -> cost.Speed | None:
+        if options.images_per_second:
+            return cost.Speed(options.images_per_second, "stated")
+        return bench.get(model) or cost.published_speed(model, options.gpu)
+
+    print(plan.render(items, plan.Machine(speed, loader)))
+    return 0
+
+
+def status_options(parser: ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="only its runs: demo/bn, or a folder, demo (default: all)")
+    add_runs(parser)
+
+
+def status(options: Namespace) -> int:
+    from pgt.reproduction import status
+
+    found = status.standings(options.runs, options.experiment)
+    if not found:
+        what = f"of {options.experiment} " if options.experiment else ""
+        raise InputError(f"no run {what}under {options.runs}: `pgt train` makes them, --runs names another folder")
+    print(status.render(found, options.runs))
+    return 0
+
+
+def table_options(parser: ArgumentParser) -> None:
+    from pgt.reproduction.formats import FORMATS
+
+    parser.add_argument("what", help="1, 2, 3 or all: the paper's; an experiment, or a folder of them: demo/bn, demo")
+    add_runs(parser)
+    parser.add_argument("--format", choices=FORMATS, help="(default: terminal, or by the ending of --output)")
+    parser.add_argument("--output", type=Path, help="write it to this file, too: .md, .csv, .tex or .txt")
+
+
+def table(options: Namespace) -> int:
+    from pgt.reproduction import formats, sheets, tables
+    from pgt.runs.folder import find
+
+    form = formats.format_of(options.output) if options.output else options.format or "terminal"
+    if options.format not in (None, form):
+        raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
+    if options.what in ("1", "2", "3", "all"):
+        numbers, found = (1, 2, 3) if options.what == "all" else (int(options.what),), find(options.runs)
+        as_data = form == "csv"
+        built = [sheets.raw(found, numbers)] if as_data else [sheets.build(found, number) for number in numbers]
+    else:
+        built = [(tables.raw if form == "csv" else tables.build)(options.runs, options.what)]
+    text = formats.render(built, form)
+    if options.output:
+        write_text(options.output, text)
+    print(text)
+    if options.output:
+        print(f"written to {options.output}")
+    return 0
+
+
+def figure_options(parser: ArgumentParser) -> None:
+    parser.add_argument("number", type=int, metavar="N", help="of the paper: 2, 4-8, 10-12 or 14-17")
+    parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
+    add_runs(parser)
+    parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
+
+
+def figure(options: Namespace) -> int:
+    from pgt.reproduction import figures
+
+    if options.number not in figures.NUMBERS:
+        numbers = ", ".join(map(str, figures.NUMBERS))
+        raise InputError(f"no figure {options.number} is made of runs: choose one of {numbers}")
+    output = options.output or Path(f"figure{options.number}")
+    for path in figures.save(options.number, options.runs, options.experiment, output):
+        print(f"written to {path}")
+    return 0
+
+
+def report_options(parser: ArgumentParser) -> None:
+    add_runs(parser)
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
+
+
+def report(options: Namespace) -> int:
+    from pgt.reproduction import report
+
+    if options.output.suffix not in (".html", ".htm"):
+        raise InputError(f"cannot write a page to {options.output}: end the name in .html")
+    report.write(options.runs, options.output, drawn=not options.no_figures)
+    print(f"written to {options.output}")
+    return 0
+
+
+def export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run folder: runs/<experiment>/<run id>")
+    parser.add_argument("--weights", choices=["best", "last"], default="best", help="of which epoch (default: best)")
+    parser.add_argument("--output", type=Path, help="the folder (default: RUN/export, or RUN/export-calibrated)")
+    calibrated = "multiply the classifier by α: softmax(z) is calibrated"
+    parser.add_argument("--calibrate", action="store_true", help=calibrated)
+
+
+def export(options: Namespace) -> int:
+    from pgt.tools import export
+
+    export.command(options.run, options.weights, options.output, options.calibrate)
+    return 0
+
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
+
+
+def validate_options(parser: ArgumentParser) -> None:
+    weights = "a run folder, an export, or a .pt, .pth, .pth.tar, .safetensors"
+    parser.add_argument("checkpoint", type=Path, help=weights)
+    root = "the data set's folder (default: the run's)"
+    parser.add_argument("--data", dest="root", type=Path, metavar="ROOT", help=root)
+    name = "imagenet, cifar10, ... (default: the run's, or imagefolder)"
+    parser.add_argument("--data-name", dest="data", metavar="NAME", help=name)
+    parser.add_argument("--model", metavar="NAME", help="of the network (default: the one that the weights fit)")
+    parser.add_argument("--alpha", type=float, help="of α·z (default: the checkpoint's, or 1)")
+    parser.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
+    parser.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
+    parser.add_argument("--workers", type=at_least(0), help="that decode (default: 8, never more than one a CPU)")
+    parser.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the forward pass (default: the run's, or fp32)")
+
+
+def validate(options: Namespace) -> int:
+    from pgt.tools import evaluate
+
+    given = vars(options)
+    chosen = evaluate.Options(**{name: given[name] for name in evaluate.Options.__dataclass_fields__})
+    evaluate.command(options.checkpoint, options.weights, chosen)
+    return 0
+
+
+def data_options(parser: ArgumentParser) -> None:
+    from pgt.core.machine import cpus
+
+    does = "decode every image of a folder, count them, and write down what `pgt train` compares with"
+    verify = parser.add_subparsers(dest="what", required=True, metavar="what").add_parser("verify", help=does)
+    verify.add_argument("root", type=Path, help="a folder with train/<class>/ and val/<class>/")
+    verify.add_argument("--workers", type=at_least(1), default=cpus(), help="processes (default: one a CPU)")
+    verify.add_argument("--output", type=Path, help="the manifest (default: ROOT/pgt-manifest.json)")
+
+
+def data(options: Namespace) -> int:
+    from pgt.data import verify
+
+    verify.command(options.root, options.workers, options.output)
+    return 0
+
+
+COMMANDS = {
+    "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
+    "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
+    "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),
+    "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
+    "figure": Command("draw a figure of the paper from runs", figure_options, figure),
+    "report": Command("one HTML page of tables, figures and every run", report_options, report),
+    "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
+    "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),
+    "data": Command("look after data sets", data_options, data),
+}
+
+
+def add_runs(parser: ArgumentParser) -> None:
+    """Add --runs. Its default need not be there; a folder that is named must be."""
+    parser.add_argument("--runs", type=_runs_folder, default=Path("runs"), help="the runs folder (default: runs)")
+
+
+def _runs_folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise InputError(f"there is no folder {text}: name the runs folder by --runs")
+    return Path(text)
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number, not below `low`."""
+
+    def number(text: str) -> int:
+        if int(text) < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
+        return int(text)
+
+    number.__name__ = "whole number"  # argparse says "invalid whole number value"
+    return number
+
+
+def positive(text: str) -> float:
+    """The type of an option that is a number above 0."""
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return float(text)
+
+
+positive.__name__ = "number"

@@ -1,0 +1,209 @@
+import itertools
+
+import pytest
+
+from pgt.config.compose import compose_all, expand
+from pgt.config.identity import group_id, identity, run_id
+from pgt.config.resources import choices, conf_dir, read_conf
+from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS, PARAMETERS
+from pgt.data import open_set
+from pgt.methods import LOSSES
+from pgt.methods import TRANSFORMS as METHODS
+from pgt.models import MODELS
+from tests.conftest import compose
+
+
+@pytest.fixture
+def _data_sets(monkeypatch):
+    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
+        monkeypatch.setenv(name, ".")
+
+
+def refused(*overrides):
+    """What is said of overrides that cannot be run."""
+    with pytest.raises(InputError) as caught:
+        compose_all(overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("_data_sets")
+def test_every_experiment_composes_and_is_short():
+    names = choices("experiment")
+    assert len(names) > 40
+    grids = [name for name in names if "sweep" in read_conf(f"experiment/{name}")]
+    single = [name for name in names if name not in grids]
+    composed = compose_all([f"experiment={','.join(single)}"], multirun=True)
+    composed += compose_all([f"experiment={','.join(grids)}", "method.alpha=0.3"], multirun=True)
+    assert [config.experiment for config in composed] == single + grids
+    for name in names:
+        lines = (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+        assert lines[0] == "# @package _global_"
+        assert any(line.startswith("# pgt train ") and f"experiment={name}" in line for line in lines[1:4])
+        assert len(lines) <= 12
+
+
+@pytest.mark.parametrize("group", ["model", "data", "recipe", "schedule", "method", "trainer", "logger"])
+@pytest.mark.usefixtures("_data_sets")
+def test_every_choice_of_every_group_composes(group):
+    for choice in choices(group):
+        config = compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
+        part = getattr(config, group)
+        assert getattr(part, "name", choice) == choice
+
+
+def test_schema_groups_and_code_name_the_same_things():
+    assert choices("model") == sorted(MODELS) == sorted(PARAMETERS)
+    for name in MODELS:
+        assert compose(f"model={name}").model.name == name
+    assert choices("data") == sorted(DATA_SETS)
+    used = {t.name for choice in choices("method") for t in compose(f"method={choice}").method.transforms}
+    assert used == set(METHODS), "a transform that no method offers"
+    for implementation in LOSSES:
+        assert compose(f"method.implementation={implementation}").method.implementation == implementation
+    assert open_set.__doc__ is not None
+    assert all(f"`{name}`" in open_set.__doc__ for name in DATA_SETS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (["metod.alpha=0.5"], ["unknown key 'metod.alpha'", "did you mean 'method.alpha'?"]),
+        (["metod=pgt"], ["unknown key 'metod'", "did you mean 'method'?"]),
+        (["method=pgtt"], ["unknown method 'pgtt'", "did you mean 'pgt'?"]),
+        (["experiment=demo/bm"], ["unknown experiment 'demo/bm'", "did you mean 'demo/bn'?"]),
+        (["data.root=x"], ["unknown key 'data.root'", "data=cifar10 or cifar100 or imagefolder or imagenet or tiny"]),
+        (["+nonsense=1"], ["unknown key 'nonsense'", "`pgt train --cfg job`"]),
+        (["recipe=3"], ["unknown recipe '3'", "authors, demo, paper"]),
+        (["recipe.epochs.x=3"], ["unknown key 'recipe.epochs.x'", "did you mean 'recipe.epochs'?"]),
+        (["method.alpha=1.3"], ["method.alpha must lie in [0, 1], got 1.3"]),
+        (["method.alpha=nan"], ["method.alpha must be finite, got nan"]),
+        (["method.alpha=big"], ["method.alpha must be a number, got big"]),
+        (["method.alpha=true"], ["method.alpha must be a number, got True"]),
+        (["recipe.epochs=3.0"], ["recipe.epochs must be a whole number, got 3.0"]),
+        (["recipe.epochs=true"], ["recipe.epochs must be a whole number, got True"]),
+        (["recipe.epochs=null"], ["recipe.epochs must not be null"]),
+        (["trainer.force=maybe"], ["trainer.force must be true or false, got maybe"]),
+        (["seed=-1"], ["seed must lie in [0, 4294967295], got -1"]),
+        (["seed=100000000000000000000"], ["seed must lie in [0, 4294967295], got 100000000000000000000"]),
+        (["recipe.lr_peak=0"], ["recipe.lr_peak must be above 0, got 0"]),
+        (["record.norms_every=-1"], ["record.norms_every must be at least 0, got -1"]),
+        (["record=3"], ["record must be a mapping, got 3"]),
+        (["trainer.precision=fp8"], ["trainer.precision must be one of fp32, tf32, bf16, fp16, fp64; got fp8"]),
+        (["model.name=lenet"], ["model.name must be one of resnet18, ", "; got lenet"]),
+        (["schedule=step", "schedule.milestones=[x]"], ["schedule.milestones.0 must be a whole number, got x"]),
+        (["data=imagefolder"], ["data.root is missing: add data.root=..."]),
+        (["~recipe"], ["recipe is missing: add recipe=..."]),
+        (["paths.runs="], ["paths.runs must not be empty"]),
+        (["method.alpha=${oc.env:NOT_SET}"], ["method.alpha is missing: export NOT_SET=... or add method.alpha=..."]),
+        (["recipe.epochs=${nope}"], ["recipe.epochs", "'nope' not found"]),
+        (["seed=0,1"], ["'seed=0,1' is a sweep: add -m"]),
+        (["=3"], ["cannot read the override '=3': write key=value"]),
+        (["recipe=null"], ["must be a string or a list"]),
+        (["method.transforms=[gc]"], ["method.transforms.0 must be a mapping with a name", "got gc"]),
+        (["method.transforms=[{name: nope}]"], ["method.transforms.0.name must be one of gc, value, agc; got nope"]),
+        (["method.transforms=[{name: gc, norm: 1}]"], ["unknown key 'method.transforms.0.norm'"]),
+        (
+            ["method=agc", "method.transforms.0.clip_factor=-1"],
+            ["method.transforms.0.clip_factor must be above 0, got -1"],
+        ),
+        (
+            ["method=agc", "method.transforms.0.exclude='(fc'"],
+            ["method.transforms.0.exclude is no regular expression: missing )"],
+        ),
+        (
+            ["recipe.global_batch=100"],
+            ["recipe.global_batch (100) must be a multiple of recipe.local_batch (256): add recipe.local_batch=100"],
+        ),
+        (
+            ["method.implementation=surrogate", "method.alpha=0"],
+            ["no gradient at method.alpha=0: use method.implementation=exact"],
+        ),
+        (["model=resnet50", "recipe.local_batch=null"], ["resnet50 has batch norm", "set recipe.local_batch", "=1024"]),
+        (
+            ["model=resnet18_nobn", "method=authors_hook", "recipe.local_batch=null"],
+            ["authors' hook", "set recipe.local_batch (=1024 makes it"],
+        ),
+        (["trainer.devices=3"], ["3 devices cannot share recipe.global_batch=1024", "take 2 or 4"]),
+        (["recipe.epochs=3"], ["recipe.epochs (3) must exceed recipe.warmup_epochs"]),
+    ],
+)
+def test_bad_input_is_named_with_what_must_be_and_how_to_mend_it(overrides, facts):
+    said = refused(*overrides)
+    assert all(fact in said for fact in facts), said
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    choices = refused("method=pgtt", "model=resnet5")
+    assert "'pgt'?" in choices
+    assert "'resnet50'?" in choices
+    keys = refused("method.alhpa=3", "trainer.precison=fp16", "method.alpha=2", "data=imagefolder")
+    assert "'method.alpha'?" in keys
+    assert "'trainer.precision'?" in keys
+    assert "method.alpha must lie in [0, 1]" in keys
+    assert "data.root is missing" in keys
+    fit = refused("recipe.epochs=3", "recipe.global_batch=100")
+    assert "must exceed" in fit
+    assert "must be a multiple" in fit
+
+
+def test_values_of_other_types_are_taken_where_the_meaning_is_plain():
+    config = compose("method.alpha=1", "seed='3'", "paths.runs=2024", "trainer.force=yes", "recipe.epochs=${seed}0")
+    assert (config.method.alpha, config.seed, config.paths.runs, config.recipe.epochs) == (1.0, 3, "2024", 30)
+    assert isinstance(config.method.alpha, float)
+    assert config.trainer.force is True
+
+
+def test_run_ids_stay_what_they_are():
+    """A finished run would be trained again if its id changed."""
+    names = {"experiment=demo/bn": "2d4294a379e6", "method=agc_pgt recipe=demo model=resnet20": "c890ccebc37d"}
+    assert {key: run_id(identity(compose(*key.split()))) for key in names} == names
+
+
+def test_a_sweep_is_the_product_in_order():
+    jobs = expand(["method=gc,pgt", "seed=0,1", "recipe=demo"], multirun=True)
+    assert jobs == [[f"method={m}", f"seed={s}", "recipe=demo"] for m, s in itertools.product(["gc", "pgt"], [0, 1])]
+
+
+def test_one_bad_job_refuses_the_sweep():
+    with pytest.raises(InputError, match=r"method.alpha must lie in \[0, 1\], got 2.0"):
+        compose_all(["method=pgt", "method.alpha=0.5,2"], multirun=True)
+
+
+def test_a_sweep_that_names_a_run_twice_is_refused():
+    with pytest.raises(InputError, match=r"two jobs .* are the same run: 'method=baseline method.alpha=0.5' and 'meth"):
+        compose_all(["method=baseline,pgt", "method.alpha=0.5"], multirun=True)
+    assert len(compose_all(["method=pgt", "method.alpha=1,0.5"], multirun=True)) == 2
+
+
+def test_identity_has_what_changes_the_numbers_and_nothing_else():
+    def name(*overrides):
+        return run_id(identity(compose(*overrides)))
+
+    base = name("method=pgt")
+    assert name("method=baseline", "method.alpha=0.25") == base
+    for same in ("paths.runs=elsewhere", "trainer.log_every=7", "trainer.force=true", "record.norms_every=50"):
+        assert name("method=pgt", same) == base
+    changed = [name(o) for o in ("seed=1", "method.alpha=0.5", "method=gc", "data=synthetic", "recipe=authors",
+                                 "schedule=step", "model=resnet50", "trainer.precision=bf16")]  # fmt: skip
+    assert len({base, *changed}) == len(changed) + 1
+    folder = ["data=imagefolder", "data.root=a"]
+    assert name(*folder) == name("data=imagefolder", "data.root=b", "data.workers=9")
+
+
+def test_seeds_of_one_setting_share_a_group():
+    first, second = (identity(compose(f"seed={seed}")) for seed in (0, 1))
+    assert run_id(first) != run_id(second)
+    assert group_id(first) == group_id(second) != group_id(identity(compose("method=gc")))
+
+
+def test_recipes_say_what_the_paper_and_the_code_did():
+    paper, authors = compose("recipe=paper"), compose("recipe=authors")
+    assert (paper.recipe.lr_peak, paper.recipe.lr_start, paper.recipe.lr_rule) == (0.4, 4e-4, "paper")
+    assert (authors.recipe.lr_peak, authors.recipe.lr_start, authors.recipe.lr_rule) == (0.1, 0.01, "authors")
+    assert (paper.method.smoothing, authors.method.smoothing) == ("paper", "uniform")
+    assert compose("recipe=authors", "method.smoothing=paper").method.smoothing == "paper"
+    for recipe in (paper.recipe, authors.recipe):
+        assert (recipe.epochs, recipe.global_batch, recipe.local_batch) == (100, 1024, 256)
+        assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)
