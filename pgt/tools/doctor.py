@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
-from pgt.core.machine import found, has_dali
+from pgt.core.machine import has_dali, rank_environment
 from pgt.data.image_file import UNREADABLE, read, why
 from pgt.data.tree import MANIFEST, check_counts, describe, read_tree
 from pgt.runs import folder as runs
@@ -52,7 +52,7 @@ def command(root: Path | None, runs_root: Path) -> int:
     """
     from rich.text import Text
 
-    if found() is not None:
+    if rank_environment(os.environ) is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
     console, told = _terminal(), []
     for name, check in checks(root, runs_root).items():

@@ -56,7 +56,7 @@ def evaluate(
         sums += _sums(logits, labels, alpha)
         for error, z in zip(calibration, (logits, alpha * logits), strict=True):
             error.update(z.softmax(1), labels)
-    ranks.add_up(sums)
+    ranks.all_reduce_sum(sums)
     count = sums[0].item()
     if count == 0:
         raise InputError("not one image of the test set can be read")

@@ -157,7 +157,7 @@ class Trainer:
 
     def share_buffers(self) -> None:
         """Give every rank the running statistics that belong to the steps so far."""
-        share = self.ranks.mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.copy_
+        share = self.ranks.all_reduce_mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.broadcast_
         share(batch_norm.buffers(self.model))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
@@ -294,8 +294,8 @@ class Tally:
     def read(self) -> list[float]:
         """Over all ranks: samples, correct ones, sum of losses; skipped steps of the epoch; steps in a row with a
         non-finite loss, and the first of them."""
-        sums = self._ranks.add_up(self._sums.clone())
-        skipped, *bad = self._ranks.largest(torch.stack([self._skipped, *self._unread.values()])).tolist()
+        sums = self._ranks.all_reduce_sum(self._sums.clone())
+        skipped, *bad = self._ranks.all_reduce_max(torch.stack([self._skipped, *self._unread.values()])).tolist()
         for step, is_bad in zip(self._unread, bad, strict=True):
             self._streak = [*self._streak, step] if is_bad else []
         self._unread = {}

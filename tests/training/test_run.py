@@ -113,6 +113,7 @@ def killed_after(epochs, *overrides):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_epoch_to_the_same_curve(capsys):
     overrides = ("experiment=demo/bn", "recipe.epochs=12")
     killed_after(2, *overrides)
@@ -138,9 +139,15 @@ def unfinished(*overrides):
     return path
 
 
-@pytest.mark.parametrize("damage", [b"hello", b"", b"PK\x03\x04 torn", "empty", "half"])
-def test_a_damaged_checkpoint_gets_one_line(damage):
+def test_a_damaged_checkpoint_gets_one_line():
     path = unfinished(*DIGITS) / "checkpoints" / "last.pt"
+    whole = path.read_bytes()
+    for damage in (b"hello", b"", b"PK\x03\x04 torn", "empty", "half"):
+        path.write_bytes(whole)
+        damaged(path, damage)
+
+
+def damaged(path, damage):
     if damage == "empty":
         torch.save({}, path)
     else:
@@ -190,7 +197,7 @@ def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
 HOOK = (*DIGITS, "method=authors_hook", "recipe.global_batch=32", "trainer.log_every=1")
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_authors_hook_measures_its_own_group(groups):
     """In float32 the loss scale is 1, and so S/N² is 1/N² whatever the groups of a step."""
     local = 32 // groups
@@ -200,6 +207,7 @@ def test_the_authors_hook_measures_its_own_group(groups):
     assert 0 <= first["hook_flushed"] <= 1
 
 
+@pytest.mark.slow
 def test_the_hooks_warning_reaches_the_user():
     done = pgt("train", *HOOK, "recipe.local_batch=32", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
     assert done.returncode == 0, done.stderr
@@ -266,6 +274,7 @@ def test_what_the_config_says_of_the_trainer_reaches_it():
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_alike_bit_for_bit_and_a_later_run_is_free_again():
     overrides = (*TINY, "model=resnet20", "trainer.deterministic=true")
     weights = []
@@ -314,6 +323,7 @@ def test_a_summary_of_another_schema_is_refused():
             train(*DIGITS)
 
 
+@pytest.mark.slow
 def test_it_learns_from_image_folders(tmp_path):
     """Real files, real worker processes: two colours are told apart."""
     import numpy as np
@@ -340,7 +350,7 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
     fresh = run._new_summary(config, "")
     stateful = SimpleNamespace(state_dict=dict, ranks=ALONE, skipped=set())
-    epochs.run_epochs(
+    epochs.train_epochs(
         config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None
     )
     assert best == [True, False, False]
