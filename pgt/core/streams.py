@@ -48,6 +48,7 @@ def redirected(path: Path) -> Iterator[None]:
     empty is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    written_out()
     screen = [os.dup(descriptor) for descriptor in (1, 2)]
     with path.open("a") as file:
         for descriptor in (1, 2):

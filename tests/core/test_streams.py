@@ -1,38 +1,36 @@
-"""Standard output and error that go to a file."""
+"""Standard output and error that go to a file. A process of its own, since pytest has its own streams."""
 
-import os
 import subprocess
+import sys
 from pathlib import Path
 
-import pytest
+from tests.conftest import ROOT
 
+SCRIPT = """
+import subprocess
+from pathlib import Path
 from pgt.core.streams import redirected
 
-
-def test_what_is_printed_goes_to_the_file_and_then_to_the_screen_again(capfd):
-    with redirected(Path("logs/log.txt")):
-        print("from Python", flush=True)
-        subprocess.run(["echo", "from a child"], check=True)
-        os.write(2, b"an error\n")
-    print("done", flush=True)
-    assert Path("logs/log.txt").read_text() == "from Python\nfrom a child\nan error\n"
-    assert capfd.readouterr() == ("done\n", "")
-
-
-def test_an_empty_file_is_removed_and_an_older_one_is_appended_to():
-    with redirected(Path("log.txt")):
-        pass
-    assert not Path("log.txt").exists()
-    for text in ("one", "two"):
-        with redirected(Path("log.txt")):
-            os.write(1, f"{text}\n".encode())
-    assert Path("log.txt").read_text() == "one\ntwo\n"
-
-
-def test_an_exception_leaves_its_traceback_there_and_says_so(capfd):
-    with pytest.raises(KeyError) as caught, redirected(Path("log.txt")):
+print("before")
+with redirected(Path("logs/one.txt")):
+    print("from Python", flush=True)
+    subprocess.run(["echo", "from a child"], check=True)
+with redirected(Path("logs/one.txt")):
+    print("appended")
+with redirected(Path("logs/empty.txt")):
+    pass
+try:
+    with redirected(Path("logs/failed.txt")):
         raise KeyError("the cause")
-    assert caught.value.__notes__ == ["log.txt says where"]
-    assert "Traceback" in Path("log.txt").read_text()
-    assert "KeyError: 'the cause'" in Path("log.txt").read_text()
-    assert capfd.readouterr() == ("", "")
+except KeyError as error:
+    print("after:", *error.__notes__)
+"""
+
+
+def test_what_is_printed_goes_to_the_file_and_then_to_the_screen_again():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("before\nafter: failed.txt says where\n", "")
+    assert sorted(path.name for path in Path("logs").iterdir()) == ["failed.txt", "one.txt"]
+    assert Path("logs/one.txt").read_text() == "from Python\nfrom a child\nappended\n"
+    assert Path("logs/failed.txt").read_text().startswith("Traceback")
+    assert "KeyError: 'the cause'" in Path("logs/failed.txt").read_text()
