@@ -158,6 +158,17 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(marked):
     assert summary.world_size == 2
 
 
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_it_trains_is_named(marked):
+    parent = long_run("trainer.timeout_minutes=0.3")
+    [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
+    os.kill(worker, signal.SIGSTOP)
+    _, err = parent.communicate(timeout=120)
+    assert parent.returncode == 1
+    assert err.startswith("pgt: rank 1 hangs: the others waited trainer.timeout_minutes for it")
+    assert eventually_none(marked)
+
+
 def _is_rank(pid, rank):
     """Whether the process writes the log of that rank."""
     try:
