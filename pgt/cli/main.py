@@ -90,7 +90,7 @@ def entry() -> NoReturn:
         code = code or READER_LEFT
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
-        from pgt.launch.workers import leave
+        from pgt.launch.ranks import leave
 
         leave(code)
     sys.exit(code)

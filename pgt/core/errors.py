@@ -7,12 +7,10 @@ class InputError(Exception):
     """What the user gave (config, data, checkpoint, environment) cannot work; one line says how to mend it."""
 
     exit_code = 2
-    said = False
-    """By another of the processes that run into it together."""
 
 
 def as_input_error(error: InputError | OSError) -> InputError:
-    """A file that cannot be read or written, in one line."""
+    """The error of a file that cannot be read or written, as one line."""
     if isinstance(error, InputError):
         return error
     where = f"{error.filename}: " if error.filename else ""
@@ -20,17 +18,33 @@ def as_input_error(error: InputError | OSError) -> InputError:
 
 
 class TrainingError(Exception):
-    """The run itself went wrong (say, the loss is no longer finite); one line says where."""
+    """The run itself went wrong (for example, the loss is no longer finite); one line says where."""
 
     exit_code = 1
 
 
+class LostRankError(TrainingError):
+    """Another rank no longer answers. The cause is that rank's, and only that rank can name it."""
+
+
+class RankZeroError(Exception):
+    """Rank 0 cannot start the run, and reports why. The other ranks end with its exit code and print nothing.
+
+    Args:
+        exit_code: of rank 0.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop, has put everything away, and goes on where it was with the same command.
+    """Training was asked to stop and has saved everything; the same command continues there.
 
     Args:
         number: of the signal that asked.
-        place: where training stands.
+        place: how far training is.
     """
 
     def __init__(self, number: int, place: str) -> None:
@@ -42,5 +56,13 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it: 143 for SIGTERM, 138 for SIGUSR1."""
+        """128 plus the signal's number, as shells report it: 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.number
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that ends with this exception."""
+    if isinstance(error, OSError):
+        return InputError.exit_code
+    code: int = getattr(error, "exit_code", 1)
+    return code

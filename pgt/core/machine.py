@@ -1,4 +1,4 @@
-"""Where and with what a run was made: what `environment.json` holds. No torch."""
+"""The machine that a run is made on: its packages, its CPUs, and the rank that a launcher has given this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -30,13 +30,16 @@ PACKAGES = (
     "nvidia-dali-cuda120",
 )
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables by which torchrun tells a process its place among the others."""
+
 
 def describe(device: str, threads: int) -> dict[str, Any]:
-    """Packages and machine, as plain values.
+    """The versions of packages and the machine, as plain values, for `environment.json`.
 
     Args:
         device: name of the training device.
-        threads: CPU threads of one operation; the last bits of a loss depend on them.
+        threads: number of CPU threads of one operation; the last bits of a loss depend on it.
     """
     return {
         "python": platform.python_version(),
@@ -59,17 +62,17 @@ def has_dali() -> bool:
 
 
 def affinity() -> frozenset[int]:
-    """Numbers of the CPUs that this process may use."""
+    """The numbers of the CPUs that this process may use."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def cpus() -> int:
-    """How many CPUs this process may use."""
+    """The number of CPUs that this process may use."""
     return len(affinity())
 
 
 def commit() -> str:
-    """Git commit of this program, followed by `+` where its tree has changes; its version outside a checkout."""
+    """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version."""
     root = Path(__file__).resolve().parent.parent.parent
     released = f"version {_version('powergrad')}"
     if not (root / ".git").exists():
@@ -95,47 +98,35 @@ def _version(name: str) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that train together.
+def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
+    """The environment variables of a process that torchrun or srun has started as one of several; None for any other.
 
-    Attributes:
-        rank, world_size: among all.
-        local_rank, local_size: among those on this machine.
-        meeting: where they find each other: an `init_method` of torch.distributed.
-    """
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_size: int
-    meeting: str
-
-
-def found() -> Place | None:
-    """This process's place where torchrun or srun has started it as one of several.
+    They are torchrun's, `RANK_VARIABLES`. Those of srun are translated: rank 0 listens on the step's first node, at a
+    port that depends on the job and the step.
 
     Raises:
-        InputError: their environment variables are incomplete.
+        InputError: the variables are incomplete.
     """
-    variables = os.environ
     try:
         if "TORCHELASTIC_RUN_ID" in variables or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
-            keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-            return Place(*(int(variables[key]) for key in keys), "env://")
+            return {name: variables[name] for name in RANK_VARIABLES}
         if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            keys = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-            size = int(re.match(r"\d+", variables["SLURM_STEP_TASKS_PER_NODE"])[0])
             port = 20_000 + (int(variables["SLURM_JOB_ID"]) * 16 + int(variables["SLURM_STEP_ID"]) % 16) % 20_000
-            host = first_host(variables["SLURM_STEP_NODELIST"])
-            return Place(*(int(variables[key]) for key in keys), size, f"tcp://{host}:{port}")
+            return {
+                "RANK": variables["SLURM_PROCID"],
+                "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+                "LOCAL_RANK": variables["SLURM_LOCALID"],
+                "LOCAL_WORLD_SIZE": variables["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0],  # 4(x2),1
+                "MASTER_ADDR": first_host(variables["SLURM_STEP_NODELIST"]),
+                "MASTER_PORT": str(port),
+            }
     except KeyError as error:
         raise InputError(f"started as one of several processes, but {error} is not set: use torchrun or srun") from None
     return None
 
 
 def first_host(nodes: str) -> str:
-    """The first of Slurm's node list: `gpu007` of `gpu[007-009,012],login1`."""
+    """The first host of Slurm's node list: `gpu007` of `gpu[007-009,012],login1`."""
     head = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
     assert head is not None, nodes
     return head[1] + (head[2] or "")

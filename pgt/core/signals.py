@@ -1,4 +1,4 @@
-"""Being asked to stop in order: the signals by which clusters announce the end of a process. No torch."""
+"""Requests to stop: the signals by which clusters announce the end of a process."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from types import FrameType, TracebackType
 
 from pgt.core.errors import Stopped
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM comes from schedulers that preempt, from `kill`, and from torchrun. Slurm sends SIGUSR1 where a job asks for
-a warning (`#SBATCH --signal=USR1@120`)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGTERM comes from schedulers that preempt, from `kill`, and from torchrun. Slurm sends SIGUSR1 if a job asks for a
+warning (`#SBATCH --signal=USR1@120`)."""
 
 
 class Stop:
-    """Within it the process, rather than end at once, remembers that it has been asked to stop.
+    """A context in which a stop signal does not end the process: it is remembered in `wanted`.
 
-    Schedulers ask all processes of a job at once, some of them twice, and nobody but a training process has anything
-    to put away: whatever is started within it has the signals blocked, and takes no notice.
+    Schedulers signal all processes of a job at once, some of them twice, but only a training process has something to
+    save. Processes that are started in this context have the signals blocked and ignore them.
     """
 
     unanswered = 0
-    """Number of the signal of a request that came when there was nothing left to stop."""
+    """Number of a stop signal that came too late: its run had already ended."""
 
     def __init__(self) -> None:
         self._number = 0
 
     @property
     def wanted(self) -> int:
-        """Number of the signal that has asked; 0: none has."""
+        """Number of the signal that asked to stop; 0 if none did."""
         if not self._number:
             self._number = max(_pending(), default=0)
         return self._number
@@ -40,10 +40,11 @@ class Stop:
     def __enter__(self) -> Stop:
         self._owner = os.getpid()
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-        resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM wherever it starts that one later
-        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-        self._before = {number: signal.signal(number, self._note) for number in ASKING}  # a thread from before has
-        return self  # them not blocked, and may be the one that gets them
+        resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM when it starts the tracker, so start it first
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # Threads that are older than this context do not block the signals and may receive them: hence the handlers.
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -53,7 +54,7 @@ class Stop:
             Stop.unanswered = self.wanted
         while pending := _pending():
             signal.sigwait(pending)
-        for number, handler in self._before.items():  # who asks again, on the way out, is not to end it in disorder
+        for number, handler in self._before.items():  # a second request must not disturb a process that is ending
             signal.signal(number, signal.SIG_IGN if stopped else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
 
@@ -63,12 +64,12 @@ class Stop:
 
 
 def _pending() -> set[signal.Signals]:
-    return signal.sigpending() & {*ASKING}
+    return {number for number in STOP_SIGNALS if number in signal.sigpending()}
 
 
 def leave_with_parent_only() -> None:
-    """In a process that serves another one: SIGTERM ends it where that one sends it, and not where a scheduler does."""
-    if not hasattr(signal, "sigwaitinfo"):  # macOS, which no scheduler runs
+    """End this helper process at a SIGTERM of its parent; ignore a SIGTERM of anybody else, such as a scheduler."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, which has no schedulers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -84,7 +85,7 @@ def leave_with_parent_only() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within it Ctrl-C waits, and processes that are started are deaf to it: it is this one's to end them."""
+    """A context that delays Ctrl-C. Processes that are started in it ignore Ctrl-C: this process ends them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

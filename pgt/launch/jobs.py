@@ -1,149 +1,191 @@
-"""The parent of a command line's runs: checks every job first, then lets Hydra go through them."""
+"""The jobs of a command line: all of them are composed and checked, then Hydra calls `task` for each."""
 
 from __future__ import annotations
 
 import io
-import itertools
+import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pgt import data
 from pgt.config.compose import check_shown, compose_all, spell_out
 from pgt.config.resources import conf_dir
 from pgt.config.rules import check_size, validate
+from pgt.config.schema import Config
 from pgt.core.errors import InputError, Stopped, TrainingError, as_input_error
-from pgt.core.machine import Place, found
+from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
+from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED
+from pgt.runs.folder import DIVERGED, FINISHED, read_summary
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from pgt.config.schema import Config
-
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
-BESIDE = ("--resolve", "--package", "-p", "--install", "--uninstall", "--query")
+"""Hydra's options that print something and train nothing."""
+BESIDE_SHOWING = ("--resolve", "--package", "-p", "--install", "--uninstall", "--query")
 MULTIRUN = ("-m", "--multirun")
+JOBS = "PGT_JOBS"
+"""The environment variable that tells `task` how many jobs the command line has."""
+
+_failures: dict[Path, int] = {}
+"""Exit codes of the jobs of this process that have failed, by run folder."""
 
 
 def train(arguments: Sequence[str]) -> int:
     """Run `pgt train`; returns the exit code.
 
-    Every job of a sweep is composed and checked before Hydra writes anything. A job that fails while it
-    trains does not stop the others.
+    A job of a sweep that fails while it trains does not stop the others.
 
     Raises:
-        InputError: the config of any job is wrong.
+        InputError: the config of any job is wrong; nothing has been written.
     """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
-    showing = any(argument.split("=")[0] in SHOWING for argument in arguments)
-    multirun = any(argument in MULTIRUN for argument in arguments)
-    known = SHOWING + MULTIRUN + (BESIDE if showing else ())
-    for argument in arguments:
-        if argument.startswith("-") and argument.split("=")[0] not in known:
-            raise InputError(f"unknown option '{argument}': see `pgt train --help`")
+    options = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
+    showing, multirun = not {*options}.isdisjoint(SHOWING), not {*options}.isdisjoint(MULTIRUN)
+    known = {*SHOWING, *MULTIRUN, *(BESIDE_SHOWING if showing else ())}
+    if unknown := [option for option in options if option not in known]:
+        raise InputError(f"unknown option '{unknown[0]}': see `pgt train --help`")
     if not arguments:
         raise InputError(
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
     if showing:
-        overrides = spell_out([override for override in overrides if "=" in override], multirun)
-        check_shown(overrides)
-        with redirect_stdout(io.StringIO()) as shown:  # a reader that leaves early is a fault to Hydra
-            _hydra([*(a for a in arguments if a.startswith("-") or "=" not in a), *overrides], lambda config: None)
-        print(shown.getvalue(), end="")
-        return 0
-    place = found()
-    if place is not None:
-        return _as_rank(overrides, multirun, place)
+        return _show(arguments, multirun)
+    environment = rank_environment(os.environ)
+    if environment is not None:
+        os.environ |= environment
+        return run_as_rank(lambda: _compose_one(overrides, multirun))
     overrides = spell_out(overrides, multirun)
     configs = compose_all(overrides, multirun)
     _check_all(configs)
-    total, Stop.unanswered = len(configs), 0
-    failures: list[int] = []  # exit codes; an error would keep alive all that its traceback refers to
-    started = itertools.count(1)
-
-    def job(composed: DictConfig) -> None:
-        from pgt.launch.run import run
-
-        if Stop.unanswered:
-            raise Stopped(Stop.unanswered, "between two runs")
-        label = f"[{next(started)}/{total}] " if total > 1 else ""
-        try:
-            if run(validate(composed), label).status == DIVERGED:  # earlier: now it would have raised
-                failures.append(TrainingError.exit_code)
-        except (InputError, TrainingError, OSError) as error:
-            failure = as_input_error(error) if isinstance(error, OSError) else error
-            failures.append(failure.exit_code)
-            print(f"pgt: {label}{failure}", file=sys.stderr)
-        except Exception:  # a fault of one run must not cost the others of a night
-            failures.append(TrainingError.exit_code)
-            traceback.print_exc()
-
-    _go_through(overrides, multirun, job)
-    if failures and total > 1:
-        print(f"pgt: {len(failures)} of {total} runs failed", file=sys.stderr)
-    return max(failures, default=0)
+    Stop.unanswered = 0
+    _failures.clear()
+    os.environ[JOBS] = str(len(configs))
+    if multirun:
+        with TemporaryDirectory(prefix="pgt-") as notes:  # what Hydra notes of a sweep; the run folders say more
+            quoted = notes.replace("'", "\\'")
+            _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], task)
+    else:
+        _hydra(overrides, task)
+    return _exit_code(configs)
 
 
-def _as_rank(overrides: Sequence[str], multirun: bool, place: Place) -> int:
-    """Train the one run of the command line as one of the processes that torchrun or srun has started."""
-    from pgt.launch.rank import run_as_rank
+def task(composed: DictConfig) -> float:
+    """Train one job. Hydra calls it, whatever its launcher and sweeper are.
 
-    def compose() -> Config:
-        if multirun:
-            raise InputError(
-                "-m goes through runs one after the other, and torchrun or srun starts one run: give each its own "
-                "command, or on one machine `pgt train -m ... trainer.devices=N` without them"
-            )
-        [config] = compose_all(overrides, False)
-        wanted = config.trainer.devices
-        if wanted is not None and wanted != place.local_size:
-            raise InputError(
-                f"trainer.devices={wanted}, but {place.local_size} processes were started on this machine: leave it out"
-            )
-        _check(config)
-        return config
+    Returns:
+        The best test top-1 in percent, which a sweeper may optimise; NaN if the job has failed.
+    """
+    if Stop.unanswered:
+        raise Stopped(Stop.unanswered, "between two runs")
+    from pgt.training.run import folder_of
 
-    return run_as_rank(place, compose)
+    config, label = validate(composed), _label()
+    try:
+        summary = run(config, label)
+        return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
+    except (InputError, TrainingError, OSError) as error:
+        failure = as_input_error(error) if isinstance(error, OSError) else error
+        print(f"pgt: {label}{failure}", file=sys.stderr)
+        _failures[folder_of(config)] = failure.exit_code
+    except Exception:  # a fault of one run must not cost the others of a night
+        traceback.print_exc()
+        _failures[folder_of(config)] = TrainingError.exit_code
+    return math.nan
+
+
+def _label() -> str:
+    """`[2/18] ` for the second of 18 jobs; empty for a single one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    total = int(os.environ.get(JOBS, 1))
+    return f"[{HydraConfig.get().job.num + 1}/{total}] " if total > 1 else ""
+
+
+def _exit_code(configs: Sequence[Config]) -> int:
+    """The exit code of the command after all jobs have ended; prints how many runs of a sweep have failed."""
+    from pgt.training.run import folder_of
+
+    codes = [_failures.get(folder) or _code_of(folder) for folder in map(folder_of, configs)]
+    failed = sum(code != 0 for code in codes)
+    if failed and len(codes) > 1:
+        print(f"pgt: {failed} of {len(codes)} runs failed", file=sys.stderr)
+    return max(codes)
+
+
+def _code_of(folder: Path) -> int:
+    """The exit code that a run folder tells of: 0 if its run has finished."""
+    summary = read_summary(folder)
+    return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
+
+
+def _show(arguments: Sequence[str], multirun: bool) -> int:
+    """Let Hydra print what an option asks for."""
+    words = [argument for argument in arguments if argument.startswith("-") or "=" not in argument]
+    overrides = spell_out([argument for argument in arguments if argument not in words], multirun)
+    check_shown(overrides)
+    with redirect_stdout(io.StringIO()) as shown:  # Hydra reports a reader that leaves early as a fault
+        _hydra([*words, *overrides], lambda config: None)
+    print(shown.getvalue(), end="")
+    return 0
+
+
+def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
+    """The checked config of the one run that torchrun's or srun's ranks train.
+
+    Raises:
+        InputError: it is wrong, or does not fit the processes that were started.
+    """
+    if multirun:
+        raise InputError(
+            "-m goes through runs one after the other, and torchrun or srun starts one run: give each its own "
+            "command, or on one machine `pgt train -m ... trainer.devices=N` without them"
+        )
+    [config] = compose_all(overrides, False)
+    wanted, started = config.trainer.devices, int(os.environ["LOCAL_WORLD_SIZE"])
+    if wanted is not None and wanted != started:
+        raise InputError(
+            f"trainer.devices={wanted}, but {started} processes were started on this machine: leave it out"
+        )
+    _check(config)
+    return config
 
 
 def _check(config: Config) -> None:
-    """Raises InputError for what is plainly not there."""
+    """Raise InputError if the config's data or loggers are plainly not there."""
+    from pgt import data
+
     check_size(config)
     data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
 
 
 def _check_all(configs: Sequence[Config]) -> None:
-    """Raises InputError or OSError for what is plainly not there, and for data of a sweep that are not what they are
-    called: once, and not in each run."""
-    from pgt.training.run import data_options
+    """Check every config, and open each data set of a sweep once, before any job begins.
 
+    Raises:
+        InputError, OSError: data or loggers are not there, or the data are not what their name says.
+    """
     for config in configs:
         _check(config)
     if len(configs) > 1:
+        from pgt import data
+        from pgt.training.run import data_options
+
         for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
             data.open_set(**dict(options))
 
 
-def _go_through(overrides: Sequence[str], multirun: bool, job: Callable[[DictConfig], None]) -> None:
-    """Let Hydra call `job` with the config of each run; what it notes of a sweep is kept by nobody."""
-    if not multirun:
-        _hydra(overrides, job)
-        return
-    with TemporaryDirectory(prefix="pgt-") as notes:
-        quoted = notes.replace("'", "\\'")
-        _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], job)
-
-
-def _hydra(arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+def _hydra(arguments: Sequence[str], function: Callable[[DictConfig], Any]) -> None:
+    """Let Hydra call the function with the config of each job."""
     import hydra
 
     sys.argv = ["pgt train", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(job)()
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(function)()

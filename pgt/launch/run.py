@@ -1,78 +1,86 @@
-"""One run on this machine: in this process, or in several that train together."""
+"""One run: in this process, in several that this one starts, or as one of torchrun's or srun's ranks."""
 
 from __future__ import annotations
 
-import gc
+import os
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pgt.config import sharing
 from pgt.config.schema import Config
-from pgt.core.errors import InputError
-from pgt.core.machine import Place
-from pgt.launch import workers
+from pgt.core.errors import InputError, RankZeroError, Stopped, TrainingError, as_input_error
+from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import Summary
-from pgt.training.run import Job, prepare, train
+
+if TYPE_CHECKING:  # it imports torch
+    from pgt.training.run import Job
 
 
 def run(config: Config, label: str = "") -> Summary:
-    """Train one config on this machine, or return what it came to before.
+    """Train one config on this machine; returns its summary.
 
-    A finished or diverged run is returned at once (unless `trainer.force`); an interrupted one goes on from
-    its last checkpoint.
+    A run that has finished or diverged before is returned at once (unless `trainer.force`); an interrupted one resumes
+    from its last checkpoint.
 
     Args:
-        config: checked by `pgt.validate`.
-        label: in front of what is printed, as `[2/18]`.
+        config: checked by `pgt.config.rules.validate`.
+        label: printed in front of each message, as `[2/18]`.
 
     Raises:
-        InputError: data, checkpoint, devices or folder cannot be used. What a run had come to is kept.
-        TrainingError: the loss is no longer finite (the folder says so), or a process has failed.
+        InputError: data, checkpoint, devices or folder cannot be used. The folder keeps what it has.
+        TrainingError: the loss is no longer finite (the folder says so), or a rank has failed.
     """
-    job = prepare(config, label)
+    from pgt.training import run as training
+
+    job = training.prepare(config, label)
     if isinstance(job, Summary):
         return job
-    count = devices(config)
+    count = training.device_count(config)
     if count == 1:
-        from pgt.training.ranks import ALONE
-
-        try:
-            return train(job, ALONE)
-        finally:
-            _release()
-    from pgt.training.ranks import lost
-
-    job.folder.mkdir(parents=True, exist_ok=True)
-    summary: Summary = workers.run_all(train_in_place, job, count, job.folder, lost)
+        return training.train_alone(job)
+    summary: Summary = start_ranks(training.train_job_as_rank, job, count)
     return summary
 
 
-def devices(config: Config) -> int:
-    """How many processes train a config here: `trainer.devices`, or every GPU that its batch can be shared by.
+def run_as_rank(compose: Callable[[], Config]) -> int:
+    """Train one config as one of torchrun's or srun's ranks; returns the exit code.
+
+    Args:
+        compose: makes and checks the config. Rank 0 alone calls it.
 
     Raises:
-        InputError: there are fewer GPUs, or torch cannot use them.
+        InputError, TrainingError: as `run`. An error that all ranks meet is raised by rank 0 alone.
     """
-    from pgt.training.ranks import visible_gpus
+    from pgt.training import run as training
 
-    available, wanted = visible_gpus(), config.trainer.devices
-    if wanted is None:
-        return sharing.largest(config.recipe, available)
-    if available and wanted > available:
-        raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
-    return wanted
+    rank = int(os.environ["RANK"])
+
+    def prepared() -> Job | Summary:
+        config = compose()
+        sharing.check(config.recipe, int(os.environ["WORLD_SIZE"]))
+        return training.prepare(config)
+
+    try:
+        training.train_as_rank(prepared)
+    except (RankZeroError, Stopped) as error:
+        if rank == 0:
+            raise
+        return error.exit_code
+    except Exception as error:
+        if rank == 0:
+            raise
+        raise _named(error, rank) from error
+    return 0
 
 
-def _release() -> None:
-    """Give back what a run held of the GPU: the next one may train in other processes."""
-    import torch
-
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def train_in_place(job: Job, place: Place) -> Summary:
-    """`train` as one of the processes that `run` starts."""
-    from pgt.training.ranks import joined, meet
-
-    with joined(place, meet(place), job.config.trainer.timeout_minutes) as ranks:
-        return train(job, ranks)
+def _named(error: Exception, rank: int) -> Exception:
+    """The error of a later rank in one line that names the rank; the error itself if no log has its traceback."""
+    if isinstance(error, OSError):
+        error = as_input_error(error)
+    if isinstance(error, (InputError, TrainingError)):
+        return type(error)(f"rank {rank}: {error}")
+    if not hasattr(error, "__notes__"):
+        return error
+    reason = "".join(traceback.format_exception_only(error)).splitlines()[0]
+    return TrainingError("; ".join([f"rank {rank}: failed ({reason})", *error.__notes__]))

@@ -18,7 +18,7 @@ from torch import Tensor
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
-from pgt.core.machine import found, has_dali
+from pgt.core.machine import has_dali, rank_environment
 from pgt.data.delivery import Delivery
 from pgt.data.image_file import UNREADABLE, read, why
 from pgt.data.tree import MANIFEST, check_counts, describe, read_tree
@@ -48,7 +48,7 @@ def command(root: Path | None, runs_root: Path) -> int:
     Raises:
         InputError: this is one of several processes.
     """
-    if found() is not None:
+    if rank_environment(os.environ) is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
     screen, told = Screen(required=True), []
     for name, check in checks(root, runs_root).items():

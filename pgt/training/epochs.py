@@ -1,29 +1,25 @@
-"""The epochs of a run: each trained, evaluated where it is due, recorded, and added to the summary; and put away,
-between any two steps, when time is up.
-"""
+"""The epochs of a run: training, evaluation, records and checkpoints, and stops between two steps."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pgt.config.schema import Config
 from pgt.core.errors import Stopped, TrainingError
+from pgt.core.signals import Stop
+from pgt.core.types import Loader, Sink
 from pgt.core.words import some
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pgt.config.schema import Config
-    from pgt.core.signals import Stop
-    from pgt.core.types import Loader, Sink
-    from pgt.runs.folder import Summary
-    from pgt.training.ranks import Ranks
-    from pgt.training.trainer import Trainer
+from pgt.runs.folder import Summary
+from pgt.training.evaluation import evaluate
+from pgt.training.ranks import Ranks
+from pgt.training.trainer import Trainer
 
 
-def run_epochs(
+def train_epochs(
     config: Config,
     trainer: Trainer,
     loaders: tuple[Loader, Loader],
@@ -32,14 +28,15 @@ def run_epochs(
     save: Callable[[Summary, dict[str, Any], bool], None],
     stop: Stop,
 ) -> Summary:
-    """Train and evaluate what is left, on every rank alike.
+    """Train and evaluate the epochs that are left. Every rank calls it.
 
     Args:
-        save: called with the summary, the state that training goes on from, and whether the epoch that has ended was
-            the best so far; after each epoch, and each `trainer.checkpoint_minutes` between two steps.
+        summary: after the last whole epoch.
+        save: called with the summary, the state to resume from, and whether the epoch that has just ended is the best
+            so far; after each epoch, and every `trainer.checkpoint_minutes` between two steps.
 
     Raises:
-        Stopped: a rank has been asked to; the state is saved.
+        Stopped: a rank was asked to stop; the state is saved.
         TrainingError: the loss is no longer finite.
     """
     breaks = Breaks(trainer, loaders[0], save, stop, 60 * config.trainer.checkpoint_minutes, summary)
@@ -52,12 +49,12 @@ def run_epochs(
 
 
 DUE = 1
-"""What a rank wants of a break: a checkpoint. A signal's number, all of which are larger: to stop, too."""
+"""The request for a checkpoint at a break. A larger number is a stop signal's: checkpoint and stop."""
 
 
 @dataclass
 class Breaks:
-    """The moments between two batches, where a run can be put away.
+    """The breaks between two batches, at which a run can write a checkpoint and stop.
 
     Attributes:
         seconds: between two checkpoints.
@@ -73,20 +70,20 @@ class Breaks:
     saved: float = field(default_factory=time.monotonic)
 
     def save(self, best: bool = False) -> None:
-        """Checkpoint. All ranks do it together, and the first one writes."""
+        """Write a checkpoint. All ranks collect it together, and rank 0 writes it."""
         state = {"loader": self.loader.state_dict(), "skipped": _skipped(self.trainer.ranks, self.loader)}
         self.write(self.summary, {**self.trainer.state_dict(), **state}, best)
         self.saved = time.monotonic()
 
     def pause(self) -> None:
-        """Checkpoint where one is due, and stop where any rank has been asked to; all ranks agree on both."""
+        """Write a checkpoint if one is due, and stop if any rank was asked to; all ranks agree on both."""
         ranks = self.trainer.ranks
         due = ranks.first and time.monotonic() - self.saved >= self.seconds
-        wanted = ranks.highest(self.stop.wanted or (DUE if due else 0))
+        wanted = ranks.all_reduce_max_int(self.stop.wanted or (DUE if due else 0))
         if wanted:
             self.save()
         if wanted > DUE:
-            ranks.highest(0)  # nobody goes before the first one has written: schedulers end the others then
+            ranks.all_reduce_max_int(0)  # wait until rank 0 has written: schedulers end a job when one rank leaves
             done = self.trainer.progress
             raise Stopped(wanted, f"after step {done.steps} of epoch {done.epoch + 1}")
 
@@ -94,9 +91,7 @@ class Breaks:
 def _epoch(
     config: Config, trainer: Trainer, loaders: tuple[Loader, Loader], epoch: int, sink: Sink, breaks: Breaks
 ) -> dict[str, Any]:
-    """Train one epoch, and evaluate where it is due; returns its record."""
-    from pgt.training.evaluation import evaluate
-
+    """Train one epoch, and evaluate if that is due; returns its record."""
     train_loader, test_loader = loaders
     trained = trainer.train_epoch(train_loader, epoch, sink, config.trainer.log_every, breaks.pause)
     record = {"event": "epoch", "epoch": epoch, **trained}
@@ -117,13 +112,13 @@ def _epoch(
 
 
 def _skipped(ranks: Ranks, *loaders: Loader) -> list[str]:
-    """Paths of the files that could not be read so far, on any rank."""
+    """The paths of the files that could not be read so far, on any rank."""
     own = [str(path) for loader in loaders for path in loader.skipped]
-    return sorted({path for part in ranks.gather(own) for path in part})
+    return sorted({path for part in ranks.all_gather_object(own) for path in part})
 
 
 def _left_out(skipped: list[str]) -> dict[str, Any]:
-    """What a record says of them."""
+    """The part of an epoch's record about files that were left out."""
     if not skipped:
         return {}
     return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {some(skipped, 3)}"}

@@ -56,8 +56,8 @@ def evaluate(
             continue
         sums += _sums(logits, labels, alpha)
         calibration += torch.stack([calibration_sums(z, labels) for z in (logits, alpha * logits)])
-    ranks.add_up(sums)
-    ranks.add_up(calibration)
+    ranks.all_reduce_sum(sums)
+    ranks.all_reduce_sum(calibration)
     count = sums[0].item()
     if count == 0:
         raise InputError("not one image of the test set can be read")

@@ -1,4 +1,4 @@
-"""What lies in the folder of a run while it goes on: written, read back, taken away."""
+"""The folder of a run while it trains: written, read back, cleared."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
 
 from pgt.config.schema import Config
-from pgt.core import machine as environment
+from pgt.core import machine
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write, write_json
-from pgt.core.machine import now
+from pgt.core.types import Loader
 from pgt.runs import folder as runs
 from pgt.runs import norms as weight_norms
+from pgt.runs.console import Console
 from pgt.runs.folder import Summary
-
-if TYPE_CHECKING:
-    import torch
-
-    from pgt.core.types import Loader
-    from pgt.runs.console import Console
-    from pgt.runs.mirrors import About
-    from pgt.runs.sinks import JsonLines, Sinks
-    from pgt.training.recorder import Recorder
-    from pgt.training.trainer import Trainer
+from pgt.runs.mirrors import About, start_mirrors
+from pgt.runs.norms import NormsFile
+from pgt.runs.sinks import JsonLines, Sinks
+from pgt.training import checkpoint
+from pgt.training.recorder import Recorder, record_format
+from pgt.training.trainer import Trainer
 
 
 def clear(folder: Path) -> None:
-    """Take away what a run would go on from."""
+    """Remove what a run would resume from."""
     for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
         (folder / name).unlink(missing_ok=True)
     for name in ("tensorboard", weight_norms.FOLDER):
@@ -41,13 +41,12 @@ def clear(folder: Path) -> None:
 def save(
     folder: Path, recorder: Recorder | None, metrics: JsonLines, summary: Summary, state: dict[str, Any], best: bool
 ) -> None:
-    """Checkpoint: `last.pt`, and the weights as `best.pt` where they are those of the best epoch so far.
+    """Write the checkpoint `last.pt`, and the weights as `best.pt` if they are the best so far.
 
     Args:
         state: of trainer and loader.
+        best: whether the epoch that has just ended is the best one.
     """
-    from pgt.training import checkpoint
-
     if recorder is not None:
         recorder.sync()
     if best:
@@ -58,18 +57,20 @@ def save(
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint, on the CPU, where there is one."""
-    from pgt.training import checkpoint
-
+    """The last checkpoint, on the CPU; None if there is none."""
     path = folder / "checkpoints" / "last.pt"
     return checkpoint.load(path, "cpu") if path.is_file() else None
 
 
 def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
-    """Put trainer and loader where the checkpoint `state` of the folder left them; what else that holds, and `step`:
-    the optimizer steps done in all."""
-    from pgt.training import checkpoint
+    """Restore trainer and loader from the folder's checkpoint `state`; without one, they stay as they are.
 
+    Returns:
+        step: optimizer steps done so far; metrics_size: bytes of `metrics.jsonl` that they wrote; summary: its values.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of an older format.
+    """
     path = folder / "checkpoints" / "last.pt"
     if state is not None and "progress" not in state and "epoch" in state:
         commit = state["summary"].get("commit", "unknown")
@@ -90,17 +91,14 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
 
 
 def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:
-    """Write config.yaml and summary.json, and add this start to environment.json; returns what that says of it."""
-    import torch
-    from omegaconf import OmegaConf
-
+    """Write config.yaml and summary.json, and add this start to environment.json; returns its entry there."""
     (folder / "checkpoints").mkdir(exist_ok=True)
     with atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     path = folder / "environment.json"
     starts = json.loads(path.read_text())["starts"] if path.is_file() else []
-    start = {"time": now(), "commit": summary.commit, **environment.describe(name, torch.get_num_threads())}
+    start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
     starts.append(start)
     write_json(path, {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
@@ -111,11 +109,7 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
 def sinks(
     about: About, total_steps: int, metrics_size: int, loggers: dict[str, Any]
 ) -> Iterator[tuple[Sinks, Console, JsonLines]]:
-    """All sinks of a run as one, and by themselves the console and `metrics.jsonl`."""
-    from pgt.runs.console import Console
-    from pgt.runs.mirrors import start_mirrors
-    from pgt.runs.sinks import JsonLines, Sinks
-
+    """Open all sinks of a run: all of them as one, and separately the console and `metrics.jsonl`."""
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
     console = Console(about.name, total_steps, about.folder / "log.txt")
     together = Sinks([metrics, *start_mirrors(loggers, about, console.say), console])
@@ -127,18 +121,16 @@ def sinks(
 
 @contextmanager
 def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int) -> Iterator[Recorder | None]:
-    """Within it the trainer records norms, where `every` is not 0.
+    """A context in which the trainer records norms, unless `every` is 0.
 
     Args:
         every: steps between two records.
-        first, last: the steps that are left; records of `first` and later ones, by a process that did not get to its
-            checkpoint, are taken away.
+        first, last: the steps that are left. Records of `first` and later steps are removed: they are from a process
+            that ended before its checkpoint.
 
     Raises:
-        InputError: the folder holds norms that are damaged, or of another network.
+        InputError: the folder has norms that are damaged, or of another network.
     """
-    from pgt.runs.norms import NormsFile
-
     path = folder / weight_norms.FOLDER
     before = weight_norms.read_format(path)
     if not every:
@@ -146,7 +138,6 @@ def recording(folder: Path, trainer: Trainer, every: int, first: int, last: int)
             NormsFile(path, before, first).close()
         yield None
         return
-    from pgt.training.recorder import Recorder, record_format
 
     now = record_format(trainer.model)
     if before not in (None, now):

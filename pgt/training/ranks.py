@@ -1,11 +1,11 @@
-"""The ranks that train together, as the trainer sees them."""
+"""The ranks that train together: their process group, what they exchange, and what each of them may use."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -15,20 +15,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pgt.core.errors import InputError, Stopped
-from pgt.core.machine import Place, affinity, cpus
+from pgt.core.errors import InputError, LostRankError, RankZeroError, Stopped, exit_code
+from pgt.core.machine import affinity, cpus
 
 T = TypeVar("T")
+
+# Torch 2.15 has a public name for it.
+set_group_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; alone by default.
+    """This process among the ranks that train together; by default it is the only one.
+
+    Every method is a collective operation: all ranks call it. With a world size of 1 it does nothing.
 
     Attributes:
-        rank, world_size: among all.
-        local_rank: among those on this machine.
-        cpus: that this rank may use without taking them from another one.
+        rank, world_size: among all ranks.
+        local_rank: among the ranks on this machine.
+        cpus: number of CPUs that this rank may use without taking them from another one.
     """
 
     rank: int = 0
@@ -38,58 +43,86 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes and speaks."""
+        """Whether this is rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU: the only one where Slurm shows each task its own, else the one of its local rank."""
+        """This rank's GPU: the one of its local rank, or the only visible one if Slurm shows each task its own."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
 
-    def share(self, value: T) -> T:
-        """The first rank's value, on every rank. It must pickle."""
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value, on every rank. It must pickle."""
         if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, in their order, on every rank. It must pickle."""
+    def broadcast_result(self, function: Callable[[], T]) -> T:
+        """Call a function on rank 0 alone, and return its result on every rank. It must pickle.
+
+        Raises:
+            Exception: on rank 0, whatever the function raises.
+            RankZeroError: on the other ranks, if it raises.
+        """
+        if self.world_size == 1:
+            return function()
+        result: T | RankZeroError
+        if not self.first:
+            result = self.broadcast_object(RankZeroError(0))
+            if isinstance(result, RankZeroError):
+                raise result
+            return result
+        try:
+            result = function()
+        except Exception as error:
+            self.broadcast_object(RankZeroError(exit_code(error)))
+            raise
+        self.broadcast_object(result)
+        return result
+
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all ranks, in order, on every rank. They must pickle."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, tensor: Tensor) -> Tensor:
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """The maximum over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
-    def highest(self, number: int) -> int:
-        """The maximum over ranks, through the CPU: no device is waited for."""
-        return int(self.largest(torch.tensor(number))) if self.world_size > 1 else number
+    def all_reduce_max_int(self, number: int) -> int:
+        """The maximum of a number over ranks. It goes through the CPU, so that no rank waits for its GPU."""
+        return int(self.all_reduce_max(torch.tensor(number))) if self.world_size > 1 else number
 
-    def mean_(self, tensors: list[Tensor]) -> None:
-        """Each becomes its mean over ranks."""
+    def all_reduce_mean_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over ranks."""
         for tensor in tensors if self.world_size > 1 else ():
             dist.all_reduce(tensor)
             tensor /= self.world_size
 
-    def copy_(self, tensors: list[Tensor]) -> None:
-        """Each becomes the first rank's."""
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
         for tensor in tensors if self.world_size > 1 else ():
             dist.broadcast(tensor, 0)
+
+    def set_timeout(self, minutes: float) -> None:
+        """Set how long a rank waits for another one in each later exchange."""
+        if self.world_size > 1:
+            set_group_timeout(timedelta(minutes=minutes))
 
 
 ALONE = Ranks()
@@ -97,12 +130,12 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Equipment:
-    """What a process may use.
+    """The part of a machine that one process may use.
 
     Attributes:
         machine: its name.
         cpus: their numbers there.
-        gpu: which one it trains on; None: there is none for it.
+        gpu: the id of the GPU that it trains on; None if there is none for it.
     """
 
     machine: str
@@ -111,7 +144,7 @@ class Equipment:
 
 
 def equipment(ranks: Ranks) -> Equipment:
-    """This process's own."""
+    """The equipment of this process."""
     index, gpu = ranks.device.index, None
     if index is not None and index < torch.cuda.device_count():
         gpu = str(torch.cuda.get_device_properties(index).uuid)
@@ -119,10 +152,10 @@ def equipment(ranks: Ranks) -> Equipment:
 
 
 def visible_gpus() -> int:
-    """How many GPUs this process sees.
+    """The number of GPUs that this process sees.
 
     Raises:
-        InputError: there are some, and torch cannot use them: training would go on on the CPU without a word.
+        InputError: torch cannot use them; otherwise training would silently take place on the CPU.
     """
     count = torch.cuda.device_count()
     if count and not torch.cuda.is_available():
@@ -135,13 +168,13 @@ def visible_gpus() -> int:
 
 
 def check_kernels(device: torch.device) -> None:
-    """Raises InputError where this torch has no kernels for the device."""
+    """Raise InputError if this torch has no kernels for the device."""
     if device.type != "cuda":
         return
     major, minor = torch.cuda.get_device_capability(device)
     built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
     found = [(match[1], int(match[2]), int(match[3])) for match in built if match]
-    if not found:  # ROCm has other names
+    if not found:  # ROCm names its architectures differently
         return
     own = any(kind == "sm" and m == major and n <= minor for kind, m, n in found)
     if not own and not any(kind == "compute" and (m, n) <= (major, minor) for kind, m, n in found):
@@ -153,7 +186,7 @@ def check_kernels(device: torch.device) -> None:
 
 
 def check_gpus(processes: Sequence[Equipment]) -> None:
-    """Raises InputError unless each process has a GPU of its own, wherever a machine has any."""
+    """Raise InputError unless each process has a GPU of its own, on every machine that has any."""
     for machine in sorted({process.machine for process in processes}):
         gpus = [process.gpu for process in processes if process.machine == machine]
         found = len({*gpus} - {None})
@@ -165,58 +198,58 @@ def check_gpus(processes: Sequence[Equipment]) -> None:
 
 
 def cpu_share(processes: Sequence[Equipment], rank: int) -> int:
-    """How many CPUs a process may use: all that it is bound to, divided by those that may use some of them, too."""
+    """The number of CPUs for a process: all that it is bound to, divided by the number of processes that share them."""
     own = processes[rank]
     sharing = sum(process.machine == own.machine and not own.cpus.isdisjoint(process.cpus) for process in processes)
     return max(1, len(own.cpus) // sharing)
 
 
-def meet(place: Place, minutes: float = 10) -> dist.Store:
-    """What the processes find each other by; the first one is waited for."""
-    return next(dist.rendezvous(place.meeting, place.rank, place.world_size, timeout=timedelta(minutes=minutes)))[0]
-
-
 @contextmanager
-def joined(place: Place, store: dist.Store, timeout_minutes: float) -> Iterator[Ranks]:
-    """Within it the ranks can talk to each other: NCCL between GPUs, gloo between CPUs.
+def process_group(timeout_minutes: float = 10) -> Iterator[Ranks]:
+    """A context in which the ranks can communicate, through NCCL between GPUs and gloo between CPUs.
+
+    It reads the environment variables that torchrun sets (`pgt.core.machine.RANK_VARIABLES`).
 
     Args:
-        store: that all of them have met at.
-        timeout_minutes: that a rank waits for another.
+        timeout_minutes: how long a rank waits for another one.
 
     Raises:
-        InputError: more processes than GPUs on a machine that has any, or GPUs that torch cannot use.
+        InputError: torch cannot use the GPUs, or a machine that has GPUs has fewer of them than processes.
+        RankZeroError: the same on the other ranks, if all of them find it.
+        LostRankError: another rank no longer answers.
     """
     visible_gpus()
-    ranks = Ranks(place.rank, place.world_size, place.local_rank)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(minutes=timeout_minutes),
-    )
-    processes = ranks.gather(equipment(ranks))
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     try:
-        check_gpus(processes)
-    except InputError as error:
-        error.said = not ranks.first
-        raise
-    if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.device)
-    ranks = replace(ranks, cpus=cpu_share(processes, ranks.rank))
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(ranks.cpus)
-    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        )
+        processes = ranks.all_gather_object(equipment(ranks))
+        ranks.broadcast_result(lambda: check_gpus(processes))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(ranks.device)
+        ranks = replace(ranks, cpus=cpu_share(processes, ranks.rank))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(ranks.cpus)
         yield ranks
     except Stopped:
         dist.destroy_process_group()
         raise
-    dist.destroy_process_group()  # after an error it may wait for ranks that wait for this one
+    except Exception as error:  # without destroying the group: that may wait for ranks that wait for this one
+        if not _is_lost(error):
+            raise
+        raise LostRankError(f"lost the other ranks: {str(error).splitlines()[0]}") from error
+    dist.destroy_process_group()
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an exception only says that another rank does not answer (any more)."""
+def host_store() -> tuple[object, int]:
+    """A store on this machine at which ranks can meet, as torchrun's agent hosts one, and its port."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    return store, store.port
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an exception only says that another rank does not answer."""
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
     text = str(error).lower()

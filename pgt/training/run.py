@@ -1,20 +1,26 @@
-"""Config in, run folder out."""
+"""One run from its config to its folder: what each rank does, and what rank 0 does besides."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pgt import data
+from pgt.config import sharing
 from pgt.config.identity import group_id, identity, method_title, run_id
 from pgt.config.schema import Config
-from pgt.core import machine as environment
+from pgt.core import machine
 from pgt.core.errors import InputError, TrainingError
-from pgt.core.machine import now
 from pgt.core.signals import Stop
+from pgt.core.streams import redirected
+from pgt.core.types import Loader
 from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Console, Screen
@@ -22,24 +28,22 @@ from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder
-from pgt.training.epochs import run_epochs
-
-if TYPE_CHECKING:
-    from pgt.core.types import Loader
-    from pgt.training.ranks import Ranks
-    from pgt.training.trainer import Trainer
+from pgt.training.assemble import assemble, set_up_torch
+from pgt.training.epochs import train_epochs
+from pgt.training.ranks import ALONE, Ranks, check_kernels, process_group, visible_gpus
+from pgt.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that has something left to do: what each of the processes that train it is given.
+    """A run that is not finished.
 
     Attributes:
-        config: checked, resolved, final.
-        dataset: that the config names.
+        config: checked and resolved.
+        dataset: the one that the config names.
         summary: as the run begins.
         folder: of the run.
-        label: in front of what is printed, as `[2/18]`.
+        label: printed in front of each message, as `[2/18]`.
     """
 
     config: Config
@@ -49,15 +53,20 @@ class Job:
     label: str
 
 
-def prepare(config: Config, label: str) -> Job | Summary:
-    """What is to be done for a config; its result, where there is one. Starts nothing, writes nothing.
+def folder_of(config: Config) -> Path:
+    """The folder of the config's run."""
+    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(identity(config))
+
+
+def prepare(config: Config, label: str = "") -> Job | Summary:
+    """The job of a config, or its summary if it has finished or diverged before. Writes nothing.
 
     Raises:
-        InputError: as `run`.
+        InputError: the data cannot be used, or the run was made from other data.
     """
     dataset = data.open_set(**data_options(config))
     fresh = _new_summary(config, dataset.manifest)
-    folder = Path(config.paths.runs) / (config.experiment or "custom") / fresh.run_id
+    folder = folder_of(config)
     before = None if config.trainer.force else runs.read_summary(folder)
     if before is not None and before.manifest != fresh.manifest:
         raise InputError(
@@ -68,88 +77,143 @@ def prepare(config: Config, label: str) -> Job | Summary:
         _report_earlier(before, fresh, folder, label)
         return before
     if before is not None:
-        fresh = replace(fresh, started=before.started)  # what it has measured is its checkpoint's to say
+        fresh = replace(fresh, started=before.started)  # the checkpoint says what has been measured
     return Job(config, dataset, fresh, folder, label)
 
 
-def train(job: Job, ranks: Ranks) -> Summary:
-    """Train a job to its end. Each of the ranks calls it; the first one alone writes and speaks.
+def train(prepared: Callable[[], Job | Summary], ranks: Ranks) -> Summary:
+    """Train one run to its end. Every rank calls it; rank 0 decides, writes and prints.
+
+    Args:
+        prepared: what `prepare` returns. Rank 0 alone calls it.
 
     Raises:
-        InputError, TrainingError: as `run`.
+        InputError: data, checkpoint or folder cannot be used. The folder keeps what it has.
+        TrainingError: the loss is no longer finite; the folder says so.
+        Stopped: a signal asked to stop; the folder has a checkpoint.
+        RankZeroError: on the other ranks, if rank 0 cannot start the run.
     """
-    import torch
-
-    from pgt.training.assemble import assemble, set_up_torch
-    from pgt.training.ranks import check_kernels
-
-    config = job.config
-    check_kernels(ranks.device)
-    set_up_torch(config)
-    torch.manual_seed(config.seed)
-    train_loader, test_loader, trainer = assemble(config, job.dataset, ranks)
-    with closing(train_loader), closing(test_loader):
-        lead_or_follow = _lead if ranks.first else _follow
-        return lead_or_follow(job, ranks, trainer, (train_loader, test_loader))
-
-
-def _follow(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loader]) -> Summary:
-    """`train` on a later rank."""
-    if (earlier := ranks.share(None)) is not None:
-        return earlier
-    summary = _continued(job.summary, run_folder.resume(job.folder, trainer, loaders[0], ranks.share(None)))
-    with Stop() as stop:
-        return run_epochs(job.config, trainer, loaders, summary, Sinks([]), _nowhere, stop)
-
-
-def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loader]) -> Summary:
-    """`train` on the first rank."""
-    config, train_loader = job.config, loaders[0]
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with runs.lock(job.folder):
-        latest = None if config.trainer.force else runs.read_summary(job.folder)
-        if latest is not None and latest.status in (
-            FINISHED,
-            DIVERGED,
-        ):  # another process ended it while this one loaded
-            _report_earlier(latest, job.summary, job.folder, job.label)
-            return ranks.share(latest)
-        ranks.share(None)
-        if config.trainer.force:
-            run_folder.clear(job.folder)
-        state = run_folder.resume(job.folder, trainer, train_loader, ranks.share(run_folder.load(job.folder)))
+    with ExitStack() as stack:
+        job = ranks.broadcast_result(prepared)
+        if isinstance(job, Summary):
+            return job
+        ranks.set_timeout(job.config.trainer.timeout_minutes)
+        if not ranks.first:
+            stack.enter_context(redirected(job.folder / f"log.rank{ranks.rank}.txt"))
+        check_kernels(ranks.device)
+        set_up_torch(job.config)
+        torch.manual_seed(job.config.seed)
+        train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
+        for loader in (train_loader, test_loader):
+            stack.callback(loader.close)
+        checkpoint = ranks.broadcast_result(lambda: _claim(job, stack))
+        if isinstance(checkpoint, Summary):
+            return checkpoint
+        state = run_folder.resume(job.folder, trainer, train_loader, checkpoint)
         summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
-        start = run_folder.record_start(job.folder, config, summary, ranks.device)
-        title = f"{job.label}{describe(config)}"
-        steps = train_loader.steps_per_epoch
-        total_steps = config.recipe.epochs * steps
-        first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record is of its last step
-        about = About(summary.run_id, summary.group_id, title, job.folder, config.model_dump(), start, first_step)
-        opened = run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen())
-        norms = run_folder.recording(job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1)
-        with Stop() as stop, opened as (sink, console, metrics), norms as recorder:
-            _announce(console, title, job, trainer, train_loader, state)
-            try:
-                save = partial(run_folder.save, job.folder, recorder, metrics)
-                summary = run_epochs(config, trainer, loaders, summary, sink, save, stop)
-            except TrainingError as error:
-                kept = runs.read_summary(job.folder) or summary
-                runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=now()))
-                raise TrainingError(f"{job.folder}: {error}") from None
-            summary = replace(summary, status=FINISHED, finished=now())
-            runs.write_summary(job.folder, summary)
-            console.say(f"{job.label}{_result(summary)}")
-            if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
-                console.say(f"{job.label}{_zeroed(list(zeroed))}")
+        stop = stack.enter_context(Stop())
+        if ranks.first:
+            return _train_and_write(job, trainer, (train_loader, test_loader), summary, state, stop)
+        return train_epochs(
+            job.config, trainer, (train_loader, test_loader), summary, Sinks([]), lambda *checkpoint: None, stop
+        )
+
+
+def train_as_rank(prepared: Callable[[], Job | Summary]) -> Summary:
+    """`train` as the rank that torchrun's environment variables name, whoever has set them.
+
+    Raises:
+        LostRankError: another rank no longer answers; the rest as `train`.
+    """
+    with process_group() as ranks:
+        return train(prepared, ranks)
+
+
+def train_job_as_rank(job: Job) -> Summary:
+    """`train_as_rank` for a job that is prepared already."""
+    return train_as_rank(lambda: job)
+
+
+def train_alone(job: Job) -> Summary:
+    """`train` in this process, which then gives back the GPU memory: the next run may train in other processes."""
+    try:
+        return train(lambda: job, ALONE)
+    finally:
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def device_count(config: Config) -> int:
+    """The number of ranks for a config on this machine: `trainer.devices`, or as many GPUs as can share its batch.
+
+    Raises:
+        InputError: there are fewer GPUs, or torch cannot use them.
+    """
+    available, wanted = visible_gpus(), config.trainer.devices
+    if wanted is None:
+        return sharing.largest(config.recipe, available)
+    if available and wanted > available:
+        raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
+    return wanted
+
+
+def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
+    """Lock the run's folder and load its last checkpoint, if it has one; or its summary, if it has ended meanwhile.
+
+    Args:
+        stack: holds the lock.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(runs.lock(job.folder))
+    if job.config.trainer.force:
+        run_folder.clear(job.folder)
+    latest = runs.read_summary(job.folder)
+    if latest is not None and latest.status in (FINISHED, DIVERGED):
+        _report_earlier(latest, job.summary, job.folder, job.label)
+        return latest
+    return run_folder.load(job.folder)
+
+
+def _train_and_write(
+    job: Job,
+    trainer: Trainer,
+    loaders: tuple[Loader, Loader],
+    summary: Summary,
+    state: dict[str, Any],
+    stop: Stop,
+) -> Summary:
+    """Train on rank 0, and write and print what comes of it."""
+    config, steps = job.config, loaders[0].steps_per_epoch
+    start = run_folder.record_start(job.folder, config, summary, trainer.ranks.device)
+    title = f"{job.label}{describe(config)}"
+    total_steps = config.recipe.epochs * steps
+    first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record counts as its last step
+    about = About(summary.run_id, summary.group_id, title, job.folder, config.model_dump(), start, first_step)
+    with (
+        run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen()) as (sink, console, metrics),
+        run_folder.recording(
+            job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1
+        ) as recorder,
+    ):
+        _announce(console, title, job, trainer, loaders[0], state)
+        save = partial(run_folder.save, job.folder, recorder, metrics)
+        try:
+            summary = train_epochs(config, trainer, loaders, summary, sink, save, stop)
+        except TrainingError as error:
+            kept = runs.read_summary(job.folder) or summary
+            runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=machine.now()))
+            raise TrainingError(f"{job.folder}: {error}") from None
+        summary = replace(summary, status=FINISHED, finished=machine.now())
+        runs.write_summary(job.folder, summary)
+        console.say(f"{job.label}{_result(summary)}")
+        if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
+            console.say(f"{job.label}{_zeroed(list(zeroed))}")
     return summary
 
 
-def _nowhere(summary: Summary, state: dict[str, Any], best: bool) -> None:
-    """How a rank saves that does not write."""
-
-
 def _continued(fresh: Summary, state: dict[str, Any]) -> Summary:
-    """The summary that a checkpoint left, under this program's commit."""
+    """The checkpoint's summary, with this program's commit."""
     return Summary(**{**asdict(fresh), **state["summary"], "commit": fresh.commit})
 
 
@@ -178,8 +242,8 @@ def _new_summary(config: Config, manifest: str) -> Summary:
         identity=values,
         seed=config.seed,
         manifest=manifest,
-        commit=environment.commit(),
-        started=now(),
+        commit=machine.commit(),
+        started=machine.now(),
     )
 
 
@@ -191,15 +255,15 @@ def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -
 
 
 def data_options(config: Config) -> dict[str, Any]:
-    """What `pgt.data.open_set` takes of a config."""
-    options = config.data.model_dump(exclude={"drop_last"})
+    """The arguments of `pgt.data.open_set` that a config gives."""
+    options = {key: value for key, value in config.data.model_dump().items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:
         options["interpolation"] = config.model.interpolation
     return options
 
 
 def describe(config: Config) -> str:
-    """A run in a few words: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
     name = config.experiment or f"{config.model.name} on {config.data.name}"
     return f"{name} {method_title(identity(config))} seed {config.seed}"
 

@@ -158,7 +158,7 @@ class Trainer:
 
     def share_buffers(self) -> None:
         """Combine the running statistics over the ranks, and give the result to every rank."""
-        share = self.ranks.mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.copy_
+        share = self.ranks.all_reduce_mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.broadcast_
         share(batch_norm.buffers(self.model))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
@@ -295,8 +295,8 @@ class Tally:
     def read(self) -> list[float]:
         """Return, over all ranks: samples, correct ones and the sum of losses; the skipped steps of the epoch; the
         number of consecutive steps with a non-finite loss, and the first of them."""
-        sums = self._ranks.add_up(self._sums.clone())
-        skipped, *bad = self._ranks.largest(torch.stack([self._skipped, *self._unread.values()])).tolist()
+        sums = self._ranks.all_reduce_sum(self._sums.clone())
+        skipped, *bad = self._ranks.all_reduce_max(torch.stack([self._skipped, *self._unread.values()])).tolist()
         for step, is_bad in zip(self._unread, bad, strict=True):
             self._streak = [*self._streak, step] if is_bad else []
         self._unread = {}

@@ -21,7 +21,7 @@ from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
 from pgt.runs.norms import FOLDER, RECORDS, read_format
 from pgt.training import folder as run_folder
 from tests.conftest import TINY, compose, train
-from tests.test_stopping import STEPS, begun
+from tests.training.test_stopping import STEPS, begun
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
 

@@ -1,11 +1,11 @@
-"""What the processes of test_distributed.py and test_recorder.py compute."""
+"""The functions that the ranks of test_distributed.py and test_recorder.py run."""
 
 import torch
 
 from pgt.data import open_set
 from pgt.training.assemble import assemble
 from pgt.training.evaluation import evaluate
-from pgt.training.ranks import joined, meet
+from pgt.training.ranks import process_group
 from pgt.training.recorder import Recorder
 
 STEPS = 20
@@ -32,13 +32,13 @@ def trained(configs, ranks):
     return found
 
 
-def in_place(configs, place):
-    with joined(place, meet(place), 2) as ranks:
+def trained_as_rank(configs):
+    with process_group(2) as ranks:
         return trained(configs, ranks)
 
 
 class Kept(dict):
-    """Takes a recorder's records as the file does."""
+    """A file of norms that keeps its records in memory."""
 
     def write(self, step, values):
         self[step] = values.copy()
@@ -48,7 +48,7 @@ class Kept(dict):
 
 
 def recorded(config, ranks):
-    """The first rank's records of an epoch's steps."""
+    """The norms that rank 0 records in an epoch."""
     options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
     torch.manual_seed(config.seed)
     train, _, trainer = assemble(config, open_set(**options), ranks)
@@ -63,6 +63,6 @@ def recorded(config, ranks):
     return dict(kept)
 
 
-def recorded_in_place(config, place):
-    with joined(place, meet(place), 2) as ranks:
+def recorded_as_rank(config):
+    with process_group(2) as ranks:
         return recorded(config, ranks)

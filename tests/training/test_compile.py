@@ -8,11 +8,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from pgt.core.types import Batch
-from pgt.launch import workers
+from pgt.launch.ranks import start_ranks
 from pgt.methods import PowerGradCrossEntropy
 from pgt.training import optimizer
 from pgt.training.precision import Precision
-from pgt.training.ranks import ALONE, joined, lost, meet
+from pgt.training.ranks import ALONE, process_group
 from pgt.training.trainer import Trainer
 
 STEPS = 4
@@ -40,9 +40,9 @@ LIGHT = partial(torch.compile, backend="aot_eager")
 """torch.compile without the C++ compiler, which takes most of the time."""
 
 
-def in_place(all_groups, place):
+def trained_as_rank(all_groups):
     torch.compile = LIGHT
-    with joined(place, meet(place), 2) as ranks:
+    with process_group(2) as ranks:
         return [trained(ranks, True, groups) for groups in all_groups]
 
 
@@ -70,7 +70,7 @@ def test_a_network_is_compiled_twice_whatever_the_number_of_groups(monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_train_compiled_what_one_trains_without(tmp_path):
+def test_processes_train_compiled_what_one_trains_without():
     """With one group each, and with two, of which the second averages over both processes."""
-    for groups, got in zip((2, 4), workers.run_all(in_place, (2, 4), 2, tmp_path, lost), strict=True):
+    for groups, got in zip((2, 4), start_ranks(trained_as_rank, (2, 4), 2), strict=True):
         assert_alike(got, trained(ALONE, False, groups))

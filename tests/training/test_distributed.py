@@ -15,12 +15,12 @@ from pgt.cli.main import main
 from pgt.config import sharing
 from pgt.core.errors import InputError
 from pgt.data import open_set
-from pgt.launch import workers
+from pgt.launch.ranks import start_ranks
 from pgt.training.assemble import assemble
-from pgt.training.ranks import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, lost, visible_gpus
+from pgt.training.ranks import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, visible_gpus
 from pgt.training.trainer import Tally
 from tests.conftest import compose
-from tests.training.layouts import in_place, trained
+from tests.training.layouts import trained, trained_as_rank
 
 SMALL = ("data=synthetic", "data.num_samples=75", "data.image_size=8", "recipe=demo", "recipe.global_batch=24",
          "recipe.local_batch=6", "recipe.lr_peak=0.005", "recipe.warmup_epochs=0", "recipe.epochs=7")  # fmt: skip
@@ -44,9 +44,9 @@ def alone():
     return trained(configs(), ALONE)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request, tmp_path_factory):
-    return workers.run_all(in_place, configs(), request.param, tmp_path_factory.mktemp("logs"), lost)
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def together(request):
+    return start_ranks(trained_as_rank, configs(), request.param)
 
 
 def flat(result):
@@ -67,7 +67,7 @@ def test_one_process_and_several_train_the_same_weights(alone, together, name):
 
 @pytest.fixture
 def one_of_two():
-    """A rank as one of two has it, in a group of its own: all of DDP but the other process."""
+    """Rank 0 of two, in a process group of its own: all of DDP except the other process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Ranks(world_size=2)
     dist.destroy_process_group()
@@ -95,7 +95,7 @@ def test_gradients_are_sent_once_a_step_whatever_its_groups(one_of_two, groups):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_float32_they_differ_by_rounding(alone, together, method):
-    """Which the network amplifies, by a ReLU that falls on the other side of zero, say: a thousandth after 20 steps."""
+    """The network amplifies it, for example at a ReLU whose input changes sign: to a thousandth after 20 steps."""
     one, several = flat(alone[f"{method} fp32"]), flat(together[f"{method} fp32"])
     assert np.linalg.norm(several - one) < 1e-3 * np.linalg.norm(one)
 
@@ -131,10 +131,10 @@ class Threads:
         self._barrier.wait()
         return all_of_them
 
-    def largest(self, tensor):
+    def all_reduce_max(self, tensor):
         return self._exchange(tensor).amax(0)
 
-    def add_up(self, tensor):
+    def all_reduce_sum(self, tensor):
         return self._exchange(tensor).sum(0)
 
 
@@ -201,7 +201,7 @@ def test_more_processes_than_gpus_on_a_machine_are_refused():
 
 
 def test_gpus_that_torch_cannot_use_are_no_reason_to_train_on_the_cpu(monkeypatch, capsys):
-    """Their number comes from the driver, also where it is older than this torch asks for."""
+    """The driver reports their number even if it is too old for this torch."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"^4 GPUs are there, and torch .* cannot use them: their driver"):

@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 from pgt.core.types import IGNORE_INDEX, Batch
-from pgt.launch import workers
+from pgt.launch.ranks import start_ranks
 from pgt.methods import PowerGradCrossEntropy, clip_grad_norm
 from pgt.models import build
 from pgt.training import optimizer
 from pgt.training.precision import Precision
-from pgt.training.ranks import ALONE, lost
+from pgt.training.ranks import ALONE
 from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
 from tests.conftest import compose
-from tests.training.layouts import Kept, recorded, recorded_in_place
+from tests.training.layouts import Kept, recorded, recorded_as_rank
 
 
 class Small(nn.Module):
@@ -124,12 +124,12 @@ def test_a_compiled_network_is_recorded_like_another():
         np.testing.assert_allclose(kept[step], values, rtol=1e-4, atol=1e-6)
 
 
-def test_several_processes_record_what_one_does(tmp_path):
+def test_several_processes_record_what_one_does():
     """Weights and gradients are the whole batch's; features and logits the first rank's last group's, another here."""
     config = compose("data=synthetic", "data.num_samples=72", "data.image_size=8", "recipe=demo", "method=gc_pgt",
                      "recipe.global_batch=24", "recipe.local_batch=6", "recipe.warmup_epochs=0", "recipe.lr_peak=0.005",
                      "model=resnet20_nobn", "trainer.precision=fp64")  # fmt: skip
-    alone, first = recorded(config, ALONE), workers.run_all(recorded_in_place, config, 2, tmp_path, lost)
+    alone, first = recorded(config, ALONE), start_ranks(recorded_as_rank, config, 2)
     assert list(alone) == list(first) == [0, 2]
     own = slice(2, 6 + 64)
     for step, values in first.items():

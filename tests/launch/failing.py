@@ -1,4 +1,4 @@
-"""What workers do in test_workers.py: most of it wrong. Light: these processes import no torch."""
+"""The ranks of test_ranks.py, most of which fail. They import no torch, so that they start quickly."""
 
 import os
 import signal
@@ -7,31 +7,23 @@ import sys
 import time
 from pathlib import Path
 
-from pgt.core.errors import InputError, TrainingError
+from pgt.core.errors import InputError, LostRankError, TrainingError
 
 
-class GoneError(RuntimeError):
-    """As a collective operation fails when a peer has died."""
-
-
-def lost(error):
-    return isinstance(error, GoneError)
-
-
-def work(job, place):
-    """Rank `job["rank"]` does `job["what"]`; the others wait for it."""
-    Path(f"pid{place.rank}").write_text(str(os.getpid()))
+def work(job):
+    """Rank `job["rank"]` does `job["what"]`; the others wait for it, and lose it after `job["wait"]` seconds."""
+    rank = int(os.environ["RANK"])
+    Path(f"pid{rank}").write_text(str(os.getpid()))
     if job.get("forked") and os.fork() == 0:
         time.sleep(60)
         os._exit(0)
     if job.get("children"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     if job["what"] == "return":
-        print(f"rank {place.rank} says this")
-        return place.rank, place.world_size
-    if place.rank != job["rank"]:
+        return {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    if rank != job["rank"]:
         time.sleep(job.get("wait", 300))
-        raise GoneError("Timed out waiting for a peer" if job["what"] == "deaf" else "connection closed by peer")
+        raise LostRankError("timed out" if job["what"] == "deaf" else "connection closed by peer")
     time.sleep(0.3)
     if job["what"] == "fault":
         raise KeyError("the real cause")

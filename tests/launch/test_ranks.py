@@ -1,4 +1,4 @@
-"""Workers that fail: what is said, how soon, and that nothing is left."""
+"""Ranks that `pgt` starts on this machine: results, deaths, stops, and that no process is left behind."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from pgt.core.errors import InputError, TrainingError
-from pgt.core.machine import Place, first_host, found
-from pgt.launch import workers
+from pgt.core.machine import first_host, rank_environment
+from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import find
-from tests import failing
 from tests.conftest import ROOT, TINY, train
+from tests.launch import failing
 
 MARK = "PGT_TEST_MARK"
 
 
 @pytest.fixture
 def marked(tmp_path, monkeypatch):
-    """Processes that this test has started, and theirs, are known by a variable of their environment."""
+    """The living processes that this test has started, and theirs: an environment variable marks them."""
     monkeypatch.setenv(MARK, str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
@@ -42,7 +42,7 @@ def marked(tmp_path, monkeypatch):
 
 
 def start(**job):
-    return workers.run_all(failing.work, job, 2, Path("."), failing.lost)
+    return start_ranks(failing.work, job, 2)
 
 
 def eventually_none(alive, seconds=10):
@@ -52,35 +52,39 @@ def eventually_none(alive, seconds=10):
     return not alive()
 
 
-def test_the_first_ones_result_comes_back_and_the_others_speak_into_a_log(marked, capfd):
-    assert start(what="return") == (0, 2)
-    assert capfd.readouterr().out == "rank 0 says this\n"
-    assert Path("log.rank1.txt").read_text() == "rank 1 says this\n"
+def test_the_result_of_rank_0_comes_back_and_each_has_torchruns_variables(marked):
+    assert start(what="return") == {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     assert eventually_none(marked)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("wait", [0.0, 300])
+FAULT = (TrainingError, r"rank {rank} failed:\nTraceback[\s\S]*KeyError: 'the real cause'")
+KILLED = (TrainingError, r"rank {rank} was killed by SIGKILL \(out of memory\?\); the same command goes on")
+DEATHS = {
+    "fault": FAULT,
+    "kill": KILLED,
+    "input": (InputError, "no such data"),
+    "training": (TrainingError, "the loss is not finite"),
+    "exit": (TrainingError, "rank {rank} ended with exit code 7"),
+}
+CASES = [(what, rank, wait) for what in DEATHS for rank in (0, 1) for wait in (0.0, 300)]
+QUICK = [("fault", 0, 300), ("kill", 1, 0.0)]
+
+
 @pytest.mark.parametrize(
-    ("what", "kind", "text"),
-    [
-        ("fault", TrainingError, r"rank {rank} failed:\nTraceback[\s\S]*KeyError: 'the real cause'"),
-        ("input", InputError, "no such data"),
-        ("training", TrainingError, "the loss is not finite"),
-        ("kill", TrainingError, r"rank {rank} was killed by SIGKILL \(out of memory\?\); the same command goes on"),
-        ("exit", TrainingError, "rank {rank} ended with exit code 7"),
-    ],
+    ("what", "rank", "wait"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 )
-def test_a_failing_worker_takes_the_others_down_and_is_named(marked, what, kind, text, rank, wait):
-    """Whether the others notice by themselves, and even before it is known who failed, or never."""
+def test_a_failing_rank_takes_the_others_down_and_is_named(marked, what, rank, wait):
+    """Both if the others notice it by themselves, even before the failed one has ended, and if they never do."""
     started = time.monotonic()
+    kind, text = DEATHS[what]
     with pytest.raises(kind, match="^" + text.format(rank=rank)):
         start(what=what, rank=rank, wait=wait, children=True)
     assert time.monotonic() - started < 20
     assert eventually_none(marked)
 
 
-def test_a_killed_worker_is_noticed_while_a_child_of_it_lives_on(marked):
+@pytest.mark.slow
+def test_a_killed_rank_is_noticed_while_a_child_of_it_lives_on(marked):
     started = time.monotonic()
     with pytest.raises(TrainingError, match=r"^rank 1 was killed by SIGKILL"):
         start(what="kill", rank=1, forked=True)
@@ -94,9 +98,16 @@ def test_a_rank_that_hangs_is_named(marked):
     assert eventually_none(marked)
 
 
-def test_when_the_parent_is_killed_the_workers_go(marked):
-    code = "from tests.test_workers import start\nif __name__ == '__main__': start(what='deaf', rank=1, children=True)"
-    parent = subprocess.Popen([sys.executable, "-c", code])
+HANGING = """
+from pgt.launch.ranks import start_ranks
+from tests.launch.failing import work
+if __name__ == "__main__":
+    start_ranks(work, {"what": "deaf", "rank": 1, "children": True}, 2)
+"""
+
+
+def test_when_the_parent_is_killed_the_ranks_go(marked):
+    parent = subprocess.Popen([sys.executable, "-c", HANGING])
     while not (Path("pid0").exists() and Path("pid1").exists()):
         time.sleep(0.05)
     parent.kill()
@@ -121,6 +132,7 @@ def long_run(*extra):
     return parent
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_ranks(marked):
     parent = long_run()
     os.killpg(parent.pid, signal.SIGINT)
@@ -130,6 +142,7 @@ def test_ctrl_c_ends_all_ranks(marked):
     assert eventually_none(marked)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(marked):
     parent = long_run()
     [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
@@ -143,6 +156,17 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(marked):
     assert summary.status == "unfinished"
     assert summary.epochs > 0
     assert summary.world_size == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_it_trains_is_named(marked):
+    parent = long_run("trainer.timeout_minutes=0.3")
+    [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
+    os.kill(worker, signal.SIGSTOP)
+    _, err = parent.communicate(timeout=120)
+    assert parent.returncode == 1
+    assert err.startswith("pgt: rank 1 hangs: the others waited trainer.timeout_minutes for it")
+    assert eventually_none(marked)
 
 
 def _is_rank(pid, rank):
@@ -167,6 +191,7 @@ def torchrun(*arguments, nodes=1, node=0, processes=1, port=0):
     )
 
 
+@pytest.mark.slow
 def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
     port = free_port()
     base = (*TINY, "model=resnet20", "recipe.local_batch=4", "trainer.precision=fp64")
@@ -185,9 +210,11 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one run"),
-        (("model=resnet20_nobn", "trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
-         "trainer.devices=3, but 2 processes were started on this machine: leave it out"),
+        pytest.param(("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one",
+                     marks=pytest.mark.slow),
+        pytest.param(("model=resnet20_nobn", "trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
+         "trainer.devices=3, but 2 processes were started on this machine: leave it out",
+                     marks=pytest.mark.slow),
         (("recipe.local_batch=8",), "2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8"),
     ],
 )  # fmt: skip
@@ -203,24 +230,19 @@ def test_bad_input_under_torchrun_is_said_once(marked, arguments, text):
     assert eventually_none(marked)
 
 
-def test_places_are_taken_as_found(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-    assert found() is None
+def test_sruns_variables_are_translated_to_torchruns():
+    assert rank_environment({"HOME": "/"}) is None
     slurm = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
              "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[007-008]",
              "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    assert found() == Place(5, 8, 1, 4, "tcp://gpu007:21232")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert found() is None
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "x"}.items():
-        monkeypatch.setenv(name, value)
+    expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+                "MASTER_ADDR": "gpu007", "MASTER_PORT": "21232"}  # fmt: skip
+    assert rank_environment(slurm) == expected
+    assert rank_environment({**slurm, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     with pytest.raises(InputError, match="'LOCAL_WORLD_SIZE' is not set: use torchrun or srun"):
-        found()
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert found() == Place(3, 4, 1, 2, "env://")
+        rank_environment({**slurm, **torchrun})
+    assert rank_environment({**slurm, **torchrun, "LOCAL_WORLD_SIZE": "2"}) == {**torchrun, "LOCAL_WORLD_SIZE": "2"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,29 @@ DIGITS = ("experiment=demo/bn", "recipe.epochs=3", "recipe.warmup_epochs=1")
 def folder():
     [found] = find(Path("runs"))
     return found[0]
+
+
+@pytest.fixture(scope="module")
+def root_of_finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished")
+    train(*DIGITS, f"paths.runs={root}")
+    return root
+
+
+@pytest.fixture
+def finished(root_of_finished):
+    """The summary of a finished run; `runs` is a copy of its folder."""
+    shutil.copytree(root_of_finished, "runs")
+    return read_summary(folder())
+
+
+@pytest.fixture
+def unfinished(finished):
+    """The folder of a run whose checkpoint is whole, and which stopped before its summary said so."""
+    path = folder()
+    values = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**values, "status": "unfinished"}))
+    return path
 
 
 def curve(path):
@@ -76,8 +100,8 @@ def test_same_seed_same_curve_bit_for_bit():
     assert first != other
 
 
-def test_a_finished_run_is_returned_at_once(capsys):
-    summary = train(*DIGITS)
+def test_a_finished_run_is_returned_at_once(finished, capsys):
+    summary = finished
     before = (folder() / "metrics.jsonl").stat().st_mtime_ns
     capsys.readouterr()
     assert train(*DIGITS) == summary
@@ -87,8 +111,7 @@ def test_a_finished_run_is_returned_at_once(capsys):
     assert (folder() / "metrics.jsonl").stat().st_mtime_ns > before
 
 
-def test_another_commit_is_reported_and_other_data_refused(capsys):
-    train(*DIGITS)
+def test_another_commit_is_reported_and_other_data_refused(finished, capsys):
     path = folder() / "summary.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "commit": "0123456789ab"}))
@@ -113,6 +136,7 @@ def killed_after(epochs, *overrides):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_epoch_to_the_same_curve(capsys):
     overrides = ("experiment=demo/bn", "recipe.epochs=12")
     killed_after(2, *overrides)
@@ -129,18 +153,15 @@ def test_a_killed_run_goes_on_from_its_last_whole_epoch_to_the_same_curve(capsys
     assert resumed == curve(find(Path("whole"))[0][0])
 
 
-def unfinished(*overrides):
-    """The folder of a run of two epochs that stopped after the first."""
-    train(*overrides)
-    path = folder()
-    values = json.loads((path / "summary.json").read_text())
-    (path / "summary.json").write_text(json.dumps({**values, "status": "unfinished"}))
-    return path
+def test_a_damaged_checkpoint_gets_one_line(unfinished):
+    path = unfinished / "checkpoints" / "last.pt"
+    whole = path.read_bytes()
+    for damage in (b"hello", b"", b"PK\x03\x04 torn", "empty", "half"):
+        path.write_bytes(whole)
+        damaged(path, damage)
 
 
-@pytest.mark.parametrize("damage", [b"hello", b"", b"PK\x03\x04 torn", "empty", "half"])
-def test_a_damaged_checkpoint_gets_one_line(damage):
-    path = unfinished(*DIGITS) / "checkpoints" / "last.pt"
+def damaged(path, damage):
     if damage == "empty":
         torch.save({}, path)
     else:
@@ -149,9 +170,9 @@ def test_a_damaged_checkpoint_gets_one_line(damage):
         train(*DIGITS)
 
 
-def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured():
+def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured(unfinished):
     """As the message about a damaged checkpoint advises; its old best must not stand beside new weights."""
-    path = unfinished(*DIGITS)
+    path = unfinished
     values = json.loads((path / "summary.json").read_text())
     (path / "summary.json").write_text(json.dumps({**values, "test_top1_best": 100.0}))
     (path / "checkpoints" / "last.pt").unlink()
@@ -161,8 +182,8 @@ def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured():
     assert [record["epoch"] for record in read_metrics(path) if record["event"] == "epoch"] == [0, 1, 2]
 
 
-def test_lost_metrics_are_noticed_before_they_are_appended_to():
-    path = unfinished(*DIGITS) / "metrics.jsonl"
+def test_lost_metrics_are_noticed_before_they_are_appended_to(unfinished):
+    path = unfinished / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-15])
     with pytest.raises(InputError, match="has lost records that its checkpoint counts"):
         train(*DIGITS)
@@ -190,7 +211,7 @@ def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
 HOOK = (*DIGITS, "method=authors_hook", "recipe.global_batch=32", "trainer.log_every=1")
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_authors_hook_measures_its_own_group(groups):
     """In float32 the loss scale is 1, and so S/N² is 1/N² whatever the groups of a step."""
     local = 32 // groups
@@ -200,6 +221,7 @@ def test_the_authors_hook_measures_its_own_group(groups):
     assert 0 <= first["hook_flushed"] <= 1
 
 
+@pytest.mark.slow
 def test_the_hooks_warning_reaches_the_user():
     done = pgt("train", *HOOK, "recipe.local_batch=32", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
     assert done.returncode == 0, done.stderr
@@ -207,9 +229,9 @@ def test_the_hooks_warning_reaches_the_user():
     assert "warning: S/N²" in (folder() / "log.txt").read_text()
 
 
-def test_an_interrupted_forced_run_does_not_bring_the_old_one_back(capsys):
+def test_an_interrupted_forced_run_does_not_bring_the_old_one_back(finished, capsys):
     """Forced, killed in its first epoch, and asked again without force: it begins anew."""
-    old = train(*DIGITS)
+    old = finished
     config = compose(*DIGITS, "trainer.force=true")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pgt.training.epochs._epoch", interrupt)
@@ -227,9 +249,9 @@ def interrupt(*arguments):
     raise KeyboardInterrupt
 
 
-def test_a_run_goes_on_with_all_it_had_measured():
+def test_a_run_goes_on_with_all_it_had_measured(finished):
     """Stopped after its checkpoint and before its summary: nothing of the last epoch is lost."""
-    whole = train(*DIGITS)
+    whole = finished
     path = folder() / "summary.json"
     path.unlink()
     assert {**asdict(train(*DIGITS)), "started": "", "finished": ""} == {**asdict(whole), "started": "", "finished": ""}
@@ -266,6 +288,7 @@ def test_what_the_config_says_of_the_trainer_reaches_it():
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_alike_bit_for_bit_and_a_later_run_is_free_again():
     overrides = (*TINY, "model=resnet20", "trainer.deterministic=true")
     weights = []
@@ -292,9 +315,8 @@ def test_smoothing_that_the_classes_do_not_allow_is_refused():
     assert not Path("runs").exists()
 
 
-def test_a_run_in_progress_is_not_joined(monkeypatch):
+def test_a_run_in_progress_is_not_joined(finished, monkeypatch):
     monkeypatch.setattr("pgt.runs.folder.LOCK_SECONDS", 0.3)
-    train(*DIGITS)
     config = compose(*DIGITS, "trainer.force=true")
     before = read_summary(folder())
     with lock(folder()), pytest.raises(InputError, match=r"is being trained by another process \(.*, process \d+\)"):
@@ -302,8 +324,7 @@ def test_a_run_in_progress_is_not_joined(monkeypatch):
     assert read_summary(folder()) == before
 
 
-def test_a_summary_of_another_schema_is_refused():
-    train(*DIGITS)
+def test_a_summary_of_another_schema_is_refused(finished):
     path = folder() / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
     with pytest.raises(InputError, match="schema version 99"):
@@ -314,6 +335,7 @@ def test_a_summary_of_another_schema_is_refused():
             train(*DIGITS)
 
 
+@pytest.mark.slow
 def test_it_learns_from_image_folders(tmp_path):
     """Real files, real worker processes: two colours are told apart."""
     import numpy as np
@@ -340,7 +362,7 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
     fresh = run._new_summary(config, "")
     stateful = SimpleNamespace(state_dict=dict, ranks=ALONE, skipped=set())
-    epochs.run_epochs(
+    epochs.train_epochs(
         config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None
     )
     assert best == [True, False, False]

@@ -1,4 +1,4 @@
-"""A run that is asked to stop puts itself away between two steps, and goes on as if nothing had been."""
+"""A run that is asked to stop writes a checkpoint between two steps, and resumes to the same numbers."""
 
 import itertools
 import multiprocessing
@@ -81,11 +81,11 @@ def stopped_at(monkeypatch, look, *more):
 @pytest.mark.parametrize(
     ("look", "place", "begin"),
     [
-        (1, "step 1 of epoch 1", "from epoch 1, step 2"),
+        pytest.param(1, "step 1 of epoch 1", "from epoch 1, step 2", marks=pytest.mark.slow),
         (3, "step 3 of epoch 1", "from the evaluation of epoch 1"),
-        (4, "step 3 of epoch 1", "from the evaluation of epoch 1"),
+        pytest.param(4, "step 3 of epoch 1", "from the evaluation of epoch 1", marks=pytest.mark.slow),
         (5, "step 1 of epoch 2", "from epoch 2, step 2"),
-        (8, "step 3 of epoch 2", "from the evaluation of epoch 2"),
+        pytest.param(8, "step 3 of epoch 2", "from the evaluation of epoch 2", marks=pytest.mark.slow),
     ],
 )
 def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, capsys, whole, look, place, begin):
@@ -96,6 +96,7 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
     assert_same(result("runs"), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean"])
 def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
     train(*RUN, override, "paths.runs=whole")
@@ -106,6 +107,7 @@ def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
     assert_same(result("runs"), result("whole"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_comes_to_its_end(monkeypatch, whole):
     places = [stopped_at(monkeypatch, 2) for _ in range(4)]
     assert len({*places}) == 4
@@ -172,7 +174,7 @@ def begun(*command, steps=10, **options):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_stops_a_process_in_order(capsys, number):
     process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG)
     process.send_signal(number)
@@ -192,6 +194,7 @@ FILES = tuple(override for override in LONG if not override.startswith(("data=",
 """What of `LONG` goes with `images`."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_signal_to_every_process_stops_in_order(backend):
     """As Slurm sends it, twice: data workers that died of it would fail the run in the middle of a step."""
@@ -224,6 +227,7 @@ def test_a_run_that_fails_ends_its_data_workers():
     del caught
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", [2, 4])
 def test_files_that_were_left_out_before_it_was_stopped_count(monkeypatch, look):
     run = [override for override in RUN if not override.startswith(("data=", "data.num_samples", "recipe.epochs"))]
@@ -268,6 +272,7 @@ def place():
     return progress["epoch"], progress["steps"]
 
 
+@pytest.mark.slow
 def test_processes_that_train_together_stop_at_the_same_step():
     run = ("pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4", "trainer.devices=2")
     places = []
@@ -285,6 +290,7 @@ def test_processes_that_train_together_stop_at_the_same_step():
     assert not list(Path("runs").glob("**/log.rank1.txt"))
 
 
+@pytest.mark.slow
 def test_processes_that_train_together_end_their_data_workers():
     """In order: what they leave behind would be complained of."""
     run = (
@@ -327,6 +333,7 @@ def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeyp
     assert_same_weights("whole", "runs")
 
 
+@pytest.mark.slow
 def test_what_two_processes_began_one_goes_on_with(capsys):
     run = (*LONG, "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, "trainer.devices=2", steps=3)
@@ -340,6 +347,7 @@ def test_what_two_processes_began_one_goes_on_with(capsys):
     assert_same_weights("whole", "runs")
 
 
+@pytest.mark.slow
 def test_torchrun_passes_the_request_on():
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     process = begun(*launcher, "pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")

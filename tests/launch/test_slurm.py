@@ -13,7 +13,7 @@ import pytest
 
 from pgt.runs.folder import find
 from tests.conftest import ROOT, TINY, pgt, program
-from tests.test_stopping import assert_same, result
+from tests.training.test_stopping import assert_same, result
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=480", "recipe.local_batch=4",
        "record.norms_every=20")  # fmt: skip
@@ -23,7 +23,7 @@ SECONDS = 120
 BEGUN = 3
 """Records, by which a run is in the middle of its first epoch."""
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
