@@ -108,10 +108,7 @@ def _lead(job: Job, ranks: Ranks, trainer: Trainer, loaders: tuple[Loader, Loade
     job.folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(job.folder):
         latest = None if config.trainer.force else runs.read_summary(job.folder)
-        if latest is not None and latest.status in (
-            FINISHED,
-            DIVERGED,
-        ):  # another process ended it while this one loaded
+        if latest is not None and latest.status in (FINISHED, DIVERGED):  # another process ended it while this one loaded
             _report_earlier(latest, job.summary, job.folder, job.label)
             return ranks.share(latest)
         ranks.share(None)
