@@ -1,1 +1,1 @@
-"""From a command line to checked configs. No torch."""
+"""The schema of a config, and the way from a command line to checked configs."""

@@ -1,4 +1,4 @@
-"""What a mistyped key or choice may have meant."""
+"""Messages about mistyped keys and choices, with what may have been meant."""
 
 from __future__ import annotations
 

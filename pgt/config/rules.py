@@ -1,4 +1,4 @@
-"""Whether a composed config fits the schema, and its values each other; what is wrong is told all at once."""
+"""Checks of a composed config: against the schema, and of its values against each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "above {gt:g}",
 }
-"""What a value must be, by the beginning of the name of pydantic's error."""
+"""From the beginning of the name of one of pydantic's errors to what the value must be."""
 
 
 def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
@@ -38,7 +38,7 @@ def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
 
     Args:
         composed: what Hydra composed, resolved or not.
-        wrong: what is known to be wrong already, to be told with the rest.
+        wrong: errors that are known already, to be told with the others.
 
     Raises:
         InputError: a key that is unknown or missing, a value of the wrong type or out of range, or values that do not
@@ -58,7 +58,7 @@ def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
 
 
 def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """The plain values of a config, and by key what is wrong with interpolations that cannot be resolved."""
+    """The plain values of a config, and by key the errors of interpolations that cannot be resolved."""
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `compose.spell_out` reads it
@@ -127,7 +127,7 @@ def check_size(config: Config) -> None:
 
 
 def _conflicts(config: Config) -> Iterator[str]:
-    """What is wrong with a config whose values are fine one by one."""
+    """Errors of a config whose values are fine one by one: those that do not go together."""
     recipe, method = config.recipe, config.method
     whole_batch = f"(={recipe.global_batch} makes it the whole batch)"
     if recipe.local_batch and recipe.global_batch % recipe.local_batch:

@@ -1,4 +1,4 @@
-"""How a recipe's batch is shared by the devices that are there. No torch."""
+"""How many devices can share a recipe's batch."""
 
 from __future__ import annotations
 
