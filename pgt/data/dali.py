@@ -10,6 +10,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.tensors import TensorListCPU
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
@@ -197,4 +198,4 @@ def _tensor(output: Any) -> Tensor:
     tensor = output.as_tensor()
     if isinstance(output, TensorListCPU):
         return torch.from_numpy(np.asarray(tensor))  # torch does not accept pinned memory through DLPack
-    return torch.from_dlpack(tensor)
+    return from_dlpack(tensor)

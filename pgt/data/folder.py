@@ -82,7 +82,7 @@ class FolderLoader(FileLoader):
         super().close()
         iterator, self._batches._iterator = self._batches._iterator, None
         if iterator is not None:
-            iterator._shutdown_workers()
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def _delivered(self, images: Tensor, labels: Tensor) -> Batch:
         """Move a batch to the device. On a GPU the copy runs on its own stream, during the computation before it."""
@@ -152,14 +152,16 @@ class _Pixels(Dataset[Decoded]):
 def training_pixels(data: bytes, view: View) -> Tensor:
     """Decode the view of an image, resized bilinearly without antialiasing: uint8 [3, S, S]."""
     pixels = TF.resized_crop(_decoded(data), *view.box, list(view.size), InterpolationMode.BILINEAR, antialias=False)
-    return TF.horizontal_flip(pixels) if view.flip else pixels
+    flipped: Tensor = TF.horizontal_flip(pixels) if view.flip else pixels
+    return flipped
 
 
 def evaluation_pixels(data: bytes, view: View, size: int, interpolation: InterpolationMode) -> Tensor:
     """Decode the view of an image with Pillow, whose resize is antialiased: uint8 [3, S, S]."""
     with Image.open(io.BytesIO(data)) as image:
         resized = TF.resize(rgb(image), list(view.size), interpolation)
-    return TF.pil_to_tensor(TF.crop(resized, *view.corner, size, size))
+    pixels: Tensor = TF.pil_to_tensor(TF.crop(resized, *view.corner, size, size))
+    return pixels
 
 
 def _decoded(data: bytes) -> Tensor:
@@ -167,6 +169,8 @@ def _decoded(data: bytes) -> Tensor:
     if data[:2] == b"\xff\xd8":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces its removal
-            return decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
+            pixels: Tensor = decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
+            return pixels
     with Image.open(io.BytesIO(data)) as image:
-        return TF.pil_to_tensor(rgb(image))
+        pixels = TF.pil_to_tensor(rgb(image))
+    return pixels

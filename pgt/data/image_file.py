@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 DECODED_BY_ALL = {"JPEG", "PNG"}
 UNREADABLE = Exception
@@ -93,7 +93,7 @@ def why(error: Exception) -> str:
     """Describe a read error without the path, which the caller names."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image"
     return " ".join(str(error).split()) or type(error).__name__
 

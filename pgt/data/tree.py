@@ -44,7 +44,9 @@ class Files:
         return len(self.names)
 
     def path(self, index: int) -> Path:
-        return self.folder / self.classes[self.labels[index]] / os.fsdecode(bytes(self.names[index]))
+        """Return the path of a file."""
+        path: Path = self.folder / self.classes[self.labels[index]] / os.fsdecode(bytes(self.names[index]))
+        return path
 
     def indices(self, paths: Iterable[Path]) -> set[int]:
         """Return the indices of the given files; files that are not in this split are ignored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +19,9 @@ def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
     """
     import timm  # takes longer to import than torch, and ResNet-20 does not need it
 
-    norm = {} if normalized else {"norm_layer": nn.Identity}
-    return timm.create_model(name, num_classes=num_classes, zero_init_last=False, **norm)
+    norm: dict[str, Any] = {} if normalized else {"norm_layer": nn.Identity}
+    network: nn.Module = timm.create_model(name, num_classes=num_classes, zero_init_last=False, **norm)
+    return network
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {

@@ -60,4 +60,5 @@ class ResNet20(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        return self.fc(self.blocks(x).mean((2, 3)))
+        logits: Tensor = self.fc(self.blocks(x).mean((2, 3)))
+        return logits

@@ -34,7 +34,7 @@ def running_statistics(model: nn.Module, rule: str, group: int, groups: int, fir
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     counts = [norm.num_batches_tracked for norm in norms]
     weighed = [norm for norm in norms if norm.momentum is not None] if rule == MEAN and groups > 1 else []
-    running = [buffer for norm in weighed for buffer in (norm.running_mean, norm.running_var)]
+    running = [buffer for norm in weighed for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     before = [buffer.clone() for buffer in running]
     updated = rule == MEAN or (group == 0 and first_rank)
     for norm in norms:
@@ -47,7 +47,7 @@ def running_statistics(model: nn.Module, rule: str, group: int, groups: int, fir
             norm.track_running_stats, norm.num_batches_tracked = True, count
     if running:
         # After k groups, each of them has the weight momentum / k, and the value from before the step 1 − momentum.
-        weights = [1 / (groups - (groups - 1 - group) * norm.momentum) for norm in weighed for _ in range(2)]
+        weights = [1 / (groups - (groups - 1 - group) * (norm.momentum or 0)) for norm in weighed for _ in range(2)]
         torch._foreach_copy_(running, torch._foreach_lerp(before, running, weights))
 
 

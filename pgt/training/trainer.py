@@ -25,8 +25,9 @@ from pgt.training.recorder import Recorder
 from pgt.training.schedule import Schedule
 
 OPTIONS = signature(DistributedDataParallel).parameters
-SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else "broadcast_buffers"
-"""The name of the DDP option, which torch 2.15 renamed."""
+SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in OPTIONS else "broadcast_buffers"  # before torch 2.15
+KEEP_BUFFERS: dict[str, Any] = {SYNC_BUFFERS: False}
+"""The option of DDP that leaves each rank its own running statistics until `Trainer.share_buffers`."""
 
 SCALER_PATIENCE = 24
 """The number of consecutive steps with a non-finite loss that lowering the loss scale may still mend: 65536 halved so
@@ -84,7 +85,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.tally = Tally(self.parameters[0][1].device, self.ranks)
-        self._network, self._loss = self.model, self.loss
+        self._network: Any = self.model
+        self._loss: Loss = self.loss
         if self.compiled:  # before DDP, whose forward cannot be compiled; DDP's hooks are on the parameters
             # With True, a network with a hook may run code that was compiled for one without.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
@@ -94,7 +96,7 @@ class Trainer:
             self._network = self._shared = DistributedDataParallel(
                 self._network,
                 device_ids=[self.ranks.device] if self.ranks.device.type == "cuda" else None,
-                **{SYNC_BUFFERS: False},  # each rank keeps its own statistics until `share_buffers`
+                **KEEP_BUFFERS,
                 gradient_as_bucket_view=True,
                 static_graph=not self.accumulating,  # a static graph fails with no_sync (torch 2.15)
             )
@@ -276,9 +278,11 @@ class Tally:
         """Let the scaler adapt. It lowers its scale if, and only if, it has skipped the step."""
         if not scaler.is_enabled():
             return
-        before = scaler._get_scale_async().clone()  # get_scale() would wait for the device
-        scaler.update()
-        self._skipped += scaler._get_scale_async() < before
+        scale = scaler._get_scale_async()  # get_scale() would wait for the device
+        assert scale is not None
+        before = scale.clone()
+        scaler.update()  # changes `scale` in place
+        self._skipped += scale < before
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts over all ranks, which call it together."""

@@ -109,6 +109,7 @@ def test_recording_leaves_the_weights_as_they_are():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.slow
 def test_a_compiled_network_is_recorded_like_another():
     """And its weights are those of a compiled network that is not recorded."""
     torch.compiler.reset()
@@ -124,6 +125,7 @@ def test_a_compiled_network_is_recorded_like_another():
         np.testing.assert_allclose(kept[step], values, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_processes_record_what_one_does():
     """Weights and gradients are the whole batch's; features and logits the first rank's last group's, another here."""
     config = compose("data=synthetic", "data.num_samples=72", "data.image_size=8", "recipe=demo", "method=gc_pgt",

@@ -10,10 +10,12 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.types import IGNORE_INDEX, Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.training import checkpoint, optimizer
+from pgt.training.assemble import set_up_torch
 from pgt.training.batch_norm import running_statistics
-from pgt.training.evaluation import evaluate
+from pgt.training.evaluation import calibration_error, calibration_sums, evaluate
 from pgt.training.precision import Precision
 from pgt.training.trainer import Trainer
+from tests.conftest import TINY, compose
 
 
 def trainer(model, precision="fp32", loss=None, rate=0.1):
@@ -232,22 +234,45 @@ def test_evaluation_counts_each_sample_once():
         "test_logit_mean": z.mean().item(),
         "test_logit_max": z.max(dim=1).values.mean().item(),
         "test_logit_variance": z.numpy().var(axis=1).mean(),
-        "test_ece": calibration_error(z, labels),
-        "test_ece_alpha": calibration_error(0.25 * z, labels),
+        "test_ece": calibration_by_definition(z, labels),
+        "test_ece_alpha": calibration_by_definition(0.25 * z, labels),
     }
     assert got == pytest.approx(expected, rel=1e-4)
 
 
-def calibration_error(z, labels):
-    """By its definition, in 15 bins of confidence, in percent."""
+def calibration_by_definition(z, labels):
+    """The expected calibration error in percent, one of 15 bins of confidence after the other."""
     confidence, predicted = z.softmax(1).max(1)
     total = 0.0
     for low in range(15):
-        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        inside = (confidence >= low / 15) & ((confidence < (low + 1) / 15) | (low == 14))
         if inside.any():
-            gap = confidence[inside].mean() - (predicted[inside] == labels[inside]).float().mean()
+            gap = confidence[inside].mean() - (predicted[inside] == labels[inside]).double().mean()
             total += gap.abs().item() * inside.sum().item() / len(labels)
     return 100 * total
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 1000.0])
+def test_the_calibration_error_is_that_of_its_definition(scale):
+    """However the samples are split; at the largest scale confidences are exactly 1."""
+    z, labels = scale * torch.randn(500, 10, dtype=torch.float64), torch.randint(10, (500,))
+    labels[::2] = z.argmax(1)[::2]
+    parts = sum(calibration_sums(a, b) for a, b in zip(z.split(170), labels.split(170), strict=True))
+    assert parts[0].sum() == 500
+    assert 100 * calibration_error(parts).item() == pytest.approx(calibration_by_definition(z, labels), rel=1e-12)
+    assert (parts[0, -1] > 0) == (scale > 1)
+
+
+def test_the_calibration_error_of_a_network_that_diverged_is_no_number():
+    z = torch.full((4, 3), math.nan, dtype=torch.float64)
+    assert math.isnan(calibration_error(calibration_sums(z, torch.zeros(4, dtype=torch.int64))))
+
+
+def test_a_deterministic_run_leaves_the_next_one_free():
+    for deterministic in (False, True, True, False):
+        set_up_torch(compose(*TINY, f"trainer.deterministic={deterministic}"))
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.benchmark != deterministic
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
