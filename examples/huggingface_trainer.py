@@ -12,10 +12,10 @@ from pgt import power_grad_cross_entropy
 
 
 def power_grad_loss(alpha: float) -> Callable[..., Tensor]:
-    """What Trainer takes as `compute_loss_func`.
+    """Return a `compute_loss_func` for Trainer.
 
     Args:
-        alpha: of PGT; 1 is plain cross-entropy.
+        alpha: the α of PGT; 1 is plain cross-entropy.
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
