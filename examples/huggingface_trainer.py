@@ -12,10 +12,10 @@ from pgt import power_grad_cross_entropy
 
 
 def power_grad_loss(alpha: float) -> Callable[..., Tensor]:
-    """Return a `compute_loss_func` for Trainer.
+    """What Trainer takes as `compute_loss_func`.
 
     Args:
-        alpha: the α of PGT; 1 is plain cross-entropy.
+        alpha: of PGT; 1 is plain cross-entropy.
     """
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -12,7 +12,7 @@ class Classifier(lightning.LightningModule):
 
     Args:
         model: the network.
-        alpha: the α of PGT; 1 is plain cross-entropy.
+        alpha: of PGT; 1 is plain cross-entropy.
         learning_rate: of SGD.
     """
 

@@ -2,9 +2,9 @@
 
     python examples/timm_train.py 0.25 /path/to/pytorch-image-models/train.py --model resnet50 ...
 
-The first argument is α, the second is the script, and the others are its own. `--bce-loss` is not a cross-entropy and
-does not change; in `--jsd-loss` only the cross-entropy without label smoothing changes. In a copy of the script, edit
-two lines instead: import PowerGradCrossEntropy, and after the choice of a loss add
+The first argument is α, then comes the script with its own arguments. `--bce-loss` is no cross-entropy and stays what
+it is; so does `--jsd-loss` but for its cross-entropy without label smoothing. In a copy that you edit, two lines do:
+import PowerGradCrossEntropy, and behind the script's choice of a loss
 `train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=args.smoothing)`.
 """
 
@@ -18,7 +18,7 @@ from pgt import PowerGradCrossEntropy
 
 
 def install(alpha: float) -> None:
-    """Replace the cross-entropies that train.py chooses from by PGT. The loss values that it prints stay the same."""
+    """Put PGT in the place of the cross-entropies that train.py chooses from; the values it prints stay the same."""
 
     class TimmCrossEntropy(PowerGradCrossEntropy):
         def __init__(self, smoothing: float = 0.0) -> None:

@@ -28,7 +28,7 @@ IMAGE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 8}
 """Pixels a side of the data sets whose config does not say."""
 
 CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
-"""Of every measured network and its optimizer."""
+"""Classes of every measured network, and the settings of its optimizer."""
 
 Steps = Callable[[int], None]
 """Does a number of training steps, without waiting for the device."""

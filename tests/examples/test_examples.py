@@ -1,4 +1,4 @@
-"""Each adapter trains in its own framework with the reference gradient, that of CE(α·z)/α."""
+"""Each adapter trains, in its own framework, with the reference gradient: that of CE(α·z)/α."""
 
 import os
 import runpy
@@ -32,7 +32,7 @@ def data():
 
 
 def reference(model, accumulate=1, epsilon=0.0):
-    """Train by SGD on CE(α·z)/α."""
+    """SGD on CE(α·z)/α."""
     sgd = torch.optim.SGD(model.parameters(), lr=RATE)
     for index, (x, y) in enumerate(zip(*data(), strict=True)):
         (F.cross_entropy(ALPHA * model(x), y, label_smoothing=epsilon) / ALPHA / accumulate).backward()
@@ -47,7 +47,6 @@ def assert_same_weights(a, b):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the framework's own
 def test_lightning(tmp_path):
     import lightning
@@ -63,7 +62,6 @@ def test_lightning(tmp_path):
     assert_same_weights(module.model, reference(network()))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the framework's own
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_huggingface_trainer(tmp_path, accumulate):
@@ -100,7 +98,7 @@ def test_huggingface_trainer(tmp_path, accumulate):
 
 
 SCRIPT = """
-# as timm's train.py: import the losses by name, and choose one
+# what timm's train.py does with losses: imports them by name, and chooses
 import sys
 import torch
 import torch.nn as nn
@@ -126,14 +124,7 @@ torch.save(model.state_dict(), output)
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "epsilon"),
-    [
-        ("plain", 0.0),
-        pytest.param("smooth", 0.1, marks=pytest.mark.slow),
-        pytest.param("soft", 0.0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("kind", "epsilon"), [("plain", 0.0), ("smooth", 0.1), ("soft", 0.0)])
 def test_timm(tmp_path, kind, epsilon):
     script, output = tmp_path / "train.py", tmp_path / "weights.pt"
     script.write_text(SCRIPT)
