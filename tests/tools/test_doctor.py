@@ -1,4 +1,4 @@
-"""`pgt doctor`: the whole of it on this machine, and each check where something is wrong."""
+"""`pgt doctor`: all checks on this machine, and each check on a fault."""
 
 import errno
 import os
