@@ -27,7 +27,7 @@ from rich.progress import track
 
 from pgt.core.errors import InputError, as_input_error
 from pgt.core.machine import cpus
-from pgt.data.tree import IMAGENET, describe, read_tree
+from pgt.data.tree import COUNTS, describe, read_tree
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
@@ -52,7 +52,8 @@ def prepare(archives: Path, output: Path, workers: int) -> str:
     for split, archive in (("train", archives / TRAIN), ("val", archives / VAL)):
         _unpack_all(archive, output / split, left[split], workers)
     counts = read_tree(output).counts()
-    whole = "complete" if counts == IMAGENET else f"not complete, it has {describe(IMAGENET)}"
+    imagenet = COUNTS["imagenet"]
+    whole = "complete" if counts == imagenet else f"not complete, it has {describe(imagenet)}"
     return f"{output}: {describe(counts)}. ImageNet-1K: {whole}. Next: pgt data verify {output}"
 
 

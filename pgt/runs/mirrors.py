@@ -29,7 +29,7 @@ BINS = 30
 
 @dataclass(frozen=True)
 class About:
-    """What a mirror has to know about a run.
+    """The facts about a run that a mirror is started with.
 
     Attributes:
         run_id, group_id: of the run.

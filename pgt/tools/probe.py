@@ -27,7 +27,7 @@ STEPS, WARM_UP = 50, 5
 
 
 CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
-"""Of every measured network and its optimizer."""
+"""Classes of every measured network, and the settings of its optimizer."""
 
 Steps = Callable[[int], None]
 """Does a number of training steps, without waiting for the device."""

@@ -31,7 +31,7 @@ from pgt.core.errors import InputError
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
 
-BEST, LAST = "best", "last"
+BEST = "best"
 PLAIN: list[Any] = [
     argparse.Namespace,
     np.dtype,

@@ -1,4 +1,4 @@
-"""A run that records norms, by its folder."""
+"""Runs that record norms: the files in their folders."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ def weights(path):
 
 
 def interrupted(*overrides):
-    """The folder of a run that was stopped behind the last step of its second epoch."""
+    """Interrupt a run after the last step of its second epoch; return its folder."""
     evaluate, calls = evaluation.evaluate, []
 
     def stop(*arguments):
@@ -104,7 +104,7 @@ def test_zeroed_filters_are_reported(monkeypatch, capsys):
 
 
 def test_recording_goes_with_accumulation_and_half_precision():
-    """On the CPU fp16 is slow, but the same code."""
+    """fp16 is slow on the CPU, but runs the same code."""
     train(*TINY, "model=resnet20", "recipe.local_batch=2", "trainer.precision=fp16", "trainer.loss_scale=64",
           "data.image_size=8", "method=agc_pgt", "record.norms_every=5")  # fmt: skip
     norms = read_norms(folder())

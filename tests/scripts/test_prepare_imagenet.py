@@ -1,6 +1,7 @@
-"""scripts/prepare_imagenet.py on archives as the official ones, a few images large."""
+"""scripts/prepare_imagenet.py, on archives like the official ones with a few images each."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ from pgt.data.tree import read_tree
 from tests.conftest import ROOT
 
 WNIDS = ["n01440764", "n01443537", "n02101388"]
-"""By ILSVRC2012_ID 2, 1, 3: not in their order as folders. The devkit has inner nodes, too."""
+"""Their ILSVRC2012_IDs are 2, 1, 3, so not in the order of the folders."""
 IDS = [2, 1, 3]
 TRUTH = [1, 3, 2, 2, 1, 3, 3]
 
@@ -66,8 +67,9 @@ def devkit(path, wnids):
 
 def prepare(archives, output):
     command = [sys.executable, str(ROOT / "scripts" / "prepare_imagenet.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([*command, "--archives", str(archives), "--output", str(output)],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+                          capture_output=True, text=True, timeout=120, env=environment)  # fmt: skip
 
 
 def content(root):
@@ -88,7 +90,7 @@ def test_archives_become_class_folders(archives, tmp_path):
 
 
 def test_it_goes_on_where_it_was(archives, tmp_path):
-    """After a kill there are whole classes, and hidden parts of others."""
+    """A kill leaves whole classes, and hidden parts of others."""
     whole = tmp_path / "whole"
     prepare(archives, whole)
     output = tmp_path / "imagenet"
@@ -118,7 +120,7 @@ def test_a_cut_off_archive_leaves_whole_classes_only(archives, tmp_path):
 
 
 def test_a_class_that_lacks_its_last_images_is_not_taken_for_whole(archives, tmp_path):
-    """Its archive ends behind an image, where nothing else is odd about it."""
+    """The archive of a class is cut off exactly after an image."""
     path = archives / "ILSVRC2012_img_train.tar"
     with tarfile.open(path) as outer:
         inner = {member.name: outer.extractfile(member).read() for member in outer}

@@ -1,4 +1,4 @@
-"""Trained networks that the tests of export and validation share."""
+"""Trained networks for the tests of export and validation."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ GENTLE = ("recipe.epochs=2", "recipe.lr_peak=0.01", "recipe.lr_start=0.01")
 
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory):
-    """(overrides) -> folder of a run, trained once."""
+    """Return a function (overrides) -> folder of a run, which is trained once a package."""
     root, runs = tmp_path_factory.mktemp("trained"), {}
 
     def folder(*overrides: str) -> Path:

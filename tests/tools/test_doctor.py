@@ -1,4 +1,4 @@
-"""`pgt doctor`: the whole of it on this machine, and each check where something is wrong."""
+"""`pgt doctor`: all checks on this machine, and each check on a fault."""
 
 import errno
 import os
@@ -179,6 +179,7 @@ def test_the_reason_is_the_line_that_names_the_error():
     assert (reason("Killed\n"), reason("")) == ("Killed", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI")
 def test_pixels_that_differ_are_found(monkeypatch):
     monkeypatch.setattr(doctor, "PIXELS", 0.0)

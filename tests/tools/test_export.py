@@ -37,7 +37,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize("weights", ["best", "last"])
-@pytest.mark.parametrize("name", ["resnet18", "seresnet18"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("seresnet18", marks=pytest.mark.slow)])
 def test_timm_loads_an_export_and_gives_the_same_logits_bit_for_bit(trained, name, weights):
     run = trained(f"model={name}")
     assert main(["export", str(run), "--weights", weights, "--output", "out"]) == 0

@@ -26,7 +26,7 @@ AUTHORS = {"model": "resnet18_wobn", "modify_softmax": 0.25, "lr": 0.1, "warmup_
 
 @pytest.fixture
 def folders(tmp_path):
-    """Ten classes of two 32-pixel images in either split."""
+    """A data set of ten classes, with two small images each in either split."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in range(10):
@@ -38,7 +38,7 @@ def folders(tmp_path):
 
 
 def numbers(text):
-    """label -> numbers of a printed table of measures."""
+    """Return label -> numbers of a printed table of measures."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
     return {row[0]: [float(cell) for cell in row[1:]] for row in rows[1:] if row[0] in validate.MEASURES.values()}
 
@@ -166,7 +166,7 @@ def test_imagenet_is_all_of_imagenet_and_is_set_beside_the_paper(folders, capsys
 
 
 class Trap:
-    """Creates a file where it is unpickled."""
+    """An object that creates a file if it is unpickled."""
 
     def __reduce__(self):
         return open, ("sprung", "w")
