@@ -97,19 +97,22 @@ def _runs(options: argparse.Namespace) -> Path:
 
 def _table(options: argparse.Namespace) -> int:
     from pgt.core.files import write_text
-    from pgt.reproduction import formats, sheets, tables
-    from pgt.runs.folder import find
+    from pgt.reproduction import formats, paper_tables, tables
+    from pgt.runs import frame
 
     form = formats.format_of(options.output) if options.output else options.format or "terminal"
     if options.format not in (None, form):
         raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
     if options.what in ("1", "2", "3", "all"):
-        numbers, found = (1, 2, 3) if options.what == "all" else (int(options.what),), find(_runs(options))
-        as_data = form == "csv"
-        built = [sheets.raw(found, numbers)] if as_data else [sheets.build(found, number) for number in numbers]
+        numbers, runs = (1, 2, 3) if options.what == "all" else (int(options.what),), frame(_runs(options))
+        if form == "csv":
+            found = [paper_tables.paper_data(runs, numbers)]
+        else:
+            found = [paper_tables.paper_table(runs, number) for number in numbers]
     else:
-        built = [(tables.raw if form == "csv" else tables.build)(_runs(options), options.what)]
-    text = formats.render(built, form)
+        table = tables.experiment_data if form == "csv" else tables.experiment_table
+        found = [table(_runs(options), options.what)]
+    text = formats.render(found, form)
     if options.output:
         write_text(options.output, text)
     print(text)
@@ -145,7 +148,7 @@ def _plan(options: argparse.Namespace) -> int:
     from pgt.config.compose import compose_all
     from pgt.config.identity import identity
     from pgt.config.rules import check_size
-    from pgt.reproduction import cost, plan
+    from pgt.reproduction import cost, formats, plan
 
     for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
         os.environ.setdefault(name, "not set")  # data.root costs nothing, and a plan is made before there are data
@@ -168,7 +171,7 @@ def _plan(options: argparse.Namespace) -> int:
             return cost.Speed(options.images_per_second, "stated")
         return bench.get(model) or cost.published_speed(model, options.gpu)
 
-    print(plan.render(items, plan.Machine(speed, loader)))
+    print(formats.render([plan.plan_table(items, plan.Machine(speed, loader))], "markdown"))
     return 0
 
 
@@ -179,14 +182,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from pgt.reproduction import status
+    from pgt.reproduction import formats, status
 
     root = _runs(options)
     found = status.standings(root, options.experiment)
-    if not found:
+    if found.empty:
         what = f"of {options.experiment} " if options.experiment else ""
         raise InputError(f"no run {what}under {root}: `pgt train` makes them, --runs names another folder")
-    print(status.render(found, root))
+    print(formats.render([status.status_table(found, root)], "markdown"))
     return 0
 
 

@@ -113,7 +113,7 @@ def _plan(commands: Commands) -> None:
     plan.add_argument("--gpu", default=DEFAULT_GPU, help=f"whose published speed counts: {cards}")
     speed = plan.add_mutually_exclusive_group()
     speed.add_argument("--images-per-second", type=positive, help="of one GPU, whatever the network")
-    speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
+    speed.add_argument("--bench", type=Path, action="append", help="what the benchmarks wrote with --json")
     speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
     plan.add_argument("--loader-images-per-second", type=positive, help="that the machine's CPUs deliver")
 

@@ -1,4 +1,4 @@
-"""The paper's tables as data: what each row claims, which experiment is to show it, and what speaks against it."""
+"""The paper's tables as data: what each row claims, which experiment reproduces it, and which doubts there are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pgt.config.resources import published_dir
 
 BATCH = 1024
-"""Of Tables 1 and 3."""
+"""The batch of Tables 1 and 3."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class Row:
     """A row of Table 1, 2 or 3.
 
     Attributes:
-        table, number: which one; rows count from 1 as printed.
+        table, number: its table, and its place there, from 1 as printed.
         model, schedule: names of the config groups.
         batch: global batch size.
-        method: as `pgt.runs.method_label` names it.
-        alpha: of PGT; 1 without it.
+        method: as `pgt.runs.labels.method_label` names it.
+        alpha: α of PGT; 1 without it.
         label_smoothing: ε.
         train_top1, test_top1: percent, as printed.
-        readme_top1: test top-1 in the README of the authors' code; None where it has none.
-        experiment: the config that is to show this row. Several rows may share one.
-        notes: numbers of the `NOTES` that touch it.
+        readme_top1: test top-1 in the README of the authors' code; None if that has none.
+        experiment: the config that reproduces this row. Several rows may share one.
+        notes: numbers of the `NOTES` about it.
     """
 
     table: int
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What tells its run from other rows' runs."""
+        """The values that tell its run from the runs of other rows."""
         return self.model, self.schedule, self.batch, self.method, self.alpha, self.label_smoothing
 
 
@@ -68,13 +68,13 @@ NOTES: Mapping[int, str] = {
     10: "In fp16 the authors' code flushes small probabilities to zero before the power, the more the larger the "
     "logits, which grow as α falls. experiment=truncation/... repeats it.",
 }
-"""Where the paper disagrees with itself or with its code."""
+"""The places where the paper disagrees with itself or with its code."""
 
 SMALL = 0.2
-"""Points; a published difference below it gets note 8."""
+"""Points of accuracy; a smaller published difference gets note 8."""
 
 TRUNCATED = 0.3
-"""The largest α with an arm of its own for the authors' fp16 hook."""
+"""The largest α that has experiments for the authors' fp16 hook."""
 
 
 def rows(table: int) -> list[Row]:
@@ -96,9 +96,9 @@ def all_rows() -> tuple[Row, ...]:
 
 
 def baseline(row: Row) -> Row | None:
-    """The row that this one's difference is to: of its table, the one alike but for the method.
+    """The row that this one is compared with: of its table, the one alike but for the method.
 
-    Label smoothing counts as a method where there is no other, so that what PGT adds to it is told apart.
+    Label smoothing counts as a method if there is no other, so that PGT with it is compared with it alone.
     """
     return _baseline(row, rows(row.table))
 
@@ -145,7 +145,7 @@ def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
 
 
 def _experiment(row: Row) -> str:
-    """The config of a setting, named after the row that it comes first in."""
+    """The name of a row's config. Rows that share one take the name of the first of them."""
     names = {
         1: f"{row.model}_{row.schedule}_{row.method}",
         2: f"batch{row.batch}_{row.method.replace('+', '_')}",
@@ -156,7 +156,7 @@ def _experiment(row: Row) -> str:
 
 @cache
 def _readme_lines() -> tuple[tuple[tuple[Any, ...], float], ...]:
-    """(setting, test top-1) of each line of the README; its networks without batch norm had a batch of 256."""
+    """(setting, test top-1) of each line of the README, whose networks without batch norm have a batch of 256."""
     found = []
     for line in _read("authors_readme"):
         alpha = float(line["alpha"])
@@ -172,7 +172,7 @@ def _readme(row: Row) -> float | None:
 
 
 def _notes(row: Row, base: Row | None) -> tuple[int, ...]:
-    """Those of `NOTES` that touch a row, apart from the two that touch all (4 and 7)."""
+    """The numbers of the `NOTES` about a row, without the two about all rows (4 and 7)."""
     power = row.alpha != 1
     touched = {
         1: power and (row.model, row.schedule) == ("resnet50", "step"),

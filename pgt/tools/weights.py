@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pgt.config.identity import method_label
 from pgt.core.errors import InputError
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
+from pgt.runs.labels import method_label
 
 BEST, LAST = "best", "last"
 PLAIN = [

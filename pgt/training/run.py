@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt import data
-from pgt.config.identity import group_id, identity, method_title, run_id
+from pgt.config.identity import group_id, identity, run_id
 from pgt.config.schema import Config
 from pgt.core import machine as environment
 from pgt.core.errors import InputError, TrainingError
@@ -19,6 +19,7 @@ from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Console, Screen
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
+from pgt.runs.labels import method_title
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder

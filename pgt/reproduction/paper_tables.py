@@ -1,18 +1,18 @@
-"""Tables 1, 2 and 3 as they are printed: the paper's layout, with what was measured in further columns."""
+"""Tables 1, 2 and 3: the paper's columns, and what was measured in further ones."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+
+import pandas as pd
 
 from pgt.reproduction import cost, published
-from pgt.reproduction.formats import Table, datum, sample_data
-from pgt.reproduction.groups import nested
+from pgt.reproduction.formats import Table, data_table, sample_data
+from pgt.reproduction.groups import joined
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
-from pgt.runs.folder import Summary
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -65,15 +65,12 @@ RULE = (
     "likely than the interval says (docs/reproduction.md)."
 )
 
-Runs = Sequence[tuple[Path, Summary]]
-"""As `pgt.runs.find` gives them."""
-
 ALL_ROWS = (4, 7)
-"""Notes that touch every row."""
+"""Numbers of the notes that hold for every row."""
 
 
-def build(runs: Runs, table: int) -> Table:
-    """One of the paper's tables with these runs."""
+def paper_table(runs: pd.DataFrame, table: int) -> Table:
+    """One of the paper's tables, filled by runs as `pgt.runs.frame` gives them."""
     lines, strays = measure(runs, table)
     keys = _keys(table)
     touching = sorted({number for line in lines for number in line.row.notes} | set(ALL_ROWS))
@@ -88,13 +85,12 @@ def build(runs: Runs, table: int) -> Table:
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
 
-def raw(runs: Runs, numbers: Sequence[int]) -> Table:
-    """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
-    lines = [_raw(line) for number in numbers for line in measure(runs, number)[0]]
-    return Table("", list(lines[0]), [[datum(value) for value in line.values()] for line in lines])
+def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
+    """Several of the paper's tables as one of data, for CSV: a number a cell, nothing rounded."""
+    return data_table([_data(line) for table in tables for line in measure(runs, table)[0]])
 
 
-def _raw(line: Line) -> dict[str, object]:
+def _data(line: Line) -> dict[str, object]:
     row, claim, gain, verdict = line.row, published.difference(line.row), line.difference, line.verdict
     return {
         "table": row.table,
@@ -140,7 +136,7 @@ def _keys(table: int) -> list[str]:
 
 
 def _cells(lines: Sequence[Line], table: int) -> list[list[str]]:
-    """The cells of every line; what the line above says already of the row is not repeated."""
+    """The cells of every line; the row's own are not repeated in its further lines."""
     rows: list[list[str]] = []
     before = None
     for line in lines:
@@ -168,7 +164,7 @@ def _measured(line: Line, first: bool) -> list[str]:
     paper = (f"{row.train_top1:.2f}", f"{row.test_top1:.3f}{marks}", readme, "" if claim is None else _signed(claim))
     train, test, printed, gain = paper if first else ("",) * 4
     return [
-        " ".join(part for part in (str(line.arm), line.setting) if part),
+        joined(str(line.arm), line.setting),
         f"{len(line.seeds)}{others}",
         train,
         _text(line.train),
@@ -191,16 +187,17 @@ def _signed(value: float) -> str:
 
 
 def _hours(row: Row) -> str:
-    """Time of one run of the row, in words."""
+    """The time of one run of the row, in words."""
     speed = cost.published_speed(row.model, cost.DEFAULT_GPU)
     if speed is None:
         return "cost not known"
-    work = cost.work(nested(expected(row, ARMS[0])))
+    work = cost.work(expected(row, ARMS[0]))
     return f"{work.gpu_seconds(speed.images_per_second) / 3600:.0f} GPU-h"
 
 
 def _commands(lines: Sequence[Line]) -> list[str]:
-    """What would run the rows that are not run, and decide those that are undecided: on both sides of a difference."""
+    """Commands that run the rows that are not run, and those that decide the undecided ones: on both sides of a
+    difference."""
     wanted: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     ended: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     rows: dict[tuple[str, str, str], Row] = {}
@@ -231,11 +228,11 @@ def _commands(lines: Sequence[Line]) -> list[str]:
 
 
 FEW = 30
-"""Seeds that a command names; a difference that needs more will not be shown so."""
+"""The most seeds that a command names: nobody shows a difference that needs more."""
 
 
 def _experiment(row: Row, arm: Arm) -> str:
-    """What trains a row in an arm, as `experiment=` takes it, with the overrides that it still needs."""
+    """The experiment that trains a row in an arm, and the overrides that it needs."""
     if arm.implementation == EXACT:
         return row.experiment
     if row.alpha <= published.TRUNCATED:
@@ -248,8 +245,7 @@ def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Seque
     many = "-m " if len(seeds) * len(recipes) > 1 else ""
     recipe = f"recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
     seed = f"seed={','.join(map(str, seeds))}"
-    parts = " ".join(part for part in (f"experiment={experiment}", recipe, setting, seed) if part)
-    return f"- `pgt train {many}{parts}` ({_hours(row)} a run)"
+    return f"- `pgt train {many}{joined(f'experiment={experiment}', recipe, setting, seed)}` ({_hours(row)} a run)"
 
 
 def _stray(stray: Stray) -> str:
