@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from pgt.config.resources import choices
 from pgt.core.errors import InputError
+from pgt.reproduction.statistics import Sample, sample
 from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import config_names, frame
 from pgt.runs.labels import with_alpha
@@ -46,7 +48,7 @@ class Group:
 
     @property
     def finished(self) -> pd.DataFrame:
-        return self.runs[self.runs.status == FINISHED]
+        return finished(self.runs)
 
 
 def read_groups(root: Path, experiment: str) -> list[Group]:
@@ -58,6 +60,11 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
     runs = frame(root, experiment)
     if runs.empty:
         raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
+    return grouped(runs)
+
+
+def grouped(runs: pd.DataFrame) -> list[Group]:
+    """Runs in groups: by experiment, the baseline first."""
     heads = runs.drop_duplicates(["experiment", "group_id"])
     of_method = [name for name in config_names(runs) if name.startswith("method.")]
     others = [name for name in config_names(runs) if name not in of_method]
@@ -107,9 +114,25 @@ def farthest(runs: pd.DataFrame, by: str = "run_id") -> pd.DataFrame:
     return runs.loc[sorted(order.drop_duplicates(by).index)]
 
 
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs.status == FINISHED]
+
+
+def unfinished(runs: pd.DataFrame) -> dict[str, int]:
+    """How many runs of each status other than finished there are. They are not in the numbers."""
+    return dict(Counter(runs.status[runs.status != FINISHED]))
+
+
 def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
-    """A measured value of the runs of one setting, by their seeds."""
-    return dict(zip(runs.seed.tolist(), runs[name].tolist(), strict=True))
+    """A measured value of the finished runs of one setting, by their seeds."""
+    done = finished(runs)
+    return dict(zip(done.seed.tolist(), done[name].tolist(), strict=True))
+
+
+def measured(runs: pd.DataFrame, name: str) -> Sample | None:
+    """Mean and deviation of a measured value over the finished runs of one setting; None if there are none."""
+    values = list(by_seed(runs, name).values())
+    return sample(values) if values else None
 
 
 def data_of(runs: pd.DataFrame) -> str:

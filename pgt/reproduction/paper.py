@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import pandas as pd
 
 from pgt.config.resources import read_conf
 from pgt.reproduction import published
-from pgt.reproduction.groups import by_seed, farthest, overrides, unlike
+from pgt.reproduction.groups import by_seed, farthest, finished, measured, overrides, unfinished, unlike
 from pgt.reproduction.published import Row
 from pgt.reproduction.statistics import (
     NOT_RUN,
@@ -22,9 +22,8 @@ from pgt.reproduction.statistics import (
     difference,
     judge_accuracy,
     judge_difference,
-    sample,
 )
-from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED
+from pgt.runs.folder import DIVERGED
 from pgt.runs.frame import config_names, dotted
 
 EXACT, HOOK = "exact", "authors_hook"
@@ -33,6 +32,9 @@ DATA, IMAGE_SIZE = "imagenet", 224
 
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
+
+BEST = "test_top1_best"
+"""The value that verdicts go by."""
 
 DECODER = "data.backend"
 """The decoder of images, which depends on the machine."""
@@ -56,32 +58,48 @@ ARMS = tuple(Arm(recipe, implementation) for implementation in (EXACT, HOOK) for
 """All arms, in the order of their lines."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
-    """What was measured of a row, in one arm and one setting.
+    """The runs of a row, in one arm and one setting, beside those of the baseline.
 
     Attributes:
         setting: overrides that lead from the row's experiment to these runs; empty if there are none.
-        seeds: of the finished runs.
-        ended: of the finished and the diverged ones.
-        others: how many runs of each status other than finished there are. They are not in the numbers.
-        train: training top-1 of the last epoch.
-        best, final: test top-1 of the best and of the last epoch.
-        difference, train_difference: of `best` and `train` to the baseline's.
+        runs, baseline: rows of the frame of runs; empty if there are none.
     """
 
     row: Row
     arm: Arm
     setting: str
-    seeds: Sequence[int]
-    ended: Sequence[int]
-    others: Mapping[str, int]
-    train: Sample | None
-    best: Sample | None
-    final: Sample | None
-    difference: Difference | None
-    train_difference: Difference | None
-    verdict: Verdict
+    runs: pd.DataFrame
+    baseline: pd.DataFrame
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the finished runs."""
+        return sorted(by_seed(self.runs, "epochs"))
+
+    def measured(self, name: str) -> Sample | None:
+        return measured(self.runs, name)
+
+    def difference(self, name: str) -> Difference | None:
+        """The difference to the baseline."""
+        return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict by the best epoch: on a baseline by its accuracy, on a method by its difference.
+
+        A row of which runs diverged says so: that is a finding about networks without batch norm, and no accident to be
+        left out.
+        """
+        best, claim = self.measured(BEST), published.difference(self.row)
+        if diverged := unfinished(self.runs).get(DIVERGED):
+            return Verdict(DIVERGED, f"{diverged} of {diverged + len(self.seeds)}")
+        if best is None:
+            return Verdict(NOT_RUN)
+        if claim is None:
+            return judge_accuracy(self.row.test_top1, best)
+        return judge_difference(claim, self.difference(BEST))
 
 
 @dataclass(frozen=True)
@@ -184,7 +202,7 @@ def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
         for experiment in members.experiment:
             if own := by_experiment.get(experiment):
                 strays[experiment, (place or _place(config, own)).differing] += 1
-    lines = [line for row in rows for line in _lines(row, filling)]
+    lines = [line for row in rows for line in _lines(row, filling, runs.iloc[:0])]
     return lines, [Stray(name, count, differing) for (name, differing), count in strays.items()]
 
 
@@ -217,7 +235,7 @@ def _place(config: Mapping[str, Any], row: Row) -> Place:
     return Place(row.setting, ARMS[position], text)
 
 
-def _lines(row: Row, filling: Filling) -> list[Line]:
+def _lines(row: Row, filling: Filling, nothing: pd.DataFrame) -> list[Line]:
     """A line for each arm and setting that has runs, and for both recipes of Eq. 9 in any case."""
     lines = []
     for arm in ARMS:
@@ -225,10 +243,10 @@ def _lines(row: Row, filling: Filling) -> list[Line]:
         configs = [_config(runs) for runs in groups]
         several = len({config.get(DECODER) for config in configs}) > 1
         for runs, config in zip(groups, configs, strict=True):
-            baseline = _baseline(row, arm, config, filling)
-            lines.append(_line(row, arm, _label(row, arm, config, several), runs, baseline))
+            baseline = next(iter(_baselines(row, arm, config, filling)), nothing)
+            lines.append(Line(row, arm, _label(row, arm, config, several), runs, baseline))
         if not groups and arm.implementation == EXACT:
-            lines.append(_line(row, arm, "", None, None))
+            lines.append(Line(row, arm, "", nothing, nothing))
     return lines
 
 
@@ -247,58 +265,14 @@ def _label(row: Row, arm: Arm, config: Mapping[str, Any], several: bool) -> str:
     return overrides(values | ({DECODER: config.get(DECODER)} if several else {}))
 
 
-def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling) -> pd.DataFrame | None:
-    """The runs that a line is compared with: of the baseline's row, by the same recipe, alike but for the method and
-    the decoder. The hook's group size makes no difference to a baseline."""
+def _baselines(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling) -> list[pd.DataFrame]:
+    """The runs that a line may be compared with, the most alike first: of the baseline's row, by the same recipe, alike
+    but for the method and the decoder. The hook's group size makes no difference to a baseline."""
     base = published.baseline(row)
-    if base is None:
-        return None
     free = {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}
-    candidates = []
-    for runs in filling.get(Place(base.setting, Arm(arm.recipe, EXACT)), []):
+    found = []
+    for runs in filling.get(Place(base.setting, Arm(arm.recipe, EXACT)), []) if base else []:
         differing = {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
-        if differing <= free and (runs.status == FINISHED).any():
-            candidates.append((len(differing), runs))
-    return min(candidates, key=lambda candidate: candidate[0], default=(0, None))[1]
-
-
-def _line(row: Row, arm: Arm, setting: str, runs: pd.DataFrame | None, baseline: pd.DataFrame | None) -> Line:
-    def values(frame: pd.DataFrame | None, name: str) -> dict[int, float]:
-        return {} if frame is None else by_seed(frame[frame.status == FINISHED], name)
-
-    def measured(name: str) -> Sample | None:
-        found = list(values(runs, name).values())
-        return sample(found) if found else None
-
-    def against(name: str) -> Difference | None:
-        return difference(values(runs, name), values(baseline, name))
-
-    best, gain = measured("test_top1_best"), against("test_top1_best")
-    status = pd.Series(dtype=str) if runs is None else runs.set_index("seed").status
-    others = {str(name): count for name, count in status[status != FINISHED].value_counts(sort=False).items()}
-    seeds = sorted(status.index[status == FINISHED])
-    return Line(
-        row=row,
-        arm=arm,
-        setting=setting,
-        seeds=seeds,
-        ended=sorted(status.index[status != UNFINISHED]),
-        others=others,
-        train=measured("train_top1"),
-        best=best,
-        final=measured("test_top1_final"),
-        difference=gain,
-        train_difference=against("train_top1"),
-        verdict=_verdict(row, best, gain, others.get(DIVERGED, 0), len(seeds)),
-    )
-
-
-def _verdict(row: Row, best: Sample | None, gain: Difference | None, diverged: int, done: int) -> Verdict:
-    """Judge a baseline by its accuracy and a method by its difference. A row of which runs diverged says so: that is a
-    finding about networks without batch norm, and no accident to be left out."""
-    if diverged:
-        return Verdict(DIVERGED, f"{diverged} of {diverged + done}")
-    claim = published.difference(row)
-    if best is None:
-        return Verdict(NOT_RUN)
-    return judge_accuracy(row.test_top1, best) if claim is None else judge_difference(claim, gain)
+        if differing <= free and not finished(runs).empty:
+            found.append((len(differing), runs))
+    return [runs for _, runs in sorted(found, key=lambda one: one[0])]

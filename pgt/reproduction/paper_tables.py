@@ -9,10 +9,11 @@ import pandas as pd
 
 from pgt.reproduction import cost, published
 from pgt.reproduction.formats import Table, data_table, sample_data
-from pgt.reproduction.groups import joined
-from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
+from pgt.reproduction.groups import joined, unfinished
+from pgt.reproduction.paper import ARMS, BEST, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
+from pgt.runs.folder import UNFINISHED
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -91,7 +92,8 @@ def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
 
 
 def _data(line: Line) -> dict[str, object]:
-    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference, line.verdict
+    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference(BEST), line.verdict
+    train = line.difference("train_top1")
     return {
         "table": row.table,
         "row": row.number,
@@ -111,15 +113,15 @@ def _data(line: Line) -> dict[str, object]:
         "test_top1_paper": row.test_top1,
         "test_top1_readme": row.readme_top1,
         "test_diff_paper": None if claim is None else round(claim, 3),
-        **sample_data("train_top1", line.train),
-        **sample_data("test_top1_best", line.best),
-        **sample_data("test_top1_final", line.final),
+        **sample_data("train_top1", line.measured("train_top1")),
+        **sample_data(BEST, line.measured(BEST)),
+        **sample_data("test_top1_final", line.measured("test_top1_final")),
         "test_diff": gain and gain.mean,
         "test_diff_low": gain and gain.low,
         "test_diff_high": gain and gain.high,
         "test_diff_n": gain and gain.n,
         "test_diff_paired": gain and gain.paired,
-        "train_diff": line.train_difference and line.train_difference.mean,
+        "train_diff": train and train.mean,
         "verdict": verdict.name,
         "verdict_detail": verdict.detail,
         "seeds_needed": verdict.seeds,
@@ -159,7 +161,7 @@ def _measured(line: Line, first: bool) -> list[str]:
     """The columns `MEASURED`; the paper's own only in the first line of a row."""
     row, claim = line.row, published.difference(line.row)
     marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
-    others = "".join(f", {count} {status}" for status, count in line.others.items())
+    others = "".join(f", {count} {status}" for status, count in unfinished(line.runs).items())
     readme = f"{row.readme_top1:.3f}" if row.readme_top1 is not None else ""
     paper = (f"{row.train_top1:.2f}", f"{row.test_top1:.3f}{marks}", readme, "" if claim is None else _signed(claim))
     train, test, printed, gain = paper if first else ("",) * 4
@@ -167,13 +169,13 @@ def _measured(line: Line, first: bool) -> list[str]:
         joined(str(line.arm), line.setting),
         f"{len(line.seeds)}{others}",
         train,
-        _text(line.train),
+        _text(line.measured("train_top1")),
         test,
         printed,
-        _text(line.best),
-        _text(line.final),
+        _text(line.measured(BEST)),
+        _text(line.measured("test_top1_final")),
         gain,
-        _text(line.difference),
+        _text(line.difference(BEST)),
         str(line.verdict) if line.verdict.name != NOT_RUN else f"{NOT_RUN} ({_hours(row)})",
     ]
 
@@ -200,31 +202,28 @@ def _commands(lines: Sequence[Line]) -> list[str]:
     difference."""
     wanted: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     ended: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    rows: dict[tuple[str, str, str], Row] = {}
+    hours: dict[str, str] = {}
 
     def name(row: Row, arm: Arm, setting: str) -> tuple[str, str, str]:
-        key = (_experiment(row, arm), arm.recipe, setting)
-        rows[key] = row
-        return key
+        experiment = _experiment(row, arm)
+        hours[experiment] = _hours(row)
+        return experiment, setting, arm.recipe
 
     for line in lines:
         own, base = name(line.row, line.arm, line.setting), published.baseline(line.row)
-        ended[own] |= set(line.ended)
-        if line.verdict.name == NOT_RUN:
-            wanted[own].add(0)
-        elif line.verdict.name == UNDECIDED and line.verdict.seeds and line.verdict.seeds <= FEW:
-            wanted[own] |= set(range(line.verdict.seeds))
-            if base is not None:
-                free = " ".join(part for part in line.setting.split() if not part.startswith("method."))
-                wanted[name(base, Arm(line.arm.recipe, EXACT), free)] |= set(range(line.verdict.seeds))
-    by_recipe: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for (experiment, recipe, setting), seeds in wanted.items():
-        if missing := tuple(sorted(seeds - ended[experiment, recipe, setting])):
-            by_recipe[experiment, setting, missing].append(recipe)
-    return [
-        _command(experiment, setting, seeds, recipes, rows[experiment, recipes[0], setting])
-        for (experiment, setting, seeds), recipes in by_recipe.items()
-    ]
+        needed = 1 if line.verdict.name == NOT_RUN else line.verdict.seeds or 0
+        ended[own] |= set(line.runs.seed[line.runs.status != UNFINISHED])
+        if 0 < needed <= FEW:
+            wanted[own] |= set(range(needed))
+            if base and line.verdict.name == UNDECIDED:
+                free = joined(*(part for part in line.setting.split() if not part.startswith("method.")))
+                wanted[name(base, Arm(line.arm.recipe, EXACT), free)] |= set(range(needed))
+    recipes: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for key, numbers in wanted.items():
+        experiment, setting, recipe = key
+        if missing := tuple(sorted(numbers - ended[key])):
+            recipes[experiment, setting, missing].append(recipe)
+    return [_command(*command, of, hours[command[0]]) for command, of in recipes.items()]
 
 
 FEW = 30
@@ -241,11 +240,11 @@ def _experiment(row: Row, arm: Arm) -> str:
     return f"{row.experiment} method.implementation={arm.implementation}{batch}"
 
 
-def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Sequence[str], row: Row) -> str:
+def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Sequence[str], hours: str) -> str:
     many = "-m " if len(seeds) * len(recipes) > 1 else ""
     recipe = f"recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
     seed = f"seed={','.join(map(str, seeds))}"
-    return f"- `pgt train {many}{joined(f'experiment={experiment}', recipe, setting, seed)}` ({_hours(row)} a run)"
+    return f"- `pgt train {many}{joined(f'experiment={experiment}', recipe, setting, seed)}` ({hours} a run)"
 
 
 def _stray(stray: Stray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -28,7 +28,6 @@ class Row:
         train_top1, test_top1: percent, as printed.
         readme_top1: test top-1 in the README of the authors' code; None if that has none.
         experiment: the config that reproduces this row. Several rows may share one.
-        notes: numbers of the `NOTES` about it.
     """
 
     table: int
@@ -43,12 +42,27 @@ class Row:
     test_top1: float
     readme_top1: float | None
     experiment: str
-    notes: tuple[int, ...]
 
     @property
     def setting(self) -> tuple[Any, ...]:
         """The values that tell its run from the runs of other rows."""
         return self.model, self.schedule, self.batch, self.method, self.alpha, self.label_smoothing
+
+    @property
+    def notes(self) -> tuple[int, ...]:
+        """The numbers of the `NOTES` about it, without the two about all rows (4 and 7)."""
+        power, claim = self.alpha != 1, difference(self)
+        holds = {
+            1: power and (self.model, self.schedule) == ("resnet50", "step"),
+            2: self.table == 1 and power and self.model in ("resnet50", "seresnet50") and self.schedule == "cosine",
+            3: self.table == 2 and self.batch == 256 and self.method == "pgt",
+            5: self.label_smoothing > 0,
+            6: self.method.split("+")[0] in ("gc", "agc"),
+            8: claim is not None and abs(claim) < SMALL,
+            9: self.table == 1 and power and (self.model, self.schedule) == ("resnet50", "cosine"),
+            10: power and self.alpha <= TRUNCATED,
+        }
+        return tuple(number for number, about in holds.items() if about)
 
 
 NOTES: Mapping[int, str] = {
@@ -89,9 +103,9 @@ def all_rows() -> tuple[Row, ...]:
     first: dict[tuple[Any, ...], Row] = {}
     for row in found:
         first.setdefault(row.setting, row)
+    readme = {_readme_setting(line): float(line["test_top1"]) for line in reversed(_read("authors_readme"))}
     return tuple(
-        replace(row, experiment=_experiment(first[row.setting]), notes=_notes(row, _baseline(row, found)))
-        for row in found
+        replace(row, experiment=_experiment(first[row.setting]), readme_top1=readme.get(row.setting)) for row in found
     )
 
 
@@ -100,17 +114,11 @@ def baseline(row: Row) -> Row | None:
 
     Label smoothing counts as a method if there is no other, so that PGT with it is compared with it alone.
     """
-    return _baseline(row, rows(row.table))
-
-
-def _baseline(row: Row, table: Sequence[Row]) -> Row | None:
-    if row.method != "baseline":
-        wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, row.label_smoothing)
-    elif row.label_smoothing:
-        wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, 0.0)
-    else:
+    if row.method == "baseline" and not row.label_smoothing:
         return None
-    return next(other for other in table if (other.table, other.setting) == (row.table, wanted))
+    smoothing = row.label_smoothing if row.method != "baseline" else 0.0
+    wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, smoothing)
+    return next(other for other in rows(row.table) if other.setting == wanted)
 
 
 def difference(row: Row) -> float | None:
@@ -126,7 +134,7 @@ def _read(name: str) -> list[dict[str, str]]:
 
 def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
     alpha = float(line["alpha"] or 1)
-    row = Row(
+    return Row(
         table=table,
         number=number,
         model=line["model"],
@@ -139,9 +147,7 @@ def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
         test_top1=float(line["test_top1"]),
         readme_top1=None,
         experiment="",
-        notes=(),
     )
-    return replace(row, readme_top1=_readme(row))
 
 
 def _experiment(row: Row) -> str:
@@ -154,34 +160,8 @@ def _experiment(row: Row) -> str:
     return f"table{row.table}/{names[row.table]}"
 
 
-@cache
-def _readme_lines() -> tuple[tuple[tuple[Any, ...], float], ...]:
-    """(setting, test top-1) of each line of the README, whose networks without batch norm have a batch of 256."""
-    found = []
-    for line in _read("authors_readme"):
-        alpha = float(line["alpha"])
-        batch = 256 if line["model"].endswith("_nobn") else BATCH
-        method = "baseline" if alpha == 1 else "pgt"
-        setting = (line["model"], line["scheduler"], batch, method, alpha, float(line["label_smoothing"] or 0))
-        found.append((setting, float(line["test_top1"])))
-    return tuple(found)
-
-
-def _readme(row: Row) -> float | None:
-    return next((top1 for setting, top1 in _readme_lines() if setting == row.setting), None)
-
-
-def _notes(row: Row, base: Row | None) -> tuple[int, ...]:
-    """The numbers of the `NOTES` about a row, without the two about all rows (4 and 7)."""
-    power = row.alpha != 1
-    touched = {
-        1: power and (row.model, row.schedule) == ("resnet50", "step"),
-        2: row.table == 1 and power and row.model in ("resnet50", "seresnet50") and row.schedule == "cosine",
-        3: row.table == 2 and row.batch == 256 and row.method == "pgt",
-        5: row.label_smoothing > 0,
-        6: row.method.split("+")[0] in ("gc", "agc"),
-        8: base is not None and abs(row.test_top1 - base.test_top1) < SMALL,
-        9: row.table == 1 and power and (row.model, row.schedule) == ("resnet50", "cosine"),
-        10: power and row.alpha <= TRUNCATED,
-    }
-    return tuple(number for number, holds in touched.items() if holds)
+def _readme_setting(line: Mapping[str, str]) -> tuple[Any, ...]:
+    """The same as `Row.setting`, of a line of the README, whose networks without batch norm have a batch of 256."""
+    alpha, batch = float(line["alpha"]), 256 if line["model"].endswith("_nobn") else BATCH
+    method = "baseline" if alpha == 1 else "pgt"
+    return line["model"], line["scheduler"], batch, method, alpha, float(line["label_smoothing"] or 0)

@@ -34,19 +34,6 @@ WIDTH, HEIGHT = 460, 170
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure inside the page.
-
-    Attributes:
-        title: over it.
-        data: the picture as a `data:` address.
-    """
-
-    title: str
-    data: str
-
-
-@dataclass(frozen=True)
 class Section:
     """The part of the page about one run.
 
@@ -137,8 +124,8 @@ def _measured_rows(runs: pd.DataFrame) -> int:
     return len({(line.row.table, line.row.number) for line in lines if line.seeds})
 
 
-def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[Picture]:
-    """Every figure that there are runs for: the paper's own, and those of each other experiment."""
+def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(title, `data:` address) of each figure that there are runs for: the paper's own, and other experiments'."""
     wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS]
     own = [name for name in experiments if not _is_paper(name) and name not in grid.EXPERIMENTS.values()]
     wanted += [(number, name) for name in own for number in (4, 5, 8, 10)]
@@ -147,8 +134,8 @@ def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[Picture]:
             figure = figures.draw(number, root, experiment)
         except InputError:
             continue  # there are no runs of it
-        title = f"Figure {number}" if experiment is None else f"{experiment}, drawn as Figure {number}"
-        yield Picture(title, _embedded(figure))
+        heading = f"Figure {number}" if experiment is None else f"{experiment}, drawn as Figure {number}"
+        yield heading, _embedded(figure)
 
 
 def _embedded(figure: Any) -> str:

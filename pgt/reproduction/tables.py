@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from pgt.reproduction.formats import Table, data_table, sample_data
-from pgt.reproduction.groups import Group, by_seed, data_of, joined, read_groups
-from pgt.reproduction.statistics import Sample, paired_difference, sample
-from pgt.runs.folder import FINISHED
+from pgt.reproduction.groups import Group, by_seed, data_of, joined, measured, read_groups, unfinished
+from pgt.reproduction.statistics import Sample, paired_difference
 
 HEADERS = ("Experiment", "Method", "α", "n", "Train top-1 %", "Diff", "Test top-1 %", "Diff", "Best epoch %")
 
@@ -22,24 +20,25 @@ SMALL_DATA_NOTE = (
 )
 
 
+TRAIN, TEST, BEST = "train_top1", "test_top1_final", "test_top1_best"
+"""Training top-1 of the last epoch, test top-1 of the last and of the best epoch, percent."""
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A setting beside its baseline.
-
-    Attributes:
-        group: the setting's runs.
-        train, test, best: training top-1 (last epoch), test top-1 of the last and of the best epoch, percent.
-        train_difference, test_difference: to the baseline, paired by seed; None without a baseline.
-        others: how many runs of each status other than finished there are. They are not in the numbers.
-    """
+    """A setting beside its baseline, if that has finished runs."""
 
     group: Group
-    train: Sample | None
-    train_difference: Sample | None
-    test: Sample | None
-    test_difference: Sample | None
-    best: Sample | None
-    others: Mapping[str, int]
+    baseline: Group | None
+
+    def measured(self, name: str) -> Sample | None:
+        return measured(self.group.runs, name)
+
+    def difference(self, name: str) -> Sample | None:
+        """The difference to the baseline, paired by seed."""
+        if self.baseline is None:
+            return None
+        return paired_difference(by_seed(self.group.runs, name), by_seed(self.baseline.runs, name))
 
 
 def compare(root: Path, experiment: str) -> list[Comparison]:
@@ -55,29 +54,9 @@ def compare(root: Path, experiment: str) -> list[Comparison]:
         if group.method == "baseline" and not group.finished.empty:
             baselines[group.experiment, group.recipe].append(group)
     return [
-        _compare(group, next((base for base in baselines[group.experiment, group.recipe] if base is not group), None))
+        Comparison(group, next((base for base in baselines[group.experiment, group.recipe] if base is not group), None))
         for group in groups
     ]
-
-
-def _compare(group: Group, baseline: Group | None) -> Comparison:
-    def measured(name: str) -> Sample | None:
-        values = list(by_seed(group.finished, name).values())
-        return sample(values) if values else None
-
-    def difference(name: str) -> Sample | None:
-        return paired_difference(by_seed(group.finished, name), by_seed(baseline.finished, name)) if baseline else None
-
-    status = group.runs.status
-    return Comparison(
-        group=group,
-        train=measured("train_top1"),
-        train_difference=difference("train_top1"),
-        test=measured("test_top1_final"),
-        test_difference=difference("test_top1_final"),
-        best=measured("test_top1_best"),
-        others={str(name): count for name, count in status[status != FINISHED].value_counts(sort=False).items()},
-    )
 
 
 def experiment_table(root: Path, experiment: str) -> Table:
@@ -115,11 +94,11 @@ def _data(row: Comparison) -> dict[str, object]:
         "setting": group.setting,
         "seeds": " ".join(map(str, sorted(group.finished.seed))),
         "n": len(group.finished),
-        **sample_data("train_top1", row.train),
-        **sample_data("train_diff", row.train_difference),
-        **sample_data("test_top1_final", row.test),
-        **sample_data("test_diff", row.test_difference),
-        **sample_data("test_top1_best", row.best),
+        **sample_data(TRAIN, row.measured(TRAIN)),
+        **sample_data("train_diff", row.difference(TRAIN)),
+        **sample_data(TEST, row.measured(TEST)),
+        **sample_data("test_diff", row.difference(TEST)),
+        **sample_data(BEST, row.measured(BEST)),
     }
 
 
@@ -131,15 +110,15 @@ def _cells(row: Comparison) -> list[str]:
         return "" if value is None else value.signed()
 
     group = row.group
-    n = str(row.test.n if row.test else 0) + "".join(f", {count} {name}" for name, count in row.others.items())
+    others = "".join(f", {count} {status}" for status, count in unfinished(group.runs).items())
     return [
         group.experiment,
         joined(group.method, group.setting),
         f"{group.alpha:g}" if group.alpha != 1 else "",
-        n,
-        text(row.train),
-        signed(row.train_difference),
-        text(row.test),
-        signed(row.test_difference),
-        text(row.best),
+        f"{group.finished.seed.nunique()}{others}",
+        text(row.measured(TRAIN)),
+        signed(row.difference(TRAIN)),
+        text(row.measured(TEST)),
+        signed(row.difference(TEST)),
+        text(row.measured(BEST)),
     ]

@@ -41,7 +41,7 @@ def rgb(colour):
     return tuple(bytes.fromhex(colour[1:]))
 
 
-@pytest.mark.parametrize("number", [4, 5, 6, 8, 10, 14])
+@pytest.mark.parametrize("number", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 10)), 6, 8, 14])
 def test_a_figure_is_drawn_in_both_formats(trained, number):
     files = figures.save(number, trained, "custom", Path("out/figure"))
     assert [path.name for path in files] == ["figure.svg", "figure.png"]

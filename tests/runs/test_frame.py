@@ -29,7 +29,7 @@ def test_a_row_a_run_and_a_column_a_value():
     assert pgt["run"] == Path("runs/demo/nobn") / pgt["run_id"]
     assert (pgt["epochs"], pgt["train_top1"], pgt["test_top1_best"]) == (2, 91.0, 90.0)
     assert math.isnan(baseline["test_top1_best"])
-    assert (baseline["recipe.epochs"], pgt["recipe.epochs"]) == (3, 15)
+    assert (baseline["recipe.epochs"], pgt["recipe.epochs"]) == (3, 30)
     assert (baseline["method.transforms.0.max_norm"], pgt["method.transforms.0.max_norm"]) == (None, 1.0)
 
 

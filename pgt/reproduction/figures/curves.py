@@ -11,8 +11,9 @@ import pandas as pd
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, data_of, read_groups
-from pgt.runs.folder import find, read_epochs
+from pgt.reproduction.groups import Group, data_of, grouped, read_groups
+from pgt.runs.folder import read_epochs
+from pgt.runs.frame import frame
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
 
@@ -77,7 +78,7 @@ def _paper(root: Path) -> dict[str, list[Curve]]:
     """The paper's panels, those that have runs."""
     found = {}
     for title, experiments in PAPER.items():
-        groups = [group for name in experiments if find(root, name) for group in read_groups(root, name)]
+        groups = [group for name in experiments for group in grouped(frame(root, name))]
         curves = [_curve(group) for group in groups if not group.finished.empty]
         if curves:
             found[title] = curves

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
-from pgt.reproduction.groups import read_groups
+from pgt.reproduction.groups import grouped
 from pgt.reproduction.norms import Norms, read_norms, zeroed_out
-from pgt.runs.folder import FINISHED, find
+from pgt.runs.folder import FINISHED
+from pgt.runs.frame import frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,7 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
     """Title and norms of the first run of each setting that has them."""
     found = []
     for name in experiments:
-        for group in read_groups(root, name) if find(root, name) else ():
+        for group in grouped(frame(root, name)):
             for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
                 norms = read_norms(run["run"])
                 if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
