@@ -1,4 +1,4 @@
-"""What a run costs: images, GPU-hours, disk."""
+"""The cost of a run: images, GPU-hours, disk."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _benched(line: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do in a run.
+    """The work that a run still has to do.
 
     Attributes:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
@@ -150,7 +150,7 @@ class Work:
 
 
 def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
-    """What is left of a run.
+    """Compute the work that a run still has to do.
 
     Args:
         config: its values by dotted name (see `pgt.runs.frame`).

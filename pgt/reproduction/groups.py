@@ -115,6 +115,7 @@ def farthest(runs: pd.DataFrame, by: str = "run_id") -> pd.DataFrame:
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs among them."""
     return runs[runs.status == FINISHED]
 
 
@@ -146,7 +147,7 @@ def joined(*parts: str) -> str:
 
 
 def _way_out(experiment: str) -> str:
-    """What to do if an experiment has no runs."""
+    """The advice for an experiment that has no runs."""
     names = choices("experiment")
     folders = sorted({name.rpartition("/")[0] for name in names})
     if experiment in names:

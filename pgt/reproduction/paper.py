@@ -130,7 +130,7 @@ Filling = Mapping[Place, Sequence[pd.DataFrame]]
 
 @cache
 def expected(row: Row, arm: Arm) -> Mapping[str, Any]:
-    """The config values, by dotted name, that a run must have to fill a row, those apart that are free (`is_free`)."""
+    """The config values, by dotted name, that a run must have to fill a row, except for the free ones (`is_free`)."""
     hook = arm.implementation == HOOK and row.alpha != 1
     values = {
         **_settings(row.model, row.schedule, arm.recipe),

@@ -1,4 +1,4 @@
-"""Tables 1, 2 and 3: the paper's columns, and what was measured in further ones."""
+"""Tables 1, 2 and 3: the paper's columns, and further ones for the measured values."""
 
 from __future__ import annotations
 

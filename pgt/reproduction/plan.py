@@ -1,4 +1,4 @@
-"""What runs there are to do, and what they cost."""
+"""The runs that are still to do, and their cost."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], root: Path) -> li
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """What names a run, whatever decodes its images: the machine that plans need not be the one that trains."""
+    """A name for a run that leaves its decoder out: the machine that plans need not be the one that trains."""
     return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name != "data.backend"))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the runs are trained on.
+    """The machine that runs are trained on.
 
     Attributes:
         speed: network -> images per second of one GPU; None if it is not known.
@@ -97,7 +97,7 @@ class Machine:
         return None if network is None else max(network, self._loader(item))
 
     def bound(self, item: Item) -> str:
-        """What a run waits for: `step`, or `loader`."""
+        """The slower part of a run, which the other waits for: `step`, or `loader`."""
         network = self._network(item)
         return "loader" if network is not None and self._loader(item) > network else "step"
 

@@ -206,7 +206,7 @@ def _curves(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """Where the last start ran: device, Python, packages. Names of machines are left out: a page may be published."""
+    """Device, Python and packages of the last start. Names of machines are left out: a page may be published."""
     path = folder / "environment.json"
     try:
         found = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Where the runs of a folder stand."""
+"""The progress of the runs in a folder."""
 
 from __future__ import annotations
 

@@ -89,12 +89,13 @@ def dotted(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in identity.items():
-        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        name = f"{prefix}{key}"
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            found |= dotted(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "seed" and value != []:
-            found[f"{prefix}{key}"] = value
+        if isinstance(value, dict):
+            found |= dotted(value, f"{name}.")
+        elif name != "seed" and value != []:
+            found[name] = value
     return found
 
 
@@ -106,4 +107,5 @@ def config_names(runs: pd.DataFrame) -> list[str]:
 def records(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as plain dictionaries; a value that is missing is None."""
     plain = runs.astype(object).where(runs.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
+    names = [str(name) for name in plain.columns]
+    return [dict(zip(names, row, strict=True)) for row in plain.itertuples(index=False, name=None)]

@@ -1,4 +1,4 @@
-"""What a plan counts, and where its speeds come from."""
+"""A plan counts distinct runs, and says where its speeds come from."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where runs stand, by their folders."""
+"""The progress of runs, read from their folders."""
 
 import json
 import os
