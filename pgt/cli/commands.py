@@ -53,7 +53,7 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", default=DEFAULT_GPU, help=f"take the published speed of this card: {cards}")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--images-per-second", type=positive, help="speed of one GPU, for all networks")
-    speed.add_argument("--bench", type=Path, action="append", help="tables of pgt bench step and loader, here or there")
+    speed.add_argument("--bench", type=Path, action="append", help="what the benchmarks wrote with --json")
     speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
     parser.add_argument("--loader-images-per-second", type=positive, help="speed of the machine's CPUs")
 
@@ -63,7 +63,7 @@ def plan(options: Namespace) -> int:
     from pgt.config.compose import compose_all
     from pgt.config.identity import identity
     from pgt.config.rules import check_size
-    from pgt.reproduction import cost, plan
+    from pgt.reproduction import cost, formats, plan
 
     for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
         os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
@@ -86,7 +86,7 @@ def plan(options: Namespace) -> int:
             return cost.Speed(options.images_per_second, "stated")
         return bench.get(model) or cost.published_speed(model, options.gpu)
 
-    print(plan.render(items, plan.Machine(speed, loader)))
+    print(formats.render([plan.plan_table(items, plan.Machine(speed, loader))], "markdown"))
     return 0
 
 
@@ -96,13 +96,13 @@ def status_options(parser: ArgumentParser) -> None:
 
 
 def status(options: Namespace) -> int:
-    from pgt.reproduction import status
+    from pgt.reproduction import formats, status
 
     found = status.standings(options.runs, options.experiment)
-    if not found:
+    if found.empty:
         what = f"of {options.experiment} " if options.experiment else ""
         raise InputError(f"no run {what}under {options.runs}: `pgt train` makes them, --runs names another folder")
-    print(status.render(found, options.runs))
+    print(formats.render([status.status_table(found, options.runs)], "markdown"))
     return 0
 
 
@@ -116,19 +116,22 @@ def table_options(parser: ArgumentParser) -> None:
 
 
 def table(options: Namespace) -> int:
-    from pgt.reproduction import formats, sheets, tables
-    from pgt.runs.folder import find
+    from pgt.reproduction import formats, paper_tables, tables
+    from pgt.runs import frame
 
     form = formats.format_of(options.output) if options.output else options.format or "terminal"
     if options.format not in (None, form):
         raise InputError(f"--format {options.format} and --output {options.output} do not go together: leave one out")
     if options.what in ("1", "2", "3", "all"):
-        numbers, found = (1, 2, 3) if options.what == "all" else (int(options.what),), find(options.runs)
-        as_data = form == "csv"
-        built = [sheets.raw(found, numbers)] if as_data else [sheets.build(found, number) for number in numbers]
+        numbers, runs = (1, 2, 3) if options.what == "all" else (int(options.what),), frame(options.runs)
+        if form == "csv":
+            found = [paper_tables.paper_data(runs, numbers)]
+        else:
+            found = [paper_tables.paper_table(runs, number) for number in numbers]
     else:
-        built = [(tables.raw if form == "csv" else tables.build)(options.runs, options.what)]
-    text = formats.render(built, form)
+        table = tables.experiment_data if form == "csv" else tables.experiment_table
+        found = [table(options.runs, options.what)]
+    text = formats.render(found, form)
     if options.output:
         write_text(options.output, text)
     print(text)

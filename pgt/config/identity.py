@@ -34,21 +34,3 @@ def run_id(identity: Mapping[str, Any]) -> str:
 def group_id(identity: Mapping[str, Any]) -> str:
     """The name that all seeds of one setting share."""
     return run_id({key: value for key, value in identity.items() if key != "seed"})
-
-
-def method_label(identity: Mapping[str, Any]) -> str:
-    """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
-
-    PGT by an implementation other than the exact one has the name of that implementation.
-    """
-    method = identity["method"]
-    parts = [transform["name"] for transform in method["transforms"]]
-    if method["alpha"] != 1:
-        parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
-    return "+".join(parts) or "baseline"
-
-
-def method_title(identity: Mapping[str, Any]) -> str:
-    """The method of a run with its α: `gc+pgt α=0.25`."""
-    alpha = identity["method"]["alpha"]
-    return method_label(identity) + (f" α={alpha:g}" if alpha != 1 else "")

@@ -24,7 +24,6 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "numpy",
-    "scikit-learn",
     "pillow",
     "nvidia-dali-cuda130",
     "nvidia-dali-cuda120",

@@ -1,12 +1,13 @@
-"""What a run costs: images, GPU-hours, disk."""
+"""The cost of a run: images, GPU-hours, disk."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ SIZE = 224
 """Pixels of ImageNet's images, a side."""
 
 FORWARD_SHARE = 1 / 3
-"""Of a training step's time that an image of the test set takes: the backward pass costs about two forward ones."""
+"""The share of a training step's time that a test image takes: a backward pass costs about two forward passes."""
 
 REFERENCE_GPU = "RTX3090"
-"""The one card for which every network's speed is published."""
+"""The only card for which every network's speed is published."""
 
 DEFAULT_GPU = "V100-16GB"
-"""The paper's."""
+"""The paper's card."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def published_speed(model: str, gpu: str) -> Speed | None:
     )
 
 
+@cache
 def _published() -> dict[tuple[str, str], tuple[float, str]]:
-    """(model, card) -> (images per second and GPU, source): with several GPUs where that is published."""
+    """(model, card) -> (images per second of a GPU, source): of the run on the most GPUs that is published."""
     found: dict[tuple[str, str], tuple[float, str]] = {}
     with (published_dir() / "speeds.csv").open(newline="") as file:
         for line in sorted(csv.DictReader(file), key=lambda line: int(line["gpus"])):
@@ -74,39 +76,50 @@ def _published() -> dict[tuple[str, str], tuple[float, str]]:
 
 
 def bench_speeds(path: Path) -> dict[str, Speed]:
-    """What printed tables say: of `pgt bench step` each network's fastest PGT step on images of `SIZE` pixels, and of
-    `pgt bench loader` the fastest of ours, by the name `loader`.
+    """Read the speeds that scripts/bench/step.py or loader.py wrote with `--json`.
+
+    The file is a list of mappings with `benchmark` (`step` or `loader`), `case` (of a step `network`, `batch`, `size`,
+    `precision` and `compiled`), `loop`, `images_per_second` and `machine`.
+
+    Returns:
+        Each network's fastest PGT step on images of `SIZE` pixels, and the fastest of our loaders as `loader`.
 
     Raises:
-        InputError: no such table in the file.
+        InputError: the file is not such a list, or has neither.
     """
-    try:
-        text = path.read_text()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text: give a table that `pgt bench` printed") from None
     found: dict[str, Speed] = {}
-    network, source, column = "loader", path.name, 0
-    for line in text.splitlines():
-        if title := re.match(r"(\w+), \d+ x (\d+) x \d+, [^;]*", line):
-            network, source = (title[1] if int(title[2]) == SIZE else ""), f"{path.name}: {title[0]}"
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        column = next((i for i, cell in enumerate(cells) if cell.startswith("images/s")), column)
-        if not network or not cells[0].startswith(("pgt, PGT", "pgt, DALI")) or column >= len(cells):
-            continue
-        speed = float(cells[column].replace(",", ""))
-        if network not in found or speed > found[network].images_per_second:
-            found[network] = Speed(speed, source)
+    try:
+        for line in json.loads(path.read_text()):
+            name, what = _benched(line)
+            speed = Speed(float(line["images_per_second"]), f"{path.name}: {what}; {line['machine']}")
+            if name and (name not in found or speed.images_per_second > found[name].images_per_second):
+                found[name] = speed
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path} has no measured speeds ({type(error).__name__}): give a file that scripts/bench/step.py or "
+            "loader.py wrote with --json"
+        ) from None
     if not found:
-        raise InputError(f"{path} has no table of `pgt bench step` on images of {SIZE} pixels or of `pgt bench loader`")
+        raise InputError(f"{path} has no speed of a PGT step on images of {SIZE} pixels, and none of our loaders")
     return found
+
+
+def _benched(line: Mapping[str, Any]) -> tuple[str, str]:
+    """The network whose step was measured, or `loader`, and what was measured exactly; empty for what is not ours."""
+    case, loop = line["case"], line["loop"]
+    if line["benchmark"] == "step" and case["size"] == SIZE and loop.startswith("pgt, PGT"):
+        compiled = ", compiled" if case["compiled"] else ""
+        what = f"{case['network']}, {case['batch']} x {SIZE} x {SIZE}, {case['precision']}{compiled}"
+        return case["network"], what
+    return ("loader", loop) if line["benchmark"] == "loader" and loop.startswith("pgt, ") else ("", "")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do in a run.
+    """The work that a run still has to do.
 
     Attributes:
-        steps, images: of training over all epochs; None for a data set whose size is not known here.
+        steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
         disk: bytes of checkpoints.
     """
@@ -117,22 +130,26 @@ class Work:
     disk: float
 
     def gpu_seconds(self, speed: float) -> float:
-        """Time of one GPU at `speed` training images per second."""
+        """The time that one GPU takes at `speed` training images per second."""
         return ((self.images or 0) + FORWARD_SHARE * self.evaluated) / speed
 
     def loader_seconds(self, speed: float) -> float:
-        """Time of the CPUs at `speed` images per second, whatever they are for."""
+        """The time that the CPUs take to deliver all images at `speed` images per second."""
         return ((self.images or 0) + self.evaluated) / speed
 
 
-def work(identity: Mapping[str, Any], epochs_done: int = 0) -> Work:
-    """What is left of a run with these config values (see `pgt.config.identity`)."""
-    data, recipe = identity["data"], identity["recipe"]
-    train, test = DATA_SETS[data["name"]].samples or (data.get("num_samples"), 0)
-    left = recipe["epochs"] - epochs_done
-    evaluations = math.ceil(left / identity["trainer"]["evaluate_every"])
-    disk = 12 * PARAMETERS.get(identity["model"]["name"], 0)  # float32: weights, momentum, the best weights
+def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
+    """Compute the work that a run still has to do.
+
+    Args:
+        config: its values by dotted name (see `pgt.runs.frame`).
+    """
+    train, test = DATA_SETS[config["data.name"]].samples or (config.get("data.num_samples"), 0)
+    batch = config["recipe.global_batch"]
+    left = config["recipe.epochs"] - epochs_done
+    evaluations = math.ceil(left / config["trainer.evaluate_every"])
+    disk = 12 * PARAMETERS.get(config["model.name"], 0)  # float32: weights, momentum, the best weights
     if train is None:
         return Work(None, None, 0, disk)
-    batches = train // recipe["global_batch"] if data["drop_last"] else math.ceil(train / recipe["global_batch"])
-    return Work(batches * left, batches * left * recipe["global_batch"], test * evaluations, disk)
+    batches = train // batch if config["data.drop_last"] else math.ceil(train / batch)
+    return Work(batches * left, batches * left * batch, test * evaluations, disk)

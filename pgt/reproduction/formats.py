@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,16 +28,16 @@ LATEX = {
     "–": "--",
     "·": r"$\cdot$",
 }
-"""What LaTeX has no letter for unless it is told to."""
+"""Letters that LaTeX needs a command for."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headers, cells and what is to be said under them.
+    """Headers, cells and the notes below them.
 
     Attributes:
-        title: over it; empty for none.
-        rows: as many cells each as there are headers.
+        title: stands above the table; empty for none.
+        rows: each has as many cells as there are headers.
         notes: paragraphs; a line of one that begins with `- ` is an item of a list.
     """
 
@@ -51,7 +51,7 @@ def format_of(path: Path) -> str:
     """The format that a file's ending asks for.
 
     Raises:
-        InputError: none of them.
+        InputError: the ending is none of `ENDINGS`.
     """
     if path.suffix not in ENDINGS:
         raise InputError(f"cannot write a table to {path}: end the name in one of {', '.join(ENDINGS)}")
@@ -76,9 +76,10 @@ def _render(table: Table, form: str) -> str:
     return "\n\n".join([*title, body, *table.notes])
 
 
-def datum(value: object) -> str:
-    """A cell of data; what is not known, or is no number, is empty."""
-    return "" if value is None or value != value else str(value)
+def data_table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """Rows of data as a table; a value that is not known, or is no number, is an empty cell."""
+    cells = [["" if value is None or value != value else str(value) for value in row.values()] for row in rows]
+    return Table("", list(rows[0]), cells)
 
 
 def sample_data(name: str, value: Sample | None) -> dict[str, object]:

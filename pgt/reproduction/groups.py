@@ -3,78 +3,151 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pgt.config.identity import method_label, method_title
+import pandas as pd
+
 from pgt.config.resources import choices
 from pgt.core.errors import InputError
-from pgt.runs.folder import FINISHED, Summary, find
+from pgt.reproduction.statistics import Sample, sample
+from pgt.runs.folder import FINISHED, UNFINISHED
+from pgt.runs.frame import config_names, frame
+from pgt.runs.labels import with_alpha
 
 METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
 """The paper's order."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """The seeds of one setting of an experiment.
 
     Attributes:
-        experiment: where the runs lie.
-        method: see `pgt.runs.method_label`.
-        alpha: of PGT; 1 is the baseline.
-        setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty where nothing
-            does.
-        runs: (folder, summary), of any status.
+        experiment, group_id, method, alpha: as in `pgt.runs.frame`.
+        setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty if nothing does.
+        recipe: every config value outside the method, as text. A group and its baseline have the same.
+        runs: the rows of the frame, of any status.
     """
 
     experiment: str
+    group_id: str
     method: str
     alpha: float
     setting: str
-    runs: Sequence[tuple[Path, Summary]]
+    recipe: tuple[str, ...]
+    runs: pd.DataFrame
 
     @property
     def label(self) -> str:
         """Method, α and setting in a few words."""
-        return " ".join(part for part in (method_title(self.runs[0][1].identity), self.setting) if part)
+        return joined(with_alpha(self.method, self.alpha), self.setting)
 
     @property
-    def finished(self) -> list[tuple[Path, Summary]]:
-        return [(folder, summary) for folder, summary in self.runs if summary.status == FINISHED]
+    def finished(self) -> pd.DataFrame:
+        return finished(self.runs)
 
 
 def read_groups(root: Path, experiment: str) -> list[Group]:
-    """The groups under an experiment, or a folder of experiments: by experiment, the baseline first.
+    """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
 
     Raises:
-        InputError: no run there.
+        InputError: there is no run of it.
     """
-    runs: dict[tuple[str, str], list[tuple[Path, Summary]]] = defaultdict(list)
-    for folder, summary in find(root, experiment):
-        runs[summary.experiment or "custom", summary.group_id].append((folder, summary))
-    if not runs:
+    runs = frame(root, experiment)
+    if runs.empty:
         raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
-    of_experiment: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    of_method: dict[tuple[str, str, float], list[dict[str, Any]]] = defaultdict(list)
-    for (name, _), members in runs.items():
-        values = flat(members[0][1].identity)
-        of_experiment[name].append({key: value for key, value in values.items() if not key.startswith("method.")})
-        of_method[name, *_method(members)].append({k: v for k, v in values.items() if k.startswith("method.")})
-    groups = []
-    for (name, _), members in runs.items():
-        method, alpha = _method(members)
-        values = flat(members[0][1].identity)
-        own = setting_of(values, of_experiment[name]), setting_of(values, of_method[name, method, alpha])
-        groups.append(Group(name, method, alpha, " ".join(part for part in own if part), members))
-    return sorted(groups, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
+    return grouped(runs)
+
+
+def grouped(runs: pd.DataFrame) -> list[Group]:
+    """Runs in groups: by experiment, the baseline first."""
+    heads = runs.drop_duplicates(["experiment", "group_id"])
+    of_method = [name for name in config_names(runs) if name.startswith("method.")]
+    others = [name for name in config_names(runs) if name not in of_method]
+    recipes = _settings(heads, ["experiment"], others)
+    methods = _settings(heads, ["experiment", "method", "alpha"], of_method)
+    shared = dict(zip(heads.index, zip(*(heads[name].astype(str) for name in others), strict=True), strict=True))
+    members = dict(iter(runs.groupby(["experiment", "group_id"])))
+    found = [
+        Group(name, group, method, alpha, joined(recipes[at], methods[at]), shared[at], members[name, group])
+        for at, name, group, method, alpha in zip(
+            heads.index, heads.experiment, heads.group_id, heads.method, heads.alpha, strict=True
+        )
+    ]
+    return sorted(found, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
+
+
+def _settings(heads: pd.DataFrame, by: list[str], names: Sequence[str]) -> dict[Any, str]:
+    """Index of each row -> those of its values that are not the same in all rows that are alike in `by`."""
+    found: dict[Any, str] = {}
+    for _, alike in heads.groupby(by):
+        told = varying(alike, names)
+        texts = [overrides(values) for values in alike[told].to_dict("records")]
+        found.update(zip(alike.index, texts, strict=True))
+    return found
+
+
+def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """Those of the columns that have more than one value."""
+    return [name for name in names if any(value != runs[name].iloc[0] for value in runs[name])]
+
+
+def overrides(values: Mapping[Any, Any]) -> str:
+    """Values as the command line takes them: `recipe.epochs=2 data.backend=null`."""
+    return " ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
+
+
+def unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys and both values where two configs differ; a key that one lacks counts as null there."""
+    keys = [*values, *(key for key in others if key not in values)]
+    return [(key, values.get(key), others.get(key)) for key in keys if values.get(key) != others.get(key)]
+
+
+def farthest(runs: pd.DataFrame, by: str = "run_id") -> pd.DataFrame:
+    """Each run once, however many folders it lies in: the copy that has come farthest."""
+    order = runs.assign(ended=runs.status != UNFINISHED)
+    order = order.sort_values(["ended", "epochs"], ascending=False, kind="stable")
+    return runs.loc[sorted(order.drop_duplicates(by).index)]
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs among them."""
+    return runs[runs.status == FINISHED]
+
+
+def unfinished(runs: pd.DataFrame) -> dict[str, int]:
+    """How many runs of each status other than finished there are. They are not in the numbers."""
+    return dict(Counter(runs.status[runs.status != FINISHED]))
+
+
+def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
+    """A measured value of the finished runs of one setting, by their seeds."""
+    done = finished(runs)
+    return dict(zip(done.seed.tolist(), done[name].tolist(), strict=True))
+
+
+def measured(runs: pd.DataFrame, name: str) -> Sample | None:
+    """Mean and deviation of a measured value over the finished runs of one setting; None if there are none."""
+    values = list(by_seed(runs, name).values())
+    return sample(values) if values else None
+
+
+def data_of(runs: pd.DataFrame) -> str:
+    """The data sets that runs were measured on."""
+    return ", ".join((runs["data.name"] + " (" + runs.manifest + ")").unique())
+
+
+def joined(*parts: str) -> str:
+    """The parts that are not empty, with spaces between them."""
+    return " ".join(part for part in parts if part)
 
 
 def _way_out(experiment: str) -> str:
-    """What to do where a name has no runs."""
+    """The advice for an experiment that has no runs."""
     names = choices("experiment")
     folders = sorted({name.rpartition("/")[0] for name in names})
     if experiment in names:
@@ -84,55 +157,6 @@ def _way_out(experiment: str) -> str:
     nearest = difflib.get_close_matches(experiment, [*names, *folders], n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"name one out of {', '.join(folders)}, or of your own"
     return f"there is no experiment of this name; {hint}"
-
-
-def _method(members: Sequence[tuple[Path, Summary]]) -> tuple[str, float]:
-    identity = members[0][1].identity
-    return method_label(identity), identity["method"]["alpha"]
-
-
-def flat(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of an identity, as an override would name them; the seed left out."""
-    found: dict[str, Any] = {}
-    for key, value in identity.items():
-        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            value = {str(index): item for index, item in enumerate(value)}
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "seed" and value != []:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def data_of(groups: Iterable[Group]) -> str:
-    """The data sets that finished runs were measured on."""
-    runs = [summary for group in groups for _, summary in group.finished]
-    return ", ".join(dict.fromkeys(f"{summary.identity['data']['name']} ({summary.manifest})" for summary in runs))
-
-
-def unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Keys and both values where two settings differ; a key that one lacks counts as null there."""
-    keys = [*values, *(key for key in others if key not in values)]
-    return [(key, values.get(key), others.get(key)) for key in keys if values.get(key) != others.get(key)]
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping whose dotted keys these are."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, last = key.split(".")
-        inner = found
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = value
-    return found
-
-
-def setting_of(values: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """The values that not all of `others` share, of the keys that these have; null where it has none."""
-    keys = dict.fromkeys(key for other in others for key in other)
-    told = [key for key in keys if any(other.get(key) != values.get(key) for other in others)]
-    return " ".join(f"{key}={'null' if values.get(key) is None else values[key]}" for key in told)
 
 
 def _position(method: str) -> int:

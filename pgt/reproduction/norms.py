@@ -54,23 +54,23 @@ class Norms:
 
     @property
     def features(self) -> Floats:
-        """Root mean square, over the samples of a group, of each input of the classifier [T, F]."""
+        """Root mean square of each input of the classifier, over the samples of a group [T, F]."""
         return self._values("features")
 
     @property
     def logits(self) -> dict[str, Floats]:
-        """Of a group's logits, each a mean over its samples: `norm` (2-norm), `mean`, `max` (the largest), `variance`
-        (over the classes) [T]."""
+        """Statistics of the logits, each a mean over the samples of a group: `norm` (2-norm), `mean`, `max` and
+        `variance` over the classes [T]."""
         return {name: self._values(f"logit_{name}") for name in LOGITS}
 
     @property
     def gradient_norm(self) -> Floats:
-        """2-norm of all gradients together, as the method's transforms found them [T]."""
+        """2-norm of all gradients together, before the method's transforms [T]."""
         return self._values("gradient_norm")
 
     @property
     def gradient_norm_after(self) -> Floats:
-        """The same as they left them [T]."""
+        """2-norm of all gradients together, after the method's transforms [T]."""
         return self._values("gradient_norm_after")
 
     def _values(self, name: str) -> Floats:

@@ -1,18 +1,18 @@
-"""The paper's tables beside what was measured: which runs fill a row, and what they say of it."""
+"""The paper's tables beside what was measured: which runs fill which row, and the verdict on it."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
 from typing import Any
 
-from pgt.config.identity import method_label
+import pandas as pd
+
 from pgt.config.resources import read_conf
 from pgt.reproduction import published
-from pgt.reproduction.groups import flat, setting_of, unlike
+from pgt.reproduction.groups import by_seed, farthest, finished, measured, overrides, unfinished, unlike
 from pgt.reproduction.published import Row
 from pgt.reproduction.statistics import (
     NOT_RUN,
@@ -22,27 +22,30 @@ from pgt.reproduction.statistics import (
     difference,
     judge_accuracy,
     judge_difference,
-    sample,
 )
-from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, Summary, progress
+from pgt.runs.folder import DIVERGED
+from pgt.runs.frame import config_names, dotted
 
 EXACT, HOOK = "exact", "authors_hook"
 
 DATA, IMAGE_SIZE = "imagenet", 224
 
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
-"""Of every experiment of the tables. The hook depends on all of it."""
+"""The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
+
+BEST = "test_top1_best"
+"""The value that verdicts go by."""
 
 DECODER = "data.backend"
-"""What decodes is a matter of the machine."""
+"""The decoder of images, which depends on the machine."""
 
 TRANSFORMS = "method.transforms."
-"""Where the thresholds of GC and AGC are, which are not published."""
+"""The thresholds of GC and AGC have these names. They are not published."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A reading of a row: by the paper's text or by the authors' flags, Eq. 9 or what their code computed."""
+    """A reading of a row: the recipe of the paper or of the authors' flags, with Eq. 9 or with what their code does."""
 
     recipe: str
     implementation: str
@@ -52,47 +55,82 @@ class Arm:
 
 
 ARMS = tuple(Arm(recipe, implementation) for implementation in (EXACT, HOOK) for recipe in ("paper", "authors"))
-"""In the order in which they are listed."""
+"""All arms, in the order of their lines."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
-    """What was measured of a row, in one arm and one setting.
+    """The runs of a row, in one arm and one setting, beside those of the baseline.
 
     Attributes:
-        setting: overrides that lead from the row's experiment to these runs; empty where there are none.
-        seeds: of the finished runs.
-        ended: of the finished and the diverged ones.
-        others: runs that are not in the numbers, by status.
-        train: training top-1 of the last epoch; `best`, `final`: test top-1 of the best and of the last epoch.
-        difference: of `best` to the baseline's; `train_difference`: of `train`.
+        setting: overrides that lead from the row's experiment to these runs; empty if there are none.
+        runs, baseline: rows of the frame of runs; empty if there are none.
     """
 
     row: Row
     arm: Arm
     setting: str
-    seeds: Sequence[int]
-    ended: Sequence[int]
-    others: Mapping[str, int]
-    train: Sample | None
-    best: Sample | None
-    final: Sample | None
-    difference: Difference | None
-    train_difference: Difference | None
-    verdict: Verdict
+    runs: pd.DataFrame
+    baseline: pd.DataFrame
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the finished runs."""
+        return sorted(by_seed(self.runs, "epochs"))
+
+    def measured(self, name: str) -> Sample | None:
+        return measured(self.runs, name)
+
+    def difference(self, name: str) -> Difference | None:
+        """The difference to the baseline."""
+        return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict by the best epoch: on a baseline by its accuracy, on a method by its difference.
+
+        A row of which runs diverged says so: that is a finding about networks without batch norm, and no accident to be
+        left out.
+        """
+        best, claim = self.measured(BEST), published.difference(self.row)
+        if diverged := unfinished(self.runs).get(DIVERGED):
+            return Verdict(DIVERGED, f"{diverged} of {diverged + len(self.seeds)}")
+        if best is None:
+            return Verdict(NOT_RUN)
+        if claim is None:
+            return judge_accuracy(self.row.test_top1, best)
+        return judge_difference(claim, self.difference(BEST))
 
 
 @dataclass(frozen=True)
 class Stray:
-    """Runs of a row's experiment that do not follow its recipe: the keys, with the run's and the row's value."""
+    """Runs of a row's experiment that do not follow its recipe.
+
+    Attributes:
+        differing: the keys, each with the runs' value and the row's.
+    """
 
     experiment: str
     count: int
     differing: str
 
 
-def expected(row: Row, arm: Arm) -> dict[str, Any]:
-    """Dotted keys and values that a run must have to fill a row; those of `free` may be others."""
+@dataclass(frozen=True)
+class Place:
+    """A row's setting and an arm, and how runs differ from what these ask for; empty if they fill the row."""
+
+    setting: tuple[Any, ...]
+    arm: Arm
+    differing: str = ""
+
+
+Filling = Mapping[Place, Sequence[pd.DataFrame]]
+"""The runs of each place, a frame for each setting."""
+
+
+@cache
+def expected(row: Row, arm: Arm) -> Mapping[str, Any]:
+    """The config values, by dotted name, that a run must have to fill a row, except for the free ones (`is_free`)."""
     hook = arm.implementation == HOOK and row.alpha != 1
     values = {
         **_settings(row.model, row.schedule, arm.recipe),
@@ -114,13 +152,13 @@ def expected(row: Row, arm: Arm) -> dict[str, Any]:
 
 
 def is_free(key: str, arm: Arm) -> bool:
-    """Whether runs of one row may differ in a key; those that do are told apart."""
+    """Whether runs of one row may differ in a key. Those that do are lines of their own."""
     return key == DECODER or key.startswith(TRANSFORMS) or (key in PRECISION and arm.implementation == EXACT)
 
 
 @cache
 def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
-    """What the config groups say of a network, a schedule and a recipe."""
+    """The values of a network, a schedule and a recipe in the config groups."""
     values = {
         "model": read_conf(f"model/{model}"),
         "recipe": read_conf("recipe/paper"),
@@ -130,40 +168,41 @@ def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
     if recipe != "paper":
         more = read_conf(f"recipe/{recipe}")
         values = {group: value | more.get(group, {}) for group, value in values.items()}
-    return flat(values)
+    return dotted(values)
 
 
 @cache
 def _transforms(method: str) -> dict[str, Any]:
-    """The transforms of a method: those of GC or AGC, which PGT does not change."""
+    """The transforms of a method: those of GC or AGC; PGT adds none."""
     first = method.split("+")[0]
-    return flat({"method": {"transforms": read_conf(f"method/{first}").get("transforms", [])}})
+    return dotted({"method": {"transforms": read_conf(f"method/{first}").get("transforms", [])}})
 
 
-Filling = Mapping[tuple[tuple[Any, ...], Arm, str], Sequence[Summary]]
-"""(setting of a row, arm, group of seeds) -> its runs."""
+def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
+    """Find the runs that fill the rows of Table 1, 2 or 3, and judge each row by them.
 
+    Args:
+        runs: as `pgt.runs.frame` gives them.
 
-def measure(runs: Iterable[tuple[Path, Summary]], table: int) -> tuple[list[Line], list[Stray]]:
-    """The lines of Table 1, 2 or 3 with runs as `pgt.runs.find` gives them: each row has one at least; and the runs of
-    its experiments that fill none."""
+    Returns:
+        One line or more for each row, and the runs of its experiments that fill no row.
+    """
     rows = published.rows(table)
     by_setting = {row.setting: row for row in rows}
     by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
-    filling: dict[tuple[tuple[Any, ...], Arm, str], list[Summary]] = defaultdict(list)
-    strays: Counter[tuple[str, str]] = Counter()
-    for summary in _once(runs):
-        setting = _setting(summary.identity)
-        own = by_experiment.get(summary.experiment or "")
-        row = by_setting.get(setting, own)
-        if row is None:
+    filling: dict[Place, list[pd.DataFrame]] = defaultdict(list)
+    strays: dict[tuple[str, str], int] = defaultdict(int)
+    for _, members in farthest(runs).groupby("group_id", sort=False):
+        config = _config(members)
+        row = by_setting.get(_setting(members.iloc[0]))
+        place = _place(config, row) if row else None
+        if place and not place.differing:
+            filling[place].append(members)
             continue
-        arm, differing = _arm(summary.identity, row)
-        if not differing:
-            filling[setting, arm, summary.group_id].append(summary)
-        elif own is not None:
-            strays[summary.experiment or "", differing] += 1
-    lines = [line for row in rows for line in _lines(row, filling)]
+        for experiment in members.experiment:
+            if own := by_experiment.get(experiment):
+                strays[experiment, (place or _place(config, own)).differing] += 1
+    lines = [line for row in rows for line in _lines(row, filling, runs.iloc[:0])]
     return lines, [Stray(name, count, differing) for (name, differing), count in strays.items()]
 
 
@@ -172,114 +211,68 @@ def truncation(experiment: str) -> str:
     return f"truncation/{experiment.replace('/', '_')}"
 
 
-def _once(runs: Iterable[tuple[Path, Summary]]) -> list[Summary]:
-    """Each run once, however many folders it lies in: the one that has come farthest."""
-    found: dict[str, Summary] = {}
-    for _, summary in runs:
-        other = found.setdefault(summary.run_id, summary)
-        if progress(summary) > progress(other):
-            found[summary.run_id] = summary
-    return list(found.values())
-
-
-def _setting(identity: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As `Row.setting`: whatever computes PGT."""
-    method = identity["method"]
-    plain = {**identity, "method": {**method, "implementation": EXACT}}
+def _setting(run: pd.Series[Any]) -> tuple[Any, ...]:
+    """The same as `Row.setting`, of a run, whichever implementation of PGT it has."""
     return (
-        identity["model"]["name"],
-        identity["schedule"]["name"],
-        identity["recipe"]["global_batch"],
-        method_label(plain),
-        method["alpha"],
-        method["label_smoothing"],
+        run["model.name"],
+        run["schedule.name"],
+        run["recipe.global_batch"],
+        run["method"].replace(run["method.implementation"], "pgt"),
+        run["alpha"],
+        run["method.label_smoothing"],
     )
 
 
-def _arm(identity: Mapping[str, Any], row: Row) -> tuple[Arm, str]:
-    """The arm that is nearest to a run, and how the run differs from what it asks for; empty where it does not."""
-    values = flat(identity)
+def _place(config: Mapping[str, Any], row: Row) -> Place:
+    """The place of a config in a row: in the arm that it is nearest to."""
     found = []
     for position, arm in enumerate(ARMS):
-        differing = [d for d in unlike(values, expected(row, arm)) if not is_free(d[0], arm)]
-        texts = [f"{key}={own} (not {wanted})" for key, own, wanted in differing]
+        differing = [d for d in unlike(config, expected(row, arm)) if not is_free(d[0], arm)]
+        text = ", ".join(f"{key}={own} (not {wanted})" for key, own, wanted in differing)
         other = any(key == "method.implementation" for key, _, _ in differing)
-        found.append((other, len(differing), position, ", ".join(texts)))
+        found.append((other, len(differing), position, text))
     _, _, position, text = min(found)
-    return ARMS[position], text
+    return Place(row.setting, ARMS[position], text)
 
 
-def _lines(row: Row, filling: Filling) -> list[Line]:
-    """Of each arm that has runs; of Eq. 9 by either recipe in any case."""
+def _lines(row: Row, filling: Filling, nothing: pd.DataFrame) -> list[Line]:
+    """A line for each arm and setting that has runs, and for both recipes of Eq. 9 in any case."""
     lines = []
     for arm in ARMS:
-        groups = [runs for (setting, of, _), runs in filling.items() if (setting, of) == (row.setting, arm)]
-        for runs in groups:
-            baseline = _baseline(row, arm, flat(runs[0].identity), filling)
-            lines.append(_line(row, arm, _label(row, arm, runs, groups), runs, baseline))
+        groups = filling.get(Place(row.setting, arm), [])
+        configs = [_config(runs) for runs in groups]
+        several = len({config.get(DECODER) for config in configs}) > 1
+        for runs, config in zip(groups, configs, strict=True):
+            baseline = next(iter(_baselines(row, arm, config, filling)), nothing)
+            lines.append(Line(row, arm, _label(row, arm, config, several), runs, baseline))
         if not groups and arm.implementation == EXACT:
-            lines.append(_line(row, arm, "", [], []))
+            lines.append(Line(row, arm, "", nothing, nothing))
     return lines
 
 
-def _label(row: Row, arm: Arm, runs: Sequence[Summary], groups: Sequence[Sequence[Summary]]) -> str:
-    """What tells runs from the row's experiment; the decoder, where it tells them from other runs of the row."""
-    own = flat(runs[0].identity)
-    overrides = [f"{key}={value}" for key, value, _ in unlike(own, expected(row, arm)) if key != DECODER]
-    decoder = setting_of(own, [{DECODER: flat(members[0].identity).get(DECODER)} for members in groups])
-    return " ".join(part for part in (*overrides, decoder) if part)
+def _config(runs: pd.DataFrame) -> dict[str, Any]:
+    """The config values that all runs of a setting share."""
+    return {str(name): value for name, value in runs[config_names(runs)].iloc[0].items()}
 
 
-def _baseline(row: Row, arm: Arm, own: Mapping[str, Any], filling: Filling) -> Sequence[Summary]:
-    """The runs that a line's difference is to: of the baseline's row, by the same recipe, and alike but for the method
-    and the decoder. The hook's group size is none of a baseline's concern."""
+def _label(row: Row, arm: Arm, config: Mapping[str, Any], several: bool) -> str:
+    """The overrides that lead from the row's experiment to a config.
+
+    Args:
+        several: the row's runs in this arm have more than one decoder, so that it is named, too.
+    """
+    values = {key: value for key, value, _ in unlike(config, expected(row, arm)) if key != DECODER}
+    return overrides(values | ({DECODER: config.get(DECODER)} if several else {}))
+
+
+def _baselines(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling) -> list[pd.DataFrame]:
+    """The runs that a line may be compared with, the most alike first: of the baseline's row, by the same recipe, alike
+    but for the method and the decoder. The hook's group size makes no difference to a baseline."""
     base = published.baseline(row)
-    if base is None:
-        return []
-    wanted = (base.setting, Arm(arm.recipe, EXACT))
-    candidates: list[tuple[int, int, Sequence[Summary]]] = []
-    for (setting, of, _), members in filling.items():
-        if (setting, of) != wanted or not any(summary.status == FINISHED for summary in members):
-            continue
-        differing = {key for key, _, _ in unlike(own, flat(members[0].identity)) if not key.startswith("method.")}
-        if differing <= {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}:
-            candidates.append((len(differing), len(candidates), members))
-    return min(candidates)[2] if candidates else []
-
-
-def _line(row: Row, arm: Arm, setting: str, runs: Sequence[Summary], baseline: Sequence[Summary]) -> Line:
-    done = [summary for summary in runs if summary.status == FINISHED]
-    base = [summary for summary in baseline if summary.status == FINISHED]
-
-    def measured(key: str) -> Sample | None:
-        return sample([getattr(summary, key) for summary in done]) if done else None
-
-    def against(key: str) -> Difference | None:
-        return difference({s.seed: getattr(s, key) for s in done}, {s.seed: getattr(s, key) for s in base})
-
-    best, gain = measured("test_top1_best"), against("test_top1_best")
-    others = Counter(summary.status for summary in runs if summary.status != FINISHED)
-    return Line(
-        row=row,
-        arm=arm,
-        setting=setting,
-        seeds=sorted(summary.seed for summary in done),
-        ended=sorted(summary.seed for summary in runs if summary.status != UNFINISHED),
-        others=others,
-        train=measured("train_top1"),
-        best=best,
-        final=measured("test_top1_final"),
-        difference=gain,
-        train_difference=against("train_top1"),
-        verdict=_verdict(row, best, gain, others[DIVERGED], len(done)),
-    )
-
-
-def _verdict(row: Row, best: Sample | None, gain: Difference | None, diverged: int, done: int) -> Verdict:
-    """A baseline claims an accuracy, a method a difference; runs that diverge are no accident to be left out."""
-    if diverged:
-        return Verdict(DIVERGED, f"{diverged} of {diverged + done}")
-    claim = published.difference(row)
-    if best is None:
-        return Verdict(NOT_RUN)
-    return judge_accuracy(row.test_top1, best) if claim is None else judge_difference(claim, gain)
+    free = {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}
+    found = []
+    for runs in filling.get(Place(base.setting, Arm(arm.recipe, EXACT)), []) if base else []:
+        differing = {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
+        if differing <= free and not finished(runs).empty:
+            found.append((len(differing), runs))
+    return [runs for _, runs in sorted(found, key=lambda one: one[0])]

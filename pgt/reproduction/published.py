@@ -1,9 +1,9 @@
-"""The paper's tables as data: what each row claims, which experiment is to show it, and what speaks against it."""
+"""The paper's tables as data: what each row claims, which experiment reproduces it, and which doubts there are."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pgt.config.resources import published_dir
 
 BATCH = 1024
-"""Of Tables 1 and 3."""
+"""The batch of Tables 1 and 3."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,15 @@ class Row:
     """A row of Table 1, 2 or 3.
 
     Attributes:
-        table, number: which one; rows count from 1 as printed.
+        table, number: its table, and its place there, from 1 as printed.
         model, schedule: names of the config groups.
         batch: global batch size.
-        method: as `pgt.runs.method_label` names it.
-        alpha: of PGT; 1 without it.
+        method: as `pgt.runs.labels.method_label` names it.
+        alpha: α of PGT; 1 without it.
         label_smoothing: ε.
         train_top1, test_top1: percent, as printed.
-        readme_top1: test top-1 in the README of the authors' code; None where it has none.
-        experiment: the config that is to show this row. Several rows may share one.
-        notes: numbers of the `NOTES` that touch it.
+        readme_top1: test top-1 in the README of the authors' code; None if that has none.
+        experiment: the config that reproduces this row. Several rows may share one.
     """
 
     table: int
@@ -43,12 +42,27 @@ class Row:
     test_top1: float
     readme_top1: float | None
     experiment: str
-    notes: tuple[int, ...]
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What tells its run from other rows' runs."""
+        """The values that tell its run from the runs of other rows."""
         return self.model, self.schedule, self.batch, self.method, self.alpha, self.label_smoothing
+
+    @property
+    def notes(self) -> tuple[int, ...]:
+        """The numbers of the `NOTES` about it, without the two about all rows (4 and 7)."""
+        power, claim = self.alpha != 1, difference(self)
+        holds = {
+            1: power and (self.model, self.schedule) == ("resnet50", "step"),
+            2: self.table == 1 and power and self.model in ("resnet50", "seresnet50") and self.schedule == "cosine",
+            3: self.table == 2 and self.batch == 256 and self.method == "pgt",
+            5: self.label_smoothing > 0,
+            6: self.method.split("+")[0] in ("gc", "agc"),
+            8: claim is not None and abs(claim) < SMALL,
+            9: self.table == 1 and power and (self.model, self.schedule) == ("resnet50", "cosine"),
+            10: power and self.alpha <= TRUNCATED,
+        }
+        return tuple(number for number, about in holds.items() if about)
 
 
 NOTES: Mapping[int, str] = {
@@ -68,13 +82,13 @@ NOTES: Mapping[int, str] = {
     10: "In fp16 the authors' code flushes small probabilities to zero before the power, the more the larger the "
     "logits, which grow as α falls. experiment=truncation/... repeats it.",
 }
-"""Where the paper disagrees with itself or with its code."""
+"""The places where the paper disagrees with itself or with its code."""
 
 SMALL = 0.2
-"""Points; a published difference below it gets note 8."""
+"""Points of accuracy; a smaller published difference gets note 8."""
 
 TRUNCATED = 0.3
-"""The largest α with an arm of its own for the authors' fp16 hook."""
+"""The largest α that has experiments for the authors' fp16 hook."""
 
 
 def rows(table: int) -> list[Row]:
@@ -89,28 +103,22 @@ def all_rows() -> tuple[Row, ...]:
     first: dict[tuple[Any, ...], Row] = {}
     for row in found:
         first.setdefault(row.setting, row)
+    readme = {_readme_setting(line): float(line["test_top1"]) for line in reversed(_read("authors_readme"))}
     return tuple(
-        replace(row, experiment=_experiment(first[row.setting]), notes=_notes(row, _baseline(row, found)))
-        for row in found
+        replace(row, experiment=_experiment(first[row.setting]), readme_top1=readme.get(row.setting)) for row in found
     )
 
 
 def baseline(row: Row) -> Row | None:
-    """The row that this one's difference is to: of its table, the one alike but for the method.
+    """The row that this one is compared with: of its table, the one alike but for the method.
 
-    Label smoothing counts as a method where there is no other, so that what PGT adds to it is told apart.
+    Label smoothing counts as a method if there is no other, so that PGT with it is compared with it alone.
     """
-    return _baseline(row, rows(row.table))
-
-
-def _baseline(row: Row, table: Sequence[Row]) -> Row | None:
-    if row.method != "baseline":
-        wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, row.label_smoothing)
-    elif row.label_smoothing:
-        wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, 0.0)
-    else:
+    if row.method == "baseline" and not row.label_smoothing:
         return None
-    return next(other for other in table if (other.table, other.setting) == (row.table, wanted))
+    smoothing = row.label_smoothing if row.method != "baseline" else 0.0
+    wanted = (row.model, row.schedule, row.batch, "baseline", 1.0, smoothing)
+    return next(other for other in rows(row.table) if other.setting == wanted)
 
 
 def difference(row: Row) -> float | None:
@@ -126,7 +134,7 @@ def _read(name: str) -> list[dict[str, str]]:
 
 def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
     alpha = float(line["alpha"] or 1)
-    row = Row(
+    return Row(
         table=table,
         number=number,
         model=line["model"],
@@ -139,13 +147,11 @@ def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
         test_top1=float(line["test_top1"]),
         readme_top1=None,
         experiment="",
-        notes=(),
     )
-    return replace(row, readme_top1=_readme(row))
 
 
 def _experiment(row: Row) -> str:
-    """The config of a setting, named after the row that it comes first in."""
+    """The name of a row's config. Rows that share one take the name of the first of them."""
     names = {
         1: f"{row.model}_{row.schedule}_{row.method}",
         2: f"batch{row.batch}_{row.method.replace('+', '_')}",
@@ -154,34 +160,8 @@ def _experiment(row: Row) -> str:
     return f"table{row.table}/{names[row.table]}"
 
 
-@cache
-def _readme_lines() -> tuple[tuple[tuple[Any, ...], float], ...]:
-    """(setting, test top-1) of each line of the README; its networks without batch norm had a batch of 256."""
-    found = []
-    for line in _read("authors_readme"):
-        alpha = float(line["alpha"])
-        batch = 256 if line["model"].endswith("_nobn") else BATCH
-        method = "baseline" if alpha == 1 else "pgt"
-        setting = (line["model"], line["scheduler"], batch, method, alpha, float(line["label_smoothing"] or 0))
-        found.append((setting, float(line["test_top1"])))
-    return tuple(found)
-
-
-def _readme(row: Row) -> float | None:
-    return next((top1 for setting, top1 in _readme_lines() if setting == row.setting), None)
-
-
-def _notes(row: Row, base: Row | None) -> tuple[int, ...]:
-    """Those of `NOTES` that touch a row, apart from the two that touch all (4 and 7)."""
-    power = row.alpha != 1
-    touched = {
-        1: power and (row.model, row.schedule) == ("resnet50", "step"),
-        2: row.table == 1 and power and row.model in ("resnet50", "seresnet50") and row.schedule == "cosine",
-        3: row.table == 2 and row.batch == 256 and row.method == "pgt",
-        5: row.label_smoothing > 0,
-        6: row.method.split("+")[0] in ("gc", "agc"),
-        8: base is not None and abs(row.test_top1 - base.test_top1) < SMALL,
-        9: row.table == 1 and power and (row.model, row.schedule) == ("resnet50", "cosine"),
-        10: power and row.alpha <= TRUNCATED,
-    }
-    return tuple(number for number, holds in touched.items() if holds)
+def _readme_setting(line: Mapping[str, str]) -> tuple[Any, ...]:
+    """The same as `Row.setting`, of a line of the README, whose networks without batch norm have a batch of 256."""
+    alpha, batch = float(line["alpha"]), 256 if line["model"].endswith("_nobn") else BATCH
+    method = "baseline" if alpha == 1 else "pgt"
+    return line["model"], line["scheduler"], batch, method, alpha, float(line["label_smoothing"] or 0)

@@ -1,4 +1,4 @@
-"""One HTML page of everything that the runs say, to be opened from the disk."""
+"""One HTML page of all tables, figures and runs, which a browser opens from the disk."""
 
 from __future__ import annotations
 
@@ -9,53 +9,46 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pgt.config.identity import method_label, method_title
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
 from pgt.core.machine import now
-from pgt.reproduction import figures, norms, paper, published, sheets, tables
+from pgt.reproduction import figures, norms, paper, paper_tables, published, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import flat, unlike
-from pgt.runs.folder import FINISHED, Summary, find, read_epochs
+from pgt.reproduction.groups import unlike
+from pgt.runs.folder import FINISHED, read_epochs
+from pgt.runs.frame import frame, records
+from pgt.runs.labels import with_alpha
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
+Run = Mapping[str, Any]
+"""A row of the frame of runs (see `pgt.runs.frame`)."""
 
 WIDTH, HEIGHT = 460, 170
-"""Of a run's curve, in pixels."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure inside the page.
-
-    Attributes:
-        title: over it.
-        data: the picture as a `data:` address.
-    """
-
-    title: str
-    data: str
+"""Size of a run's curve, in pixels."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of a run.
+    """The part of the page about one run.
 
     Attributes:
-        title, summary: whose it is, and what it came to.
+        title: names the run.
+        run: its row of the frame.
         curves: name, colour and SVG points of accuracy by epoch.
         difference: (key, value, the baseline's value); None without a baseline of the same seed.
         environment: name and value.
         layers: (index, name, filters, zeroed out, least and median norm) at the last recorded step.
-        trouble: what of the folder could not be read.
+        trouble: why a part of the folder could not be read.
     """
 
     title: str
-    summary: Summary
+    run: Run
     curves: Sequence[tuple[str, str, str]]
     difference: Sequence[tuple[str, Any, Any]] | None
     environment: Mapping[str, Any]
@@ -69,35 +62,34 @@ def write(root: Path, output: Path, drawn: bool) -> None:
     Args:
         root: the runs folder.
         output: the file, replaced when the page is whole.
-        drawn: with figures, which take a second or two each.
+        drawn: whether with figures, which take a second or two each.
 
     Raises:
         InputError: there is no run under `root`.
     """
-    write_text(output, render(root, drawn))
+    write_text(output, page(root, drawn))
 
 
-def render(root: Path, drawn: bool) -> str:
+def page(root: Path, drawn: bool) -> str:
     """The page's HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    runs = find(root)
-    if not runs:
+    runs = frame(root)
+    if runs.empty:
         raise InputError(f"no runs under {root}: `pgt train experiment=demo/bn` makes one in seconds")
-    experiments = sorted({summary.experiment or "custom" for _, summary in runs})
-    papers = [sheets.build(runs, number) for number in (1, 2, 3)]
+    experiments = sorted(runs.experiment.unique())
     environment = Environment(
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         made=now(),
-        finished=sum(summary.status == FINISHED for _, summary in runs),
+        finished=(runs.status == FINISHED).sum(),
         count=len(runs),
         rows=_measured_rows(runs),
-        rule=_html(sheets.RULE),
-        papers=papers,
-        others=[(name, tables.build(root, name)) for name in experiments if not _is_paper(name)],
+        rule=_html(paper_tables.RULE),
+        papers=[paper_tables.paper_table(runs, number) for number in (1, 2, 3)],
+        others=[(name, tables.experiment_table(root, name)) for name in experiments if not _is_paper(name)],
         pictures=list(_pictures(root, experiments)) if drawn else [],
         sections=_sections(runs),
         width=WIDTH,
@@ -107,10 +99,10 @@ def render(root: Path, drawn: bool) -> str:
 
 
 def _items(table: Table) -> list[tuple[Markup, list[Markup]]]:
-    """The notes of a table but the rule, which the page has once: text, and the items of the list under it."""
+    """The notes of a table as text and list items; without the rule, which the page shows once."""
     found = []
     for note in table.notes:
-        lines = note.splitlines() if note != sheets.RULE else []
+        lines = note.splitlines() if note != paper_tables.RULE else []
         text, items = [x for x in lines if x[:2] != "- "], [x[2:] for x in lines if x[:2] == "- "]
         found.append((_html(" ".join(text)), [_html(item) for item in items]))
     return found
@@ -118,8 +110,6 @@ def _items(table: Table) -> list[tuple[Markup, list[Markup]]]:
 
 def _html(text: str) -> Markup:
     """Markdown's code and emphasis, and nothing else of it, as HTML."""
-    from markupsafe import Markup, escape
-
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))
 
@@ -128,14 +118,14 @@ def _is_paper(experiment: str) -> bool:
     return experiment in {row.experiment for row in published.all_rows()}
 
 
-def _measured_rows(runs: Sequence[tuple[Path, Summary]]) -> int:
-    """Rows of the paper that have a finished run."""
+def _measured_rows(runs: pd.DataFrame) -> int:
+    """How many of the paper's rows have a finished run."""
     lines = [line for number in (1, 2, 3) for line in paper.measure(runs, number)[0]]
     return len({(line.row.table, line.row.number) for line in lines if line.seeds})
 
 
-def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[Picture]:
-    """The figures that the runs allow: the paper's own, and of each other experiment what its runs have."""
+def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(title, `data:` address) of each figure that there are runs for: the paper's own, and other experiments'."""
     wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS]
     own = [name for name in experiments if not _is_paper(name) and name not in grid.EXPERIMENTS.values()]
     wanted += [(number, name) for name in own for number in (4, 5, 8, 10)]
@@ -143,9 +133,9 @@ def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[Picture]:
         try:
             figure = figures.draw(number, root, experiment)
         except InputError:
-            continue  # the runs that it needs are not there
-        title = f"Figure {number}" if experiment is None else f"{experiment}, drawn as Figure {number}"
-        yield Picture(title, _embedded(figure))
+            continue  # there are no runs of it
+        heading = f"Figure {number}" if experiment is None else f"{experiment}, drawn as Figure {number}"
+        yield heading, _embedded(figure)
 
 
 def _embedded(figure: Any) -> str:
@@ -156,45 +146,50 @@ def _embedded(figure: Any) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _sections(runs: Sequence[tuple[Path, Summary]]) -> list[Section]:
-    return [_section(folder, summary, _baseline(summary, runs)) for folder, summary in sorted(runs, key=_position)]
+def _sections(runs: pd.DataFrame) -> list[Section]:
+    """A section for each run: by experiment, method and α, the baseline first, and seed."""
+    order = runs.assign(first=runs.method != "baseline", fall=-runs.alpha)
+    order = order.sort_values(["experiment", "first", "method", "fall", "seed"], kind="stable")
+    baselines = runs[runs.method == "baseline"].astype({"seed": object}).groupby(["experiment", "seed"])
+    candidates = {key: records(members) for key, members in baselines}
+    return [_section(run, _baseline(run, candidates)) for run in records(runs.loc[order.index])]
 
 
-def _position(run: tuple[Path, Summary]) -> tuple[Any, ...]:
-    """By experiment, method and α, the baseline first, and seed."""
-    _, summary = run
-    label, alpha = method_label(summary.identity), summary.identity["method"]["alpha"]
-    return summary.experiment or "", label != "baseline", label, -alpha, summary.seed
+def _baseline(run: Run, candidates: Mapping[Any, Sequence[Run]]) -> Run | None:
+    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with.
+
+    Args:
+        candidates: the runs of baselines by (experiment, seed).
+    """
+    rows = [r for r in published.all_rows() if run["experiment"] in (r.experiment, paper.truncation(r.experiment))]
+    names = {run["experiment"], *(base.experiment for base in map(published.baseline, rows) if base)}
+    found = [other for name in sorted(names) for other in candidates.get((name, run["seed"]), ())]
+    others = [other for other in found if other["run_id"] != run["run_id"]]
+    return min(others, key=lambda other: len(unlike(_config(run), _config(other))), default=None)
 
 
-def _baseline(summary: Summary, runs: Sequence[tuple[Path, Summary]]) -> Summary | None:
-    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with."""
-    rows = [r for r in published.all_rows() if summary.experiment in (r.experiment, paper.truncation(r.experiment))]
-    names = {summary.experiment, *(base.experiment for base in map(published.baseline, rows) if base)}
-    candidates = [
-        other
-        for _, other in runs
-        if other.seed == summary.seed
-        and other.experiment in names
-        and other.run_id != summary.run_id
-        and method_label(other.identity) == "baseline"
-    ]
-    own = flat(summary.identity)
-    return min(candidates, key=lambda other: len(unlike(own, flat(other.identity))), default=None)
+def _config(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.items() if "." in name}
 
 
-def _section(folder: Path, summary: Summary, baseline: Summary | None) -> Section:
-    title = f"{summary.experiment or 'custom'} {method_title(summary.identity)} seed {summary.seed}"
+def _section(run: Run, baseline: Run | None) -> Section:
     curves: Sequence[tuple[str, str, str]] = ()
     layers: Sequence[tuple[Any, ...]] = ()
     trouble = ""
     try:
-        curves = _curves(read_epochs(folder, summary))
-        layers = _layers(folder)
+        curves = _curves(read_epochs(run["run"], run["epochs"]))
+        layers = _layers(run["run"])
     except InputError as error:
         trouble = str(error)
-    difference = unlike(flat(summary.identity), flat(baseline.identity)) if baseline else None
-    return Section(title, summary, curves, difference, _environment(folder), layers, trouble)
+    return Section(
+        title=f"{run['experiment']} {with_alpha(run['method'], run['alpha'])} seed {run['seed']}",
+        run=run,
+        curves=curves,
+        difference=unlike(_config(run), _config(baseline)) if baseline else None,
+        environment=_environment(run["run"]),
+        layers=layers,
+        trouble=trouble,
+    )
 
 
 def _curves(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -211,7 +206,7 @@ def _curves(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def _environment(folder: Path) -> dict[str, Any]:
-    """Of the last start: program, machine's kind, packages; no names of machines, which a page need not spread."""
+    """Device, Python and packages of the last start. Names of machines are left out: a page may be published."""
     path = folder / "environment.json"
     try:
         found = json.loads(path.read_text())
@@ -229,8 +224,6 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _layers(folder: Path) -> list[tuple[Any, ...]]:
-    import numpy as np
-
     recorded = norms.read_norms(folder)
     if recorded is None or not len(recorded.steps):
         return []

@@ -1,4 +1,4 @@
-"""What several seeds say."""
+"""Means, intervals and verdicts over several seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sample:
-    """Mean and sample deviation (n − 1) of n measurements; the deviation of a single one is not a number."""
+    """Mean and sample deviation (n − 1) of n measurements; the deviation of a single one is NaN."""
 
     mean: float
     deviation: float
@@ -21,7 +21,7 @@ class Sample:
         return f"{self.mean:.2f} ± {self.deviation:.2f}"
 
     def signed(self) -> str:
-        """With a sign, for differences."""
+        """The text of a difference: with its sign."""
         return ("−" if round(self.mean, 2) < 0 else "+") + str(Sample(abs(self.mean), self.deviation, self.n))
 
 
@@ -35,7 +35,7 @@ def sample(values: Sequence[float]) -> Sample:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Sample | None:
-    """Differences to the baseline seed by seed, over the seeds that both have; None where there are none.
+    """Differences to the baseline seed by seed, over the seeds that both have; None if there are none.
 
     Args:
         values, baseline: measurement by seed.
@@ -45,25 +45,25 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 CONFIDENCE = 0.95
-"""Of every interval, two-sided."""
+"""The confidence of every interval, two-sided."""
 
 POWER = 0.8
-"""With which the stated number of seeds would show a published difference."""
+"""The power with which the stated number of seeds shows a published difference."""
 
 MARGIN = 0.3
-"""Points of accuracy within which a baseline counts as the published one; a published number is one run's."""
+"""Points of accuracy within which a baseline counts as the published one. A published number is that of one run."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Measured difference of two settings.
+    """The measured difference of two settings.
 
     Attributes:
         mean: points.
-        low, high: its confidence interval (Student's t); not a number where no deviation is known.
-        deviation: of the difference of one seed.
-        n: pairs, or the smaller number of seeds of the two sides.
-        paired: whether seeds were paired; else the interval is Welch's.
+        low, high: its confidence interval (Student's t); NaN if no deviation is known.
+        deviation: that of the difference of one seed.
+        n: number of pairs, or of the seeds of the side that has fewer.
+        paired: whether seeds were paired; if not, the interval is Welch's.
     """
 
     mean: float
@@ -87,7 +87,7 @@ def _minus(value: float) -> str:
 
 
 def interval(values: Sample) -> tuple[float, float]:
-    """Confidence interval of a mean (Student's t); not numbers for a single measurement."""
+    """The confidence interval of a mean (Student's t); NaN for a single measurement."""
     if values.n < 2:
         return math.nan, math.nan
     half = _quantile(values.n - 1) * values.deviation / math.sqrt(values.n)
@@ -95,13 +95,13 @@ def interval(values: Sample) -> tuple[float, float]:
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Difference to the baseline with its interval: paired where two seeds or more pair, else Welch's.
+    """The difference to the baseline with its interval: paired if two seeds or more pair, else Welch's.
 
     Args:
         values, baseline: measurement by seed.
 
     Returns:
-        None where either side has none.
+        None if either side has no measurement.
     """
     if not values or not baseline:
         return None
@@ -120,11 +120,11 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
 
 
 def seeds_needed(effect: float, deviation: float) -> int:
-    """Pairs with which a paired t-test shows `effect` at `POWER` (two-sided, at 1 − `CONFIDENCE`).
+    """The number of pairs with which a paired t-test shows `effect` at `POWER` (two-sided, at 1 − `CONFIDENCE`).
 
     Args:
         effect: points, not zero.
-        deviation: of the difference of one pair, points.
+        deviation: that of the difference of one pair, points.
     """
     from scipy.special import nctdtr
 
@@ -138,11 +138,11 @@ def seeds_needed(effect: float, deviation: float) -> int:
 
 
 MANY = 1000
-"""Seeds beyond which nobody counts."""
+"""The number at which the search for enough seeds ends."""
 
 
 def _quantile(freedom: float) -> float:
-    """Student's t at the two-sided `CONFIDENCE`."""
+    """The quantile of Student's t for the two-sided `CONFIDENCE`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
@@ -153,12 +153,12 @@ REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced",
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether measurements bear a published number out.
+    """Whether measurements confirm a published number.
 
     Attributes:
-        name: `reproduced`, `not reproduced`, `undecided`, `not run`, or `pgt.runs.DIVERGED`.
-        detail: in brackets behind it; empty for none.
-        seeds: where undecided, how many are needed in all, on the baseline's side, too.
+        name: `reproduced`, `not reproduced`, `undecided`, `not run`, or `diverged`.
+        detail: stands in brackets after the name; empty for none.
+        seeds: if undecided, how many are needed in all, on the baseline's side, too.
     """
 
     name: str
@@ -170,20 +170,20 @@ class Verdict:
 
 
 def undecided(seeds: int) -> Verdict:
-    """More seeds are needed: so many in all."""
+    """The verdict that more seeds are needed: so many in all."""
     return Verdict(UNDECIDED, f"n > {MANY} needed" if seeds >= MANY else f"n = {seeds} needed", seeds)
 
 
 def judge_difference(published: float, measured: Difference | None) -> Verdict:
-    """Does the method do what the paper says it does to its baseline?
+    """Judge a method by its difference to the baseline.
 
-    Reproduced: the interval lies on the published difference's side of zero; where it excludes the published size, that
-    is said. Not reproduced: it does not, and the published difference lies beyond it. Else undecided, with the seeds
-    that `seeds_needed` gives.
+    Reproduced: the interval lies on the published difference's side of zero; if it excludes the published size, the
+    detail says so. Not reproduced: it does not, and the published difference lies beyond it. Else undecided, with the
+    seeds that `seeds_needed` gives.
 
     Args:
         published: points, not zero.
-        measured: None where the baseline has not been run.
+        measured: None if the baseline has not been run.
     """
     if measured is None:
         return Verdict(UNDECIDED, "baseline not run", 2)
@@ -199,10 +199,10 @@ def judge_difference(published: float, measured: Difference | None) -> Verdict:
 
 
 def judge_accuracy(published: float, measured: Sample) -> Verdict:
-    """Is a baseline's accuracy the published one?
+    """Judge a baseline by its accuracy.
 
     Reproduced: the mean's interval lies within `MARGIN` of it (an equivalence test). Not reproduced: the interval lies
-    wholly farther away. Else undecided, with the seeds whose interval would decide were mean and deviation to stay.
+    wholly farther away. Else undecided, with the number of seeds that decides if mean and deviation stay the same.
     """
     if measured.n < 2:
         return undecided(2)

@@ -1,108 +1,91 @@
-"""Where the runs of a folder stand."""
+"""The progress of the runs in a folder."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from pgt.config.identity import method_title
+import pandas as pd
+
 from pgt.reproduction.cost import work
-from pgt.runs.folder import DIVERGED, UNFINISHED, Summary, find, holder, last_record
+from pgt.reproduction.formats import Table
+from pgt.runs.folder import DIVERGED, UNFINISHED, holder, last_record
+from pgt.runs.frame import frame, records
+from pgt.runs.labels import with_alpha
 
 TRAINING, STOPPED = "training", "stopped"
-"""An unfinished run that a process holds, and one that waits to be gone on with."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A run as it is now.
-
-    Attributes:
-        folder, summary: of the run.
-        status: `finished`, `diverged`, `training` or `stopped`.
-        holder: the process that trains it; empty where none does.
-        images_per_second: of its whole epochs, or of the first one so far.
-        silent: seconds since its last record; None where there is none yet.
-    """
-
-    folder: Path
-    summary: Summary
-    status: str
-    holder: str
-    images_per_second: float | None
-    silent: float | None
-
-    @property
-    def left(self) -> float | None:
-        """Seconds of training, evaluations included, at the speed so far, for all epochs but the whole ones that are
-        done; None where the speed or the data's size is not known."""
-        rest = work(self.summary.identity, self.summary.epochs)
-        if self.status not in (TRAINING, STOPPED) or rest.images is None or not self.images_per_second:
-            return None
-        return rest.gpu_seconds(self.images_per_second)
-
-
-def standings(root: Path, experiment: str | None = None) -> list[Standing]:
-    """Of every run under `root`, sorted by folder.
-
-    Args:
-        experiment: only this one, or all that its name is a folder of.
-    """
-    return [_standing(folder, summary) for folder, summary in find(root, experiment)]
-
-
-def _standing(folder: Path, summary: Summary) -> Standing:
-    record, path = last_record(folder), folder / "metrics.jsonl"
-    unfinished = summary.status == UNFINISHED
-    held = holder(folder) if unfinished else ""
-    return Standing(
-        folder,
-        summary,
-        (TRAINING if held else STOPPED) if unfinished else summary.status,
-        held,
-        summary.images_per_second or record.get("images_per_second"),
-        max(0.0, time.time() - path.stat().st_mtime) if record else None,
-    )
-
+"""An unfinished run that a process holds, and one that no process holds, to be resumed."""
 
 HEADERS = ("Run", "Method", "Seed", "Status", "Epochs", "Best top-1", "Images/s", "Left", "Last record")
 
 
-def render(found: Sequence[Standing], root: Path) -> str:
-    """A line a run, how many there are of each status, and what to know of those that do not go on by themselves."""
-    from tabulate import tabulate
+def standings(root: Path, experiment: str | None = None) -> pd.DataFrame:
+    """The frame of runs (see `pgt.runs.frame`) as they stand now.
 
-    drawn = tabulate([_line(one, root) for one in found], HEADERS, tablefmt="github", disable_numparse=True)
-    count = Counter(one.status for one in found)
-    counted = ", ".join(f"{number} {status}" for status, number in sorted(count.items()))
-    lines = [drawn, "", f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}"]
-    lines += [f"- {one.folder}: trained by {one.holder}" for one in found if one.status == TRAINING]
-    lines += [f"- {one.folder}: diverged: {one.summary.reason}" for one in found if one.status == DIVERGED]
-    if count[STOPPED]:
-        lines.append("- a stopped run goes on by the command that began it (environment.json in its folder has it)")
-    return "\n".join(lines)
+    Columns that it changes or adds:
+
+    - `status`: `finished`, `diverged`, `training` or `stopped`.
+    - `holder`: the process that trains the run; empty if none does.
+    - `images_per_second`: of its whole epochs, or of the first one so far.
+    - `silent`: seconds since its last record.
+    - `left`: seconds of training at the speed so far, evaluations included, for all epochs that are not done.
+
+    The last three are NaN if they are not known.
+
+    Args:
+        root: the runs folder.
+        experiment: only this one, or all that its name is a folder of.
+    """
+    runs = frame(root, experiment)
+    names = ["status", "holder", "images_per_second", "silent", "left"]
+    now = pd.DataFrame([_standing(run) for run in records(runs)], columns=names)
+    return runs.assign(**{name: now[name] for name in names})
 
 
-def _line(one: Standing, root: Path) -> list[str]:
-    summary, top1 = one.summary, one.summary.test_top1_best
+def _standing(run: Mapping[str, Any]) -> tuple[str, str, float | None, float | None, float | None]:
+    folder, status, held, left = run["run"], run["status"], "", None
+    record = last_record(folder)
+    speed = run["images_per_second"] or record.get("images_per_second")
+    if status == UNFINISHED:
+        held = holder(folder)
+        status = TRAINING if held else STOPPED
+        rest = work(run, run["epochs"])
+        left = rest.gpu_seconds(speed) if speed and rest.images is not None else None
+    silent = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime) if record else None
+    return status, held, speed, silent, left
+
+
+def status_table(found: pd.DataFrame, root: Path) -> Table:
+    """A line for each run; below, how many runs have each status, and what to know of those that do not finish."""
+    rows = records(found)
+    counted = ", ".join(f"{number} {status}" for status, number in found.status.value_counts().sort_index().items())
+    notes = [f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}"]
+    notes += [f"- {row['run']}: trained by {row['holder']}" for row in rows if row["status"] == TRAINING]
+    notes += [f"- {row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
+    if any(row["status"] == STOPPED for row in rows):
+        notes.append("- a stopped run goes on by the command that began it (environment.json in its folder has it)")
+    return Table("", HEADERS, [_cells(row, root) for row in rows], ["\n".join(notes)])
+
+
+def _cells(row: Mapping[str, Any], root: Path) -> list[str]:
+    top1, speed, left, silent = (row[name] for name in ("test_top1_best", "images_per_second", "left", "silent"))
     return [
-        str(one.folder.relative_to(root)),
-        method_title(summary.identity),
-        str(summary.seed),
-        one.status,
-        f"{summary.epochs}/{summary.identity['recipe']['epochs']}",
+        str(row["run"].relative_to(root)),
+        with_alpha(row["method"], row["alpha"]),
+        str(row["seed"]),
+        row["status"],
+        f"{row['epochs']}/{row['recipe.epochs']}",
         "" if top1 is None else f"{top1:.2f}",
-        f"{one.images_per_second:,.0f}" if one.images_per_second else "",
-        "" if one.left is None else _duration(one.left),
-        "" if one.silent is None else f"{_duration(one.silent)} ago",
+        f"{speed:,.0f}" if speed else "",
+        "" if left is None else duration(left),
+        "" if silent is None else f"{duration(silent)} ago",
     ]
 
 
-def _duration(seconds: float) -> str:
-    """In one or two units: `3 d 4 h`, `4 h 5 min`, `5 min`, `6 s`."""
+def duration(seconds: float) -> str:
+    """A time in one or two units: `3 d 4 h`, `4 h 5 min`, `5 min`, `6 s`."""
     minutes = round(seconds / 60)
     if round(seconds) < 60:
         return f"{seconds:.0f} s"

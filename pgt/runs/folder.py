@@ -1,4 +1,4 @@
-"""A run is a folder: its identity, what lies in it, and how it is written. No torch."""
+"""A run's folder: its summary, its records and its lock. No torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Summary:
         images_per_second: training speed, evaluation apart.
         skipped_files: images left out because they could not be read.
         manifest: names the data (see `pgt.data.DataSet`).
-        commit: of this program, with `+` where the tree was not clean; its version when installed without git.
+        commit: of this program, with `+` if the tree was not clean; its version if installed without git.
         started, finished: ISO 8601, UTC.
         reason: why a run diverged.
     """
@@ -77,7 +77,7 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """The folder's summary, or None where there is none.
+    """The folder's summary, or None if there is none.
 
     Raises:
         InputError: a summary that cannot be read.
@@ -98,28 +98,33 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
-    """(folder, summary) of every run under `root`, sorted by folder; a warning for each whose summary cannot be read.
+    """(folder, summary) of every run under `root`, sorted by folder.
+
+    A run whose summary cannot be read is left out, with a warning.
 
     Args:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of (`demo` finds `demo/bn`).
     """
-    top = root / experiment if experiment else root
     found = []
-    for path in sorted(top.glob("**/summary.json")):
+    for name, inner, files in os.walk(root / experiment if experiment else root):
+        inner.sort()
+        if "summary.json" not in files:
+            continue
+        inner.clear()  # no run lies inside another one
         try:
-            summary = read_summary(path.parent)
+            summary = read_summary(Path(name))
         except (InputError, OSError) as error:
             _warn(str(as_input_error(error)))
             continue
         if summary is not None:
-            found.append((path.parent, summary))
+            found.append((Path(name), summary))
     return found
 
 
 @cache
 def _warn(text: str) -> None:
-    """Once, however often a command looks."""
+    """Print a warning once, however often a command reads the same runs."""
     print(f"pgt: warning: a run is left out: {text}", file=sys.stderr)
 
 
@@ -127,7 +132,7 @@ def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
     """The records of `metrics.jsonl` in order; a last line that a crash cut short is left out.
 
     Args:
-        event: only the records of this `event`; there are many others, which are not even parsed.
+        event: only the records of this `event`; the many others are not parsed, which saves most of the time.
 
     Raises:
         InputError: there is no such file, or a line of it is no record.
@@ -153,7 +158,7 @@ TAIL = 1 << 16
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """The newest whole record of `metrics.jsonl`, read from its end; empty where there is none."""
+    """The newest whole record of `metrics.jsonl`, read from its end; empty if there is none."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
@@ -167,21 +172,16 @@ def last_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def read_epochs(folder: Path, summary: Summary) -> list[dict[str, Any]]:
-    """The epoch records of a run, one for each epoch of its summary.
+def read_epochs(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """The records of a run's first `epochs` epochs, as many as its summary counts.
 
     Raises:
-        InputError: `metrics.jsonl` is damaged, or lacks some.
+        InputError: `metrics.jsonl` is damaged, or lacks some of them.
     """
-    epochs = read_metrics(folder, "epoch")
-    if [record["epoch"] for record in epochs[: summary.epochs]] != list(range(summary.epochs)):
+    found = read_metrics(folder, "epoch")[:epochs]
+    if [record["epoch"] for record in found] != list(range(epochs)):
         raise InputError(f"{folder / 'metrics.jsonl'} lacks epochs that summary.json counts: the file is damaged")
-    return epochs[: summary.epochs]
-
-
-def progress(summary: Summary) -> tuple[bool, int]:
-    """How far a run has come: the greater, the farther."""
-    return summary.status != UNFINISHED, summary.epochs
+    return found
 
 
 LOCK_SECONDS = 10
@@ -223,7 +223,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str:
-    """The process that holds a run's folder, as `lock` names it; empty where none does."""
+    """The process that holds a run's folder, as `lock` names it; empty if none does."""
     try:
         with (folder / "lock").open() as file:
             try:

@@ -26,10 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pgt.config.identity import method_label
 from pgt.core.errors import InputError
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
+from pgt.runs.labels import method_label
 
 BEST = "best"
 PLAIN: list[Any] = [

@@ -15,8 +15,7 @@ from pgt.cli.main import main
 from pgt.config.compose import compose_all
 from pgt.config.identity import identity
 from pgt.core.errors import InputError
-from pgt.reproduction import formats, paper, published, sheets
-from pgt.reproduction.groups import flat
+from pgt.reproduction import formats, paper, paper_tables, published
 from pgt.reproduction.statistics import (
     Difference,
     Sample,
@@ -27,9 +26,10 @@ from pgt.reproduction.statistics import (
     sample,
     seeds_needed,
 )
-from pgt.runs.folder import find
+from pgt.runs import frame
+from pgt.runs.frame import dotted
 from tests.conftest import ROOT, compose
-from tests.reproduction.test_reproduction import plant_summary
+from tests.reproduction.helpers import plant_summary
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def plant(experiment, best, *overrides, train=70.0, status="finished"):
 
 
 def lines_of(table, number):
-    return [line for line in paper.measure(find(Path("runs")), table)[0] if line.row.number == number]
+    return [line for line in paper.measure(frame("runs"), table)[0] if line.row.number == number]
 
 
 def test_every_row_has_one_experiment_and_every_number_is_the_papers():
@@ -80,23 +80,22 @@ def test_headers_name_every_cell_with_its_value():
         assert f"train {row.train_top1:g}, test {row.test_top1:g}" in lines[1]
 
 
-@pytest.mark.parametrize("recipe", ["paper", "authors"])
+@pytest.mark.parametrize("recipe", ["paper", pytest.param("authors", marks=pytest.mark.slow)])
 def test_every_row_is_what_its_experiment_trains(recipe):
     """Nothing that a run's numbers depend on is left out of the comparison, the decoder apart."""
     names = ",".join(dict.fromkeys(row.experiment for row in published.all_rows()))
     found = {c.experiment: c for c in compose_all([f"experiment={names}", f"recipe={recipe}"], multirun=True)}
     for row in published.all_rows():
-        values = flat(identity(found[row.experiment]))
+        values = dotted(identity(found[row.experiment]))
         del values[paper.DECODER]
         assert values == paper.expected(row, paper.Arm(recipe, "exact")), row.experiment
-        assert paper._setting(identity(found[row.experiment])) == row.setting
 
 
 def test_the_truncation_arm_fills_the_same_rows_by_the_hook():
     for row in published.all_rows():
         if row.alpha > published.TRUNCATED:
             continue
-        values = flat(identity(compose(f"experiment={paper.truncation(row.experiment)}", "recipe=authors")))
+        values = dotted(identity(compose(f"experiment={paper.truncation(row.experiment)}", "recipe=authors")))
         del values[paper.DECODER]
         assert values == paper.expected(row, paper.Arm("authors", "authors_hook"))
 
@@ -202,17 +201,17 @@ def test_a_table_from_planted_runs():
     plant("table1/resnet101_cosine_baseline", [70.0], status="diverged")
     plant("table1/resnet101_cosine_pgt", [70.0], status="unfinished")
     base, pgt = lines_of(1, 9)[0], lines_of(1, 10)[0]
-    assert base.best == Sample(pytest.approx(71.1), pytest.approx(0.1), 3)
-    assert base.final.mean == pytest.approx(70.6)
+    assert base.measured(paper.BEST) == Sample(pytest.approx(71.1), pytest.approx(0.1), 3)
+    assert base.measured("test_top1_final").mean == pytest.approx(70.6)
     assert base.verdict.name == "reproduced"
-    assert pgt.difference.mean == pytest.approx(0.4)
+    assert pgt.difference(paper.BEST).mean == pytest.approx(0.4)
     assert pgt.verdict.name == "reproduced"
     assert lines_of(1, 12)[0].verdict.name == "not reproduced"
     assert str(lines_of(1, 14)[0].verdict) == "undecided (baseline not run)"
     assert str(lines_of(1, 7)[0].verdict) == "diverged (1 of 1)"
-    assert (lines_of(1, 8)[0].others, lines_of(1, 8)[0].verdict.name) == ({"unfinished": 1}, "not run")
+    assert (list(lines_of(1, 8)[0].runs.status), lines_of(1, 8)[0].verdict.name) == (["unfinished"], "not run")
     assert lines_of(1, 1)[0].verdict.name == "not run"
-    text = formats.render([sheets.build(find(Path("runs")), 1)], "markdown")
+    text = formats.render([paper_tables.paper_table(frame("runs"), 1)], "markdown")
     assert "| SE-ResNet-18 | cosine     | baseline" in text
     assert "71.50 ± 0.10" in text
     assert "+0.40 [0.40, 0.40] (3 pairs)" in text
@@ -225,10 +224,10 @@ def test_a_table_from_planted_runs():
 def test_seeds_are_asked_for_on_both_sides_of_a_difference():
     plant("table1/seresnet18_cosine_baseline", [71.0, 71.1, 71.2])
     plant("table1/seresnet18_cosine_pgt", [71.2, 71.2, 71.9])
-    [line] = [line for line in lines_of(1, 10) if line.best]
+    [line] = [line for line in lines_of(1, 10) if line.seeds]
     assert line.verdict.name == "undecided"
     seeds = ",".join(map(str, range(3, line.verdict.seeds)))
-    text = formats.render([sheets.build(find(Path("runs")), 1)], "markdown")
+    text = formats.render([paper_tables.paper_table(frame("runs"), 1)], "markdown")
     for method in ("baseline", "pgt"):
         assert f"`pgt train -m experiment=table1/seresnet18_cosine_{method} seed={seeds}`" in text
 
@@ -237,21 +236,21 @@ def test_a_run_counts_once_however_often_it_lies_there():
     plant("table1/resnet18_cosine_baseline", [70.1])
     shutil.copytree("runs/table1", "runs/backup")
     plant("table1/resnet18_cosine_pgt", [70.1], "method.alpha=1")
-    [line] = [line for line in lines_of(1, 13) if line.best]
-    assert (line.seeds, line.best.n) == ([0], 1)
+    [line] = [line for line in lines_of(1, 13) if line.seeds]
+    assert (line.seeds, line.measured(paper.BEST).n) == ([0], 1)
 
 
 def test_the_hook_counts_in_the_precision_that_it_is_about_alone():
     plant("truncation/table1_resnet18_cosine_pgt", [1.0], "trainer.precision=fp32")
-    lines, [stray] = paper.measure(find(Path("runs")), 1)
-    assert all(line.best is None for line in lines)
+    lines, [stray] = paper.measure(frame("runs"), 1)
+    assert all(not line.seeds for line in lines)
     assert stray.differing == "trainer.precision=fp32 (not fp16)"
 
 
 def test_runs_of_a_rows_experiment_that_are_another_setting_are_named():
     plant("table1/resnet18_cosine_pgt", [70.0, 70.1], "method.alpha=0.3")
     plant("table1/resnet18_cosine_pgt", [70.0], "trainer.evaluate_every=100")
-    _, strays = paper.measure(find(Path("runs")), 1)
+    _, strays = paper.measure(frame("runs"), 1)
     assert {(stray.count, stray.differing) for stray in strays} == {
         (2, "method.alpha=0.3 (not 0.25)"),
         (1, "trainer.evaluate_every=100 (not 1)"),
@@ -263,7 +262,9 @@ def test_every_command_of_the_tables_composes():
     plant("table2/batch1024_pgt", [64.0], "method.implementation=authors_hook", "recipe.local_batch=256")
     plant("table1/resnet18_cosine_baseline", [70.0, 70.4], "trainer.precision=bf16")
     commands = {
-        c for n in (1, 2, 3) for c in re.findall(r"`pgt train ([^`]*)`", sheets.build(find(Path("runs")), n).notes[-1])
+        c
+        for n in (1, 2, 3)
+        for c in re.findall(r"`pgt train ([^`]*)`", paper_tables.paper_table(frame("runs"), n).notes[-1])
     }
     assert any("authors_hook" in command for command in commands)
     assert any("trainer.precision=bf16" in command for command in commands)
@@ -286,31 +287,32 @@ def test_arms_and_settings_are_told_apart():
         ("authors", ""),
         ("authors, authors' hook", ""),
     }
-    assert lines["paper", ""].difference.mean == pytest.approx(0.1)
-    assert lines["paper", "trainer.precision=bf16"].difference is None  # there is no baseline in bf16
+    assert lines["paper", ""].difference(paper.BEST).mean == pytest.approx(0.1)
+    assert lines["paper", "trainer.precision=bf16"].difference(paper.BEST) is None  # there is no baseline in bf16
     assert str(lines["paper", "trainer.precision=bf16"].verdict) == "undecided (baseline not run)"
-    assert lines["authors", ""].difference.mean == pytest.approx(0.45)
-    assert lines["authors, authors' hook", ""].difference.mean == pytest.approx(-1.0)  # to seed 0 of the same recipe
+    assert lines["authors", ""].difference(paper.BEST).mean == pytest.approx(0.45)
+    hook = lines["authors, authors' hook", ""]  # compared with seed 0 of the same recipe
+    assert hook.difference(paper.BEST).mean == pytest.approx(-1.0)
 
 
 def test_a_shared_run_fills_its_rows_in_both_tables():
     plant("table1/resnet50_cosine_pgt", [77.0, 77.2])
-    assert lines_of(1, 4)[0].best == lines_of(3, 7)[0].best == sample([77.0, 77.2])
+    assert lines_of(1, 4)[0].measured(paper.BEST) == lines_of(3, 7)[0].measured(paper.BEST) == sample([77.0, 77.2])
 
 
 def test_a_run_that_leaves_the_recipe_fills_no_row_and_is_named():
     plant("table2/batch256_gc", [67.0], "recipe.epochs=50")
     plant("table2/batch256_gc", [67.1, 67.2], "method.transforms.0.max_norm=0.5")
-    assert [(line.setting, line.best.n) for line in lines_of(2, 6) if line.best] == [
+    assert [(line.setting, line.measured(paper.BEST).n) for line in lines_of(2, 6) if line.seeds] == [
         ("method.transforms.0.max_norm=0.5", 2)
     ]
-    text = formats.render([sheets.build(find(Path("runs")), 2)], "terminal")
+    text = formats.render([paper_tables.paper_table(frame("runs"), 2)], "terminal")
     assert "- 1 run of table2/batch256_gc: recipe.epochs=50 (not 100)" in text
 
 
 def test_csv_has_every_number_unrounded():
     plant("table1/resnet18_cosine_baseline", [70.123456])
-    table = formats.render([sheets.raw(find(Path("runs")), [1])], "csv")
+    table = formats.render([paper_tables.paper_data(frame("runs"), [1])], "csv")
     line = list(csv.DictReader(io.StringIO(table)))[24]
     assert (line["experiment"], line["recipe"]) == ("table1/resnet18_cosine_baseline", "paper")
     assert (line["test_top1_best"], line["test_top1_paper"], line["seeds"]) == ("70.123456", "70.208", "0")
@@ -326,16 +328,16 @@ def test_table_command_writes_each_format(ending, capsys):
 
 
 def test_latex_knows_every_letter():
-    text = formats.render([sheets.build(find(Path("runs")), number) for number in (1, 2, 3)], "latex")
+    text = formats.render([paper_tables.paper_table(frame("runs"), number) for number in (1, 2, 3)], "latex")
     assert text.isascii()
     assert r"\item[] [1] ResNet-50, step" in text
     assert r"\texttt{pgt train -m experiment=table1/seresnet50\_cosine\_pgt" in text
 
 
 def test_every_published_number_is_in_the_tables():
-    text = formats.render([sheets.build(find(Path("runs")), number) for number in (1, 2, 3)], "markdown")
+    text = formats.render([paper_tables.paper_table(frame("runs"), number) for number in (1, 2, 3)], "markdown")
     for row in published.all_rows():
         assert f"{row.test_top1:.3f}" in text
         assert f"{row.train_top1:.2f}" in text
-    assert set(published.NOTES) == {n for row in published.all_rows() for n in row.notes} | set(sheets.ALL_ROWS)
+    assert set(published.NOTES) == {n for row in published.all_rows() for n in row.notes} | set(paper_tables.ALL_ROWS)
     assert asdict(published.rows(2)[1])["alpha"] == 0.92

@@ -1,4 +1,4 @@
-"""What a plan counts, and where its speeds come from."""
+"""A plan counts distinct runs, and says where its speeds come from."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from pgt.core.errors import InputError
 from pgt.reproduction import cost
 from pgt.reproduction.plan import Machine, plan
 from tests.conftest import ROOT, TINY, train
-from tests.reproduction.test_reproduction import plant
+from tests.reproduction.helpers import plant
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +53,7 @@ def test_done_partial_and_missing_by_the_runs_folder():
 
 
 def test_a_plan_of_a_machine_without_dali_finds_the_runs_of_one_with_it():
-    values = identity(compose_all(["experiment=table1/resnet18_cosine_pgt", "data.backend=dali"])[0])
-    summary = plant("table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0)
-    path = Path("runs/table1/resnet18_cosine_pgt") / summary.run_id / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": values}))
+    plant("table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0, overrides=["data.backend=dali"])
     [item] = items("experiment=table1/resnet18_cosine_pgt", "data.backend=torchvision")
     assert item.status == "done"
 
@@ -95,36 +92,62 @@ def test_published_speeds_and_their_estimates():
         cost.published_speed("resnet50", "H1000")
 
 
-def test_speeds_from_bench_tables(capsys):
-    table = """resnet18, 256 x {size} x {size}, fp16; 8 rounds
+def benched(path, *lines):
+    """A file as the benchmarks write with --json: of (benchmark, network, size, loop, images per second) each."""
+    found = [
+        {
+            "benchmark": benchmark,
+            "case": {"network": network, "batch": 256, "size": size, "precision": "fp16", "compiled": False},
+            "loop": loop,
+            "images_per_second": speed,
+            "machine": "a GPU",
+        }
+        for benchmark, network, size, loop, speed in lines
+    ]
+    Path(path).write_text(json.dumps(found))
 
-| loop              | ms a step   | images/s   |
-|-------------------|-------------|------------|
-| bare loop         | 100.00      | 9,999      |
-| pgt, PGT α = 0.25 | 341.63      | {speed}    |
-"""
-    Path("gpu.md").write_text(table.format(size=224, speed="1,234") + "\n" + table.format(size=64, speed="8,000"))
-    source = "gpu.md: resnet18, 256 x 224 x 224, fp16"
-    assert cost.bench_speeds(Path("gpu.md")) == {"resnet18": cost.Speed(1234, source)}
-    loader = cost.bench_speeds(ROOT / "results/bench/loader-cpu.md")
-    assert loader["loader"].images_per_second == 831
-    files = ["--bench=gpu.md", f"--bench={ROOT}/results/bench/loader-cpu.md"]
+
+def test_speeds_from_the_benchmarks(capsys):
+    benched(
+        "gpu.json",
+        ("step", "resnet18", 224, "bare loop", 9999),
+        ("step", "resnet18", 224, "pgt, PGT α = 0.25", 1234.0),
+        ("step", "resnet18", 224, "pgt, PGT α = 0.25", 1200.0),
+        ("step", "resnet18", 64, "pgt, PGT α = 0.25", 8000.0),
+    )
+    benched(
+        "loader.json",
+        ("loader", None, 224, "torchvision", 900),
+        ("loader", None, 224, "pgt, torchvision decode_jpeg", 700),
+        ("loader", None, 224, "pgt, DALI on the CPU", 831),
+    )
+    speed = cost.bench_speeds(Path("gpu.json"))
+    assert {name: found.images_per_second for name, found in speed.items()} == {"resnet18": 1234}
+    for said in ("gpu.json", "resnet18, 256 x 224 x 224, fp16", "a GPU"):
+        assert said in speed["resnet18"].source
+    assert cost.bench_speeds(Path("loader.json"))["loader"].images_per_second == 831
+    files = ["--bench=gpu.json", "--bench=loader.json"]
     assert main(["plan", "experiment=table1/resnet18_cosine_pgt", *files]) == 0
     printed = capsys.readouterr().out
-    assert "gpu.md: resnet18" in printed
-    assert "loader-cpu.md" in printed
-    for bad in ("nothing", table.format(size=64, speed="8,000")):
-        Path("bad.md").write_text(bad)
-        assert main(["plan", "experiment=demo/bn", "--bench", "bad.md"]) == 2
-        assert "has no table of" in capsys.readouterr().err
+    assert "1,234 images/s a device, gpu.json" in printed
+    assert "loader: 831 images/s, loader.json" in printed
+
+
+@pytest.mark.parametrize("text", ["nothing", "[]", "[1]", "{}", '[{"benchmark": "step"}]', None])
+def test_a_file_without_speeds_exits_2(text, capsys):
+    benched("bad.json", ("step", "resnet18", 64, "pgt, PGT α = 0.25", 8000.0))
+    if text is not None:
+        Path("bad.json").write_text(text)
+    assert main(["plan", "experiment=demo/bn", "--bench", "bad.json"]) == 2
+    assert "bad.json has no" in capsys.readouterr().err
 
 
 def test_of_two_runs_that_differ_in_their_decoder_alone_the_farther_one_counts():
     for backend, status in (("torchvision", "finished"), ("dali", "unfinished")):
-        values = identity(compose_all(["experiment=table1/resnet18_cosine_pgt", f"data.backend={backend}"])[0])
-        summary = plant("table1/resnet18_cosine_pgt", "pgt", len(backend), 70.0, 70.0, status=status, curve=(1, 2))
-        path = Path("runs/table1/resnet18_cosine_pgt") / summary.run_id / "summary.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": values}))
+        plant(
+            "table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0, status=status, curve=(1, 2),
+            overrides=[f"data.backend={backend}"],
+        )  # fmt: skip
     [item] = items("experiment=table1/resnet18_cosine_pgt")
     assert item.status == "done"
 

@@ -1,4 +1,4 @@
-"""Where runs stand, by their folders."""
+"""The progress of runs, read from their folders."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pgt.cli.main import main
 from pgt.reproduction import status
 from pgt.runs import folder as runs
 from tests.conftest import compose
-from tests.reproduction.test_reproduction import plant, plant_summary
+from tests.reproduction.helpers import plant, plant_summary
 
 
 def begun(seed, speed, *records, age=0.0):
@@ -29,7 +29,7 @@ def test_each_run_has_its_status_and_what_is_left_of_it(capsys):
     stopped = begun(0, 1000.0, {"event": "step"}, age=7300)
     training = begun(1, None, {"event": "step", "images_per_second": 500.0})
     with runs.lock(training):
-        found = {one.folder: one for one in status.standings(Path("runs"))}
+        found = {one.run: one for one in status.standings(Path("runs")).itertuples()}
         assert main(["status"]) == 0
     assert sorted(one.status for one in found.values()) == ["diverged", "finished", "stopped", "training"]
     assert (found[stopped].status, found[training].status) == ("stopped", "training")
@@ -48,28 +48,11 @@ def test_each_run_has_its_status_and_what_is_left_of_it(capsys):
 def test_one_experiment_and_none(capsys):
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=(1,))
     plant("demo/nobn", "baseline", 0, 90.0, 89.0, curve=(1,))
-    assert [one.folder.parent.name for one in status.standings(Path("runs"), "demo/bn")] == ["bn"]
+    assert [run.parent.name for run in status.standings(Path("runs"), "demo/bn").run] == ["bn"]
     assert main(["status", "table1"]) == 2
     assert capsys.readouterr().err == (
         "pgt: no run of table1 under runs: `pgt train` makes them, --runs names another folder\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "step"),
-    [('{"step": 1}\n{"step": 2}\n', 2), ('{"step": 1}\n{"st', 1), ('{"step": 1}\nnull\n{\n', 1), ("", None)],
-)
-def test_the_last_whole_record(tmp_path, text, step):
-    assert runs.last_record(tmp_path) == {}
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert runs.last_record(tmp_path).get("step") == step
-
-
-def test_the_last_record_of_a_long_file(tmp_path):
-    with (tmp_path / "metrics.jsonl").open("w") as file:
-        for step in range(20_000):
-            file.write(json.dumps({"step": step}) + "\n")
-    assert runs.last_record(tmp_path) == {"step": 19_999}
 
 
 @pytest.mark.parametrize(
@@ -85,4 +68,4 @@ def test_the_last_record_of_a_long_file(tmp_path):
     ],
 )
 def test_durations(seconds, text):
-    assert status._duration(seconds) == text
+    assert status.duration(seconds) == text

@@ -12,34 +12,34 @@ NUMBERS = sorted({2, 4, *filters.FIGURES, *grid.EXPERIMENTS})
 
 
 def draw(number: int, root: Path, experiment: str | None) -> Any:
-    """A figure of the paper.
+    """Draw a figure of the paper.
 
     Args:
         number: one of `NUMBERS`.
         root: the runs folder.
-        experiment: whose runs to show in the place of the paper's; an experiment, or a folder of them.
+        experiment: an experiment, or a folder of them, whose runs to show instead of the paper's.
 
     Raises:
-        InputError: the runs that it needs are not there.
+        InputError: there are no runs of it.
     """
     try:
         if number == 2:
             if experiment is not None:
                 raise InputError("figure 2 needs no runs: leave the experiment out")
-            return transform.draw()
+            return transform.distributions()
         if number == 4:
-            return curves.draw(root, experiment)
+            return curves.accuracy_by_epoch(root, experiment)
         if number in filters.FIGURES:
-            return filters.draw(root, number, experiment)
-        show = grid.logits if number == 8 else grid.accuracy
+            return filters.filter_norms(root, number, experiment)
+        show = grid.logits_over_alpha if number == 8 else grid.accuracy_over_alpha
         return show(root, experiment or grid.EXPERIMENTS[number])
     except InputError:
-        style.pyplot().close("all")  # what was begun
+        style.pyplot().close("all")  # a figure that was begun would stay in memory
         raise
 
 
 def save(number: int, root: Path, experiment: str | None, output: Path) -> list[Path]:
-    """Draw a figure into a file, or into `.svg` and `.png` where the name has no ending; returns the files."""
+    """Draw a figure into a file, or into `.svg` and `.png` if the name has no ending, and return the files."""
     files = style.files(output)
     style.save(draw(number, root, experiment), files)
     return files

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, data_of, read_groups
-from pgt.runs.folder import find, read_epochs
+from pgt.reproduction.groups import Group, data_of, grouped, read_groups
+from pgt.runs.folder import read_epochs
+from pgt.runs.frame import frame
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
 
@@ -20,25 +22,24 @@ PAPER = {
     "ResNet-50": ("table1/resnet50_cosine_baseline", "table3/row5"),
     "ResNet-50, 60 epochs against 100": ("table1/resnet50_cosine_baseline", "fig4/resnet50_pgt_60"),
 }
-"""Panels (a), (b) and (c): experiments of each, its baseline first."""
+"""The experiments of panels (a), (b) and (c), the baseline first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
-    """The finished runs of a setting, measured on `data`: a list of epoch records each."""
+    """The finished runs of a setting, measured on `data`.
+
+    Attributes:
+        metrics: each metric's values by epoch (from 1), a column a run; only epochs in which every run has it.
+    """
 
     label: str
     data: str
-    runs: Sequence[Sequence[dict[str, Any]]]
-
-    def of(self, metric: str) -> tuple[list[int], list[list[float]]]:
-        """The epochs (from 1) where every run has the metric, and its values there, a list an epoch."""
-        rows = [records for records in zip(*self.runs, strict=False) if all(metric in record for record in records)]
-        return [row[0]["epoch"] + 1 for row in rows], [[record[metric] for record in row] for row in rows]
+    metrics: dict[str, pd.DataFrame]
 
 
-def draw(root: Path, experiment: str | None) -> Any:
-    """Training and test top-1 by epoch, both axes logarithmic, and below when each curve reaches the baseline's end.
+def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
+    """Draw training and test top-1 by epoch, both axes logarithmic, and when each curve reaches the baseline's end.
 
     One line a setting: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
 
@@ -66,7 +67,7 @@ def draw(root: Path, experiment: str | None) -> Any:
 def _panels(root: Path, experiment: str) -> dict[str, list[Curve]]:
     found: dict[str, list[Curve]] = {}
     for group in read_groups(root, experiment):
-        if group.finished:
+        if not group.finished.empty:
             found.setdefault(group.experiment, []).append(_curve(group))
     if not found:
         raise InputError(f"no finished runs under {root / experiment}: `pgt table {experiment}` shows what there is")
@@ -74,11 +75,11 @@ def _panels(root: Path, experiment: str) -> dict[str, list[Curve]]:
 
 
 def _paper(root: Path) -> dict[str, list[Curve]]:
-    """The panels that have runs."""
+    """The paper's panels, those that have runs."""
     found = {}
     for title, experiments in PAPER.items():
-        groups = [group for name in experiments if find(root, name) for group in read_groups(root, name)]
-        curves = [_curve(group) for group in groups if group.finished]
+        groups = [group for name in experiments for group in grouped(frame(root, name))]
+        curves = [_curve(group) for group in groups if not group.finished.empty]
         if curves:
             found[title] = curves
     if not found:
@@ -88,37 +89,38 @@ def _paper(root: Path) -> dict[str, list[Curve]]:
 
 
 def _curve(group: Group) -> Curve:
-    records = [read_epochs(folder, summary) for folder, summary in group.finished]
-    return Curve(f"{group.label} (n={len(group.finished)})", data_of([group]), records)
+    runs = group.finished
+    epochs = [pd.DataFrame(read_epochs(run, count)) for run, count in zip(runs.run, runs.epochs, strict=True)]
+    metrics = {
+        name: pd.concat([run.set_index(run.epoch + 1).get(name) for run in epochs], axis=1, join="inner").dropna()
+        for name in METRICS
+    }
+    return Curve(f"{group.label} (n={len(runs)})", data_of(runs), metrics)
 
 
 def _accuracy(axis: Any, curves: Sequence[Curve], metric: str) -> None:
     for index, curve in enumerate(curves):
-        epochs, values = curve.of(metric)
-        axis.plot(epochs, [fmean(v) for v in values], label=curve.label, **style(index))
-        axis.fill_between(
-            epochs, [min(v) for v in values], [max(v) for v in values], color=style(index)["color"], alpha=0.12
-        )
+        values = curve.metrics[metric]
+        axis.plot(values.index, values.mean(axis=1), label=curve.label, **style(index))
+        axis.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=style(index)["color"], alpha=0.12)
     logarithmic(axis)
     axis.legend(frameon=False, fontsize="small")
 
 
 def _saved(axis: Any, curves: Sequence[Curve]) -> None:
-    """Mean test accuracy, the first curve's last value, and where the others first reach it."""
+    """Plot mean test accuracy, the first curve's last value, and the epoch in which each other first reaches it."""
     from matplotlib.ticker import MaxNLocator
 
-    goal = fmean(curves[0].of("test_top1")[1][-1])
-    lowest = goal
-    for index, curve in enumerate(curves):
-        epochs, values = curve.of("test_top1")
-        means = [fmean(v) for v in values]
-        lowest = min(lowest, means[len(means) // 3])
-        there = next((epoch for epoch, mean in zip(epochs, means, strict=True) if mean >= goal), None)
-        label = f"{curve.label}: {f'in epoch {there}' if there else 'not'}"
-        axis.plot(epochs, means, label=label, **style(index))
-        if there:
-            axis.plot([there], [means[epochs.index(there)]], "o", color=style(index)["color"], markersize=5)
+    means = [curve.metrics["test_top1"].mean(axis=1) for curve in curves]
+    goal = means[0].iloc[-1]
+    for index, (curve, mean) in enumerate(zip(curves, means, strict=True)):
+        there = mean.index[mean >= goal][:1]
+        label = f"{curve.label}: {f'in epoch {there[0]}' if len(there) else 'not'}"
+        axis.plot(mean.index, mean, label=label, **style(index))
+        if len(there):
+            axis.plot(there, mean[there], "o", color=style(index)["color"], markersize=5)
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
+    lowest = min(goal, *(mean.iloc[len(mean) // 3] for mean in means))
     axis.set(xlabel="Epoch", ylabel="Test top-1 (%)", ylim=(lowest, None))
     axis.set_title(f"Reaching {goal:.2f} %, the last epoch of {curves[0].label}", fontsize="medium")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
-from pgt.reproduction.groups import read_groups
+from pgt.reproduction.groups import grouped
 from pgt.reproduction.norms import Norms, read_norms, zeroed_out
-from pgt.runs.folder import FINISHED, find
+from pgt.runs.folder import FINISHED
+from pgt.runs.frame import frame
 
 if TYPE_CHECKING:
     import numpy as np
 
 LAST, FEATURES, EVERY = -1, "features", ()
-"""The last convolution; the features behind the global pooling; all layers."""
+"""The last convolution; the features after the global pooling; all layers."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one of the paper's figures shows: a row a layer (indices from 1), a column a run."""
+    """The layers (a row each, indices from 1) and the experiments (a column each) of one of the paper's figures."""
 
     layers: tuple[int | str, ...]
     experiments: tuple[str, ...]
@@ -37,11 +38,11 @@ FIGURES = {
     16: Figure(EVERY, ("table2/batch256_pgt",)),
     17: Figure(EVERY, ("table2/batch256_agc_pgt",)),
 }
-"""Of Fig. 5 the paper names no network but ResNet-18; the one with batch norm is taken."""
+"""Fig. 5 is of a ResNet-18; the paper does not say which, and the one with batch norm is taken."""
 
 
-def draw(root: Path, number: int, experiment: str | None) -> Any:
-    """One of `FIGURES`: a line a filter, in a colour of its own; in the title how many are zeroed out at the end.
+def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
+    """Draw one of `FIGURES`: a line a filter, in a colour of its own; in the title how many are zeroed out at the end.
 
     Args:
         root: the runs folder.
@@ -71,14 +72,14 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
     """Title and norms of the first run of each setting that has them."""
     found = []
     for name in experiments:
-        for group in read_groups(root, name) if find(root, name) else ():
-            for folder, summary in sorted(group.runs, key=lambda run: run[1].seed):
-                norms = read_norms(folder)
-                if norms is not None and not len(norms.steps) and summary.status == FINISHED:
-                    raise InputError(f"{folder / 'norms'} holds no record of a finished run: put its norms.bin back")
+        for group in grouped(frame(root, name)):
+            for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
+                norms = read_norms(run["run"])
+                if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
+                    raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
-                    data = summary.identity["data"]["name"]
-                    found.append((f"{group.experiment} on {data}, {group.label}, seed {summary.seed}", norms))
+                    data, seed = run["data.name"], run["seed"]
+                    found.append((f"{group.experiment} on {data}, {group.label}, seed {seed}", norms))
                     break
     if not found:
         command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50"

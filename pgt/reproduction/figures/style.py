@@ -1,4 +1,4 @@
-"""What all figures share: colours, axes, files."""
+"""The colours, axes and files of all figures."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from pgt.core.errors import InputError
 
 COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
-"""Okabe and Ito's palette, told apart by the colour-blind; grey in the place of its yellow."""
+"""Okabe and Ito's palette, which the colour-blind can tell apart, with grey in the place of its yellow."""
 
 LINES = ("-", "--", ":", "-.")
-"""Told apart in print."""
+"""Lines that can be told apart in print."""
 
 ENDINGS = (".png", ".svg", ".pdf")
 
 
 def files(output: Path) -> list[Path]:
-    """The pictures that a name asks for: itself, or both PNG and SVG where it has no ending.
+    """The pictures that a name asks for: itself, or both PNG and SVG if it has no ending.
 
     Raises:
-        InputError: a format that cannot be written.
+        InputError: the ending is not one of a format that can be written.
     """
     if not output.suffix:
         return [output.with_suffix(".svg"), output.with_suffix(".png")]
@@ -31,7 +31,7 @@ def files(output: Path) -> list[Path]:
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, for files."""
+    """matplotlib's pyplot, set up to draw into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,7 +42,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, outputs: Sequence[Path]) -> None:
-    """Write a figure to every file, and let go of it."""
+    """Write a figure to every file, and close it."""
     for output in outputs:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150, metadata={"Date": None} if output.suffix == ".svg" else None)
@@ -62,7 +62,7 @@ def style(index: int) -> dict[str, str]:
 
 
 def logarithmic(axis: Any, horizontal: bool = True) -> None:
-    """The vertical axis, and the horizontal one if asked for, in powers, with plain numbers."""
+    """Make the vertical axis, and if asked the horizontal one, logarithmic, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")

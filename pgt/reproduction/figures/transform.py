@@ -1,4 +1,4 @@
-"""Fig. 2: what the transform does to a distribution."""
+"""Fig. 2: the power transform of a distribution."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pgt.reproduction.figures.style import pyplot, shades
 ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.05, 0.0)
 
 
-def draw() -> Any:
-    """A distribution over ten classes and its power transforms, unordered and ordered."""
+def distributions() -> Any:
+    """Draw a distribution over ten classes and its power transforms, unordered and ordered."""
     import numpy as np
 
     logits = np.array([0.3, 1.9, -0.8, 1.1, 0.0, 2.6, -0.2, 1.5, -1.2, 0.7])

@@ -1,18 +1,19 @@
-"""Tables 1, 2 and 3 as they are printed: the paper's layout, with what was measured in further columns."""
+"""Tables 1, 2 and 3: the paper's columns, and further ones for the measured values."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+
+import pandas as pd
 
 from pgt.reproduction import cost, published
-from pgt.reproduction.formats import Table, datum, sample_data
-from pgt.reproduction.groups import nested
-from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, Stray, expected, measure, truncation
+from pgt.reproduction.formats import Table, data_table, sample_data
+from pgt.reproduction.groups import joined, unfinished
+from pgt.reproduction.paper import ARMS, BEST, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
-from pgt.runs.folder import Summary
+from pgt.runs.folder import UNFINISHED
 
 NETWORKS = {
     "resnet18": "ResNet-18",
@@ -65,15 +66,12 @@ RULE = (
     "likely than the interval says (docs/reproduction.md)."
 )
 
-Runs = Sequence[tuple[Path, Summary]]
-"""As `pgt.runs.find` gives them."""
-
 ALL_ROWS = (4, 7)
-"""Notes that touch every row."""
+"""Numbers of the notes that hold for every row."""
 
 
-def build(runs: Runs, table: int) -> Table:
-    """One of the paper's tables with these runs."""
+def paper_table(runs: pd.DataFrame, table: int) -> Table:
+    """One of the paper's tables, filled by runs as `pgt.runs.frame` gives them."""
     lines, strays = measure(runs, table)
     keys = _keys(table)
     touching = sorted({number for line in lines for number in line.row.notes} | set(ALL_ROWS))
@@ -88,14 +86,14 @@ def build(runs: Runs, table: int) -> Table:
     return Table(TITLES[table], [*keys, *MEASURED], _cells(lines, table), notes)
 
 
-def raw(runs: Runs, numbers: Sequence[int]) -> Table:
-    """Several tables as one of data, for CSV: a number a cell, nothing rounded."""
-    lines = [_raw(line) for number in numbers for line in measure(runs, number)[0]]
-    return Table("", list(lines[0]), [[datum(value) for value in line.values()] for line in lines])
+def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
+    """Several of the paper's tables as one of data, for CSV: a number a cell, nothing rounded."""
+    return data_table([_data(line) for table in tables for line in measure(runs, table)[0]])
 
 
-def _raw(line: Line) -> dict[str, object]:
-    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference, line.verdict
+def _data(line: Line) -> dict[str, object]:
+    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference(BEST), line.verdict
+    train = line.difference("train_top1")
     return {
         "table": row.table,
         "row": row.number,
@@ -115,15 +113,15 @@ def _raw(line: Line) -> dict[str, object]:
         "test_top1_paper": row.test_top1,
         "test_top1_readme": row.readme_top1,
         "test_diff_paper": None if claim is None else round(claim, 3),
-        **sample_data("train_top1", line.train),
-        **sample_data("test_top1_best", line.best),
-        **sample_data("test_top1_final", line.final),
+        **sample_data("train_top1", line.measured("train_top1")),
+        **sample_data(BEST, line.measured(BEST)),
+        **sample_data("test_top1_final", line.measured("test_top1_final")),
         "test_diff": gain and gain.mean,
         "test_diff_low": gain and gain.low,
         "test_diff_high": gain and gain.high,
         "test_diff_n": gain and gain.n,
         "test_diff_paired": gain and gain.paired,
-        "train_diff": line.train_difference and line.train_difference.mean,
+        "train_diff": train and train.mean,
         "verdict": verdict.name,
         "verdict_detail": verdict.detail,
         "seeds_needed": verdict.seeds,
@@ -140,7 +138,7 @@ def _keys(table: int) -> list[str]:
 
 
 def _cells(lines: Sequence[Line], table: int) -> list[list[str]]:
-    """The cells of every line; what the line above says already of the row is not repeated."""
+    """The cells of every line; the row's own are not repeated in its further lines."""
     rows: list[list[str]] = []
     before = None
     for line in lines:
@@ -163,21 +161,21 @@ def _measured(line: Line, first: bool) -> list[str]:
     """The columns `MEASURED`; the paper's own only in the first line of a row."""
     row, claim = line.row, published.difference(line.row)
     marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
-    others = "".join(f", {count} {status}" for status, count in line.others.items())
+    others = "".join(f", {count} {status}" for status, count in unfinished(line.runs).items())
     readme = f"{row.readme_top1:.3f}" if row.readme_top1 is not None else ""
     paper = (f"{row.train_top1:.2f}", f"{row.test_top1:.3f}{marks}", readme, "" if claim is None else _signed(claim))
     train, test, printed, gain = paper if first else ("",) * 4
     return [
-        " ".join(part for part in (str(line.arm), line.setting) if part),
+        joined(str(line.arm), line.setting),
         f"{len(line.seeds)}{others}",
         train,
-        _text(line.train),
+        _text(line.measured("train_top1")),
         test,
         printed,
-        _text(line.best),
-        _text(line.final),
+        _text(line.measured(BEST)),
+        _text(line.measured("test_top1_final")),
         gain,
-        _text(line.difference),
+        _text(line.difference(BEST)),
         str(line.verdict) if line.verdict.name != NOT_RUN else f"{NOT_RUN} ({_hours(row)})",
     ]
 
@@ -191,51 +189,49 @@ def _signed(value: float) -> str:
 
 
 def _hours(row: Row) -> str:
-    """Time of one run of the row, in words."""
+    """The time of one run of the row, in words."""
     speed = cost.published_speed(row.model, cost.DEFAULT_GPU)
     if speed is None:
         return "cost not known"
-    work = cost.work(nested(expected(row, ARMS[0])))
+    work = cost.work(expected(row, ARMS[0]))
     return f"{work.gpu_seconds(speed.images_per_second) / 3600:.0f} GPU-h"
 
 
 def _commands(lines: Sequence[Line]) -> list[str]:
-    """What would run the rows that are not run, and decide those that are undecided: on both sides of a difference."""
+    """Commands that run the rows that are not run, and those that decide the undecided ones: on both sides of a
+    difference."""
     wanted: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     ended: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    rows: dict[tuple[str, str, str], Row] = {}
+    hours: dict[str, str] = {}
 
     def name(row: Row, arm: Arm, setting: str) -> tuple[str, str, str]:
-        key = (_experiment(row, arm), arm.recipe, setting)
-        rows[key] = row
-        return key
+        experiment = _experiment(row, arm)
+        hours[experiment] = _hours(row)
+        return experiment, setting, arm.recipe
 
     for line in lines:
         own, base = name(line.row, line.arm, line.setting), published.baseline(line.row)
-        ended[own] |= set(line.ended)
-        if line.verdict.name == NOT_RUN:
-            wanted[own].add(0)
-        elif line.verdict.name == UNDECIDED and line.verdict.seeds and line.verdict.seeds <= FEW:
-            wanted[own] |= set(range(line.verdict.seeds))
-            if base is not None:
-                free = " ".join(part for part in line.setting.split() if not part.startswith("method."))
-                wanted[name(base, Arm(line.arm.recipe, EXACT), free)] |= set(range(line.verdict.seeds))
-    by_recipe: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for (experiment, recipe, setting), seeds in wanted.items():
-        if missing := tuple(sorted(seeds - ended[experiment, recipe, setting])):
-            by_recipe[experiment, setting, missing].append(recipe)
-    return [
-        _command(experiment, setting, seeds, recipes, rows[experiment, recipes[0], setting])
-        for (experiment, setting, seeds), recipes in by_recipe.items()
-    ]
+        needed = 1 if line.verdict.name == NOT_RUN else line.verdict.seeds or 0
+        ended[own] |= set(line.runs.seed[line.runs.status != UNFINISHED])
+        if 0 < needed <= FEW:
+            wanted[own] |= set(range(needed))
+            if base and line.verdict.name == UNDECIDED:
+                free = joined(*(part for part in line.setting.split() if not part.startswith("method.")))
+                wanted[name(base, Arm(line.arm.recipe, EXACT), free)] |= set(range(needed))
+    recipes: dict[tuple[str, str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for key, numbers in wanted.items():
+        experiment, setting, recipe = key
+        if missing := tuple(sorted(numbers - ended[key])):
+            recipes[experiment, setting, missing].append(recipe)
+    return [_command(*command, of, hours[command[0]]) for command, of in recipes.items()]
 
 
 FEW = 30
-"""Seeds that a command names; a difference that needs more will not be shown so."""
+"""The most seeds that a command names: nobody shows a difference that needs more."""
 
 
 def _experiment(row: Row, arm: Arm) -> str:
-    """What trains a row in an arm, as `experiment=` takes it, with the overrides that it still needs."""
+    """The experiment that trains a row in an arm, and the overrides that it needs."""
     if arm.implementation == EXACT:
         return row.experiment
     if row.alpha <= published.TRUNCATED:
@@ -244,12 +240,11 @@ def _experiment(row: Row, arm: Arm) -> str:
     return f"{row.experiment} method.implementation={arm.implementation}{batch}"
 
 
-def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Sequence[str], row: Row) -> str:
+def _command(experiment: str, setting: str, seeds: Sequence[int], recipes: Sequence[str], hours: str) -> str:
     many = "-m " if len(seeds) * len(recipes) > 1 else ""
     recipe = f"recipe={','.join(recipes)}" if list(recipes) != ["paper"] else ""
     seed = f"seed={','.join(map(str, seeds))}"
-    parts = " ".join(part for part in (f"experiment={experiment}", recipe, setting, seed) if part)
-    return f"- `pgt train {many}{parts}` ({_hours(row)} a run)"
+    return f"- `pgt train {many}{joined(f'experiment={experiment}', recipe, setting, seed)}` ({hours} a run)"
 
 
 def _stray(stray: Stray) -> str:

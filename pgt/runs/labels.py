@@ -1,0 +1,28 @@
+"""The words for a run's method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def method_label(identity: Mapping[str, Any]) -> str:
+    """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
+
+    PGT by an implementation other than the exact one has the name of that implementation.
+    """
+    method = identity["method"]
+    parts = [transform["name"] for transform in method["transforms"]]
+    if method["alpha"] != 1:
+        parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
+    return "+".join(parts) or "baseline"
+
+
+def with_alpha(method: str, alpha: float) -> str:
+    """A method's label with its α: `gc+pgt α=0.25`."""
+    return method + (f" α={alpha:g}" if alpha != 1 else "")
+
+
+def method_title(identity: Mapping[str, Any]) -> str:
+    """The method of a run with its α."""
+    return with_alpha(method_label(identity), identity["method"]["alpha"])
