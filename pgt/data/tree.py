@@ -18,7 +18,11 @@ from pgt.core.words import some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
-COUNTS = {name: (one.classes, *one.samples) for name, one in DATA_SETS.items() if one.in_folders and one.samples}
+COUNTS = {
+    name: (known.classes, *known.samples)
+    for name, known in DATA_SETS.items()
+    if known.in_folders and known.classes and known.samples
+}
 """Classes, training and validation images of the data sets of folders that have a fixed number."""
 SHOWN = 5
 """The number of names in a message."""

@@ -73,7 +73,7 @@ class AuthorsHookCrossEntropy(nn.Module):
                 self._measure(grad, q, p)
                 return hook_gradient(grad, q, self.alpha)
 
-            logits.register_hook(hook)  # type: ignore[no-untyped-call]
+            logits.register_hook(hook)
         epsilon = uniform_epsilon(self.label_smoothing, classes, self.smoothing)
         return F.cross_entropy(full_precision(logits), target, label_smoothing=epsilon)  # as autocast does
 

@@ -73,7 +73,7 @@ def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Spee
 def _case(identity: Mapping[str, Any], gpus: int) -> Case:
     data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
     batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
-    size = data.get("image_size") or DATA_SETS[data["name"]].image_size
+    size = int(data.get("image_size") or DATA_SETS[data["name"]].image_size or 0)
     precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
     return Case(identity["model"]["name"], batch, size, precision)
 

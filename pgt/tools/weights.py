@@ -142,7 +142,7 @@ def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
     """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
     if not summary.epochs:
         return {}
-    evaluated = [record for record in runs.read_epochs(folder, summary) if "test_top1" in record]
+    evaluated = [record for record in runs.read_epochs(folder, summary.epochs) if "test_top1" in record]
     if which == BEST and evaluated:
         return max(evaluated, key=lambda record: record["test_top1"])
     return next((record for record in evaluated if record["epoch"] == summary.epochs - 1), {})

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 @pytest.fixture(scope="module")
 def slurm():
     """A cluster of two nodes; its jobs find this checkout's `pgt`."""
-    program("munged", "munge")
-    program("slurmctld", "slurm-wlm")
+    program("munged")
+    program("slurmctld")
     folder = tempfile.mkdtemp(prefix="pgt-slurm-")  # pytest's own are too long for a socket
     script = ROOT / "scripts" / "slurm_test_cluster.sh"
     command = Path(folder, "pgt")  # a path without spaces, which the checkout's may have

@@ -184,8 +184,6 @@ def test_targets_and_dtypes_as_cross_entropy_takes_them():
         for alpha in (0.3, 1.0):
             assert function(z, y, alpha, weight=weight).isfinite()
             assert function(z, torch.rand(4, 5).double(), alpha, weight=weight).isfinite()
-    with pytest.raises(ValueError, match=r"logits must be \[N, C\]"):
-        power_grad_cross_entropy(torch.randn(5), torch.tensor(1), 0.3)
     assert power_grad_cross_entropy(torch.randn(0, 5), torch.empty(0, dtype=torch.int64), 0.3).isnan()
     masked = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
     assert gradient(power_grad_cross_entropy(masked, torch.tensor([0]), 1e-46), masked).isfinite().all()

@@ -10,7 +10,7 @@ import torch
 from pgt.core.errors import InputError
 from pgt.reproduction.norms import read_norms, zeroed_out
 from pgt.runs.folder import find, read_metrics
-from pgt.training import evaluation
+from pgt.training import epochs
 from tests.conftest import TINY, train
 
 RUN = (*TINY, "model=resnet20", "recipe.epochs=3")
@@ -28,7 +28,7 @@ def weights(path):
 
 def interrupted(*overrides):
     """Interrupt a run after the last step of its second epoch; return its folder."""
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = epochs.evaluate, []
 
     def stop(*arguments):
         calls.append(arguments)
@@ -37,7 +37,7 @@ def interrupted(*overrides):
         return evaluate(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", stop)
+        patch.setattr(epochs, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             train(*overrides)
     return folder()

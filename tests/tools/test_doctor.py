@@ -85,6 +85,7 @@ def test_it_is_not_one_of_several_processes(monkeypatch, capsys):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert cli(["doctor"]) == 2
     assert "not by torchrun" in capsys.readouterr().err
 
