@@ -34,7 +34,6 @@ from pgt.training.epochs import train_epochs
 from pgt.training.ranks import ALONE, Ranks, check_kernels, process_group, visible_gpus
 from pgt.training.trainer import Trainer
 
-
 OLD_DIGITS = "scikit-learn "
 """How the manifest of the digits began when they came from there: the same images as today's."""
 

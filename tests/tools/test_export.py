@@ -89,7 +89,7 @@ def test_calibrated_softmax_is_the_softmax_of_alpha_z(trained):
     assert (exported.softmax(1) - z.softmax(1)).abs().max() > 1e-3
     card = Path("out/README.md").read_text()
     assert "multiplied by α = 0.25" in card
-    record = runs.read_epochs(run, runs.read_summary(run))[-1]
+    record = runs.read_epochs(run, runs.read_summary(run).epochs)[-1]
     assert f"{record['test_loss']:.4f}" not in card
 
 
