@@ -221,7 +221,8 @@ def _known(overrides: Sequence[str]) -> frozenset[str]:
 
 @cache
 def _keys(chosen: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(paths(OmegaConf.to_container(_composed(chosen))))
+    found = paths(OmegaConf.to_container(_composed(chosen)))
+    return frozenset(key for key in found if key.partition(".")[0] != "hydra")  # its own keys are never meant by a typo
 
 
 def _choices(overrides: Sequence[str]) -> list[str]:

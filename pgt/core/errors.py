@@ -38,6 +38,9 @@ class RankZeroError(Exception):
         super().__init__(exit_code)
         self.exit_code = exit_code
 
+    def __str__(self) -> str:
+        return "ended because rank 0 could not start the run"
+
 
 class Stopped(KeyboardInterrupt):
     """Training was asked to stop and has saved everything; the same command continues there.

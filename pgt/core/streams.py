@@ -7,8 +7,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pgt.core.errors import InputError, RankZeroError, TrainingError
 
 READER_LEFT = 128 + signal.SIGPIPE
 """Exit code of a command whose reader has left (`| head`), as shells report it for programs that SIGPIPE ends."""
@@ -44,8 +46,8 @@ def written_out() -> bool:
 def redirected(path: Path) -> Iterator[None]:
     """Append standard output and error, and those of processes started within it, to a file.
 
-    An exception that leaves it is written there with its traceback, and gets a note that says so. A file that stays
-    empty is removed.
+    An exception that leaves it is written there with its traceback, and gets a note that says so; errors whose one
+    line says all are not. A file that stays empty is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     written_out()
@@ -55,6 +57,8 @@ def redirected(path: Path) -> Iterator[None]:
             os.dup2(file.fileno(), descriptor)
     try:
         yield
+    except (InputError, TrainingError, RankZeroError):
+        raise
     except Exception as error:
         traceback.print_exc()
         error.add_note(f"{path.name} says where")
@@ -64,5 +68,6 @@ def redirected(path: Path) -> Iterator[None]:
         for descriptor, copy in zip((1, 2), screen, strict=True):
             os.dup2(copy, descriptor)
             os.close(copy)
-        if path.stat().st_size == 0:
-            path.unlink()
+        with suppress(FileNotFoundError):  # another command on the same folder may have removed it
+            if path.stat().st_size == 0:
+                path.unlink()

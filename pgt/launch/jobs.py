@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pgt import data
 from pgt.config.compose import check_shown, compose_all, spell_out
 from pgt.config.resources import conf_dir
 from pgt.config.rules import check_size, validate
@@ -23,6 +24,7 @@ from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
 from pgt.runs.folder import DIVERGED, FINISHED, read_summary
+from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -85,8 +87,6 @@ def task(composed: DictConfig) -> float:
     """
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
-    from pgt.training.run import folder_of
-
     config, label = validate(composed), _label()
     try:
         summary = run(config, label)
@@ -111,8 +111,6 @@ def _label() -> str:
 
 def _exit_code(configs: Sequence[Config]) -> int:
     """The exit code of the command after all jobs have ended; prints how many runs of a sweep have failed."""
-    from pgt.training.run import folder_of
-
     codes = [_failures.get(folder) or _code_of(folder) for folder in map(folder_of, configs)]
     failed = sum(code != 0 for code in codes)
     if failed and len(codes) > 1:
@@ -122,7 +120,11 @@ def _exit_code(configs: Sequence[Config]) -> int:
 
 def _code_of(folder: Path) -> int:
     """The exit code that a run folder tells of: 0 if its run has finished."""
-    summary = read_summary(folder)
+    try:
+        summary = read_summary(folder)
+    except InputError as error:
+        print(f"pgt: {error}", file=sys.stderr)
+        return error.exit_code
     return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
 
 
@@ -160,8 +162,6 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
 
 def _check(config: Config) -> None:
     """Raise InputError if the config's data or loggers are plainly not there."""
-    from pgt import data
-
     check_size(config)
     data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
@@ -176,9 +176,6 @@ def _check_all(configs: Sequence[Config]) -> None:
     for config in configs:
         _check(config)
     if len(configs) > 1:
-        from pgt import data
-        from pgt.training.run import data_options
-
         for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
             data.open_set(**dict(options))
 

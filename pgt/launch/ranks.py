@@ -102,8 +102,8 @@ def _watch(ranks: list[Worker], stop: Stop) -> Any:
                 deadline = min(deadline, time.monotonic() + CAUSE_SECONDS)
             else:
                 results[rank] = outcome
-        if any(not isinstance(error, CONSEQUENCES) for error in failures.values()):
-            break
+        if 0 in failures and not isinstance(failures[0], CONSEQUENCES):  # if another rank's came first, rank 0 may
+            break  # meet the same error, and must be left to write it into the run's folder
     if failures:
         raise _cause(failures, sorted(waiting.values()))
     for process, _ in ranks:
@@ -140,7 +140,7 @@ def _cause(failures: dict[int, Exception], silent: list[int]) -> Exception:
     Args:
         silent: ranks that are still running.
     """
-    rank, error = min(failures.items(), key=lambda item: isinstance(item[1], CONSEQUENCES))
+    rank, error = min(failures.items(), key=lambda item: (isinstance(item[1], CONSEQUENCES), item[0]))
     if not isinstance(error, CONSEQUENCES):
         return error
     if silent and re.search("time|SIGABRT", str(error), re.IGNORECASE):

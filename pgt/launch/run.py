@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pgt.config import sharing
 from pgt.config.schema import Config
 from pgt.core.errors import InputError, RankZeroError, Stopped, TrainingError, as_input_error
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import Summary
-
-if TYPE_CHECKING:  # it imports torch
-    from pgt.training.run import Job
+from pgt.training.job import Job, prepare
 
 
 def run(config: Config, label: str = "") -> Summary:
@@ -31,11 +28,11 @@ def run(config: Config, label: str = "") -> Summary:
         InputError: data, checkpoint, devices or folder cannot be used. The folder keeps what it has.
         TrainingError: the loss is no longer finite (the folder says so), or a rank has failed.
     """
-    from pgt.training import run as training
-
-    job = training.prepare(config, label)
+    job = prepare(config, label)
     if isinstance(job, Summary):
         return job
+    from pgt.training import run as training
+
     count = training.device_count(config)
     if count == 1:
         return training.train_alone(job)
@@ -59,7 +56,7 @@ def run_as_rank(compose: Callable[[], Config]) -> int:
     def prepared() -> Job | Summary:
         config = compose()
         sharing.check(config.recipe, int(os.environ["WORLD_SIZE"]))
-        return training.prepare(config)
+        return prepare(config)
 
     try:
         training.train_as_rank(prepared)

@@ -3,93 +3,37 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pgt import data
 from pgt.config import sharing
-from pgt.config.identity import group_id, identity, run_id
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError, TrainingError
 from pgt.core.signals import Stop
 from pgt.core.streams import redirected
 from pgt.core.types import Loader
-from pgt.data import DataSet
 from pgt.runs import folder as runs
-from pgt.runs.console import Console, Screen
+from pgt.runs.console import Console
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
-from pgt.runs.labels import method_title
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
+from pgt.training.job import Job, describe, report_earlier, result_line
 from pgt.training.ranks import ALONE, Ranks, check_kernels, process_group, visible_gpus
 from pgt.training.trainer import Trainer
 
-OLD_DIGITS = "scikit-learn "
-"""How the manifest of the digits began when they came from there: the same images as today's."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is not finished.
-
-    Attributes:
-        config: checked and resolved.
-        dataset: the one that the config names.
-        summary: as the run begins.
-        folder: of the run.
-        label: printed in front of each message, as `[2/18]`.
-    """
-
-    config: Config
-    dataset: DataSet
-    summary: Summary
-    folder: Path
-    label: str
-
-
-def folder_of(config: Config) -> Path:
-    """The folder of the config's run."""
-    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(identity(config))
-
-
-def prepare(config: Config, label: str = "") -> Job | Summary:
-    """The job of a config, or its summary if it has finished or diverged before. Writes nothing.
-
-    Raises:
-        InputError: the data cannot be used, or the run was made from other data.
-    """
-    dataset = data.open_set(**data_options(config))
-    fresh = _new_summary(config, dataset.manifest)
-    folder = folder_of(config)
-    before = None if config.trainer.force else runs.read_summary(folder)
-    if before is not None and before.manifest != fresh.manifest and not before.manifest.startswith(OLD_DIGITS):
-        raise InputError(
-            f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
-            "add another paths.runs=... to keep both, or trainer.force=true to start over"
-        )
-    if before is not None and before.status in (FINISHED, DIVERGED):
-        _report_earlier(before, fresh, folder, label)
-        return before
-    if before is not None:
-        fresh = replace(fresh, started=before.started)  # the checkpoint says what has been measured
-    return Job(config, dataset, fresh, folder, label)
-
-
-def train(prepared: Callable[[], Job | Summary], ranks: Ranks) -> Summary:
+def train(job: Job, ranks: Ranks) -> Summary:
     """Train one run to its end. Every rank calls it; rank 0 decides, writes and prints.
-
-    Args:
-        prepared: what `prepare` returns. Rank 0 alone calls it.
 
     Raises:
         InputError: data, checkpoint or folder cannot be used. The folder keeps what it has.
@@ -98,12 +42,6 @@ def train(prepared: Callable[[], Job | Summary], ranks: Ranks) -> Summary:
         RankZeroError: on the other ranks, if rank 0 cannot start the run.
     """
     with ExitStack() as stack:
-        job = ranks.broadcast_result(prepared)
-        if isinstance(job, Summary):
-            return job
-        ranks.set_timeout(job.config.trainer.timeout_minutes)
-        if not ranks.first:
-            stack.enter_context(redirected(job.folder / f"log.rank{ranks.rank}.txt"))
         check_kernels(ranks.device)
         set_up_torch(job.config)
         torch.manual_seed(job.config.seed)
@@ -124,24 +62,38 @@ def train(prepared: Callable[[], Job | Summary], ranks: Ranks) -> Summary:
 
 
 def train_as_rank(prepared: Callable[[], Job | Summary]) -> Summary:
-    """`train` as the rank that torchrun's environment variables name, whoever has set them.
+    """`train` as the rank that torchrun's environment variables name, if rank 0 alone knows the job.
+
+    Args:
+        prepared: what `pgt.training.job.prepare` returns. Rank 0 alone calls it.
 
     Raises:
         LostRankError: another rank no longer answers; the rest as `train`.
     """
     with process_group() as ranks:
-        return train(prepared, ranks)
+        job = ranks.broadcast_result(prepared)
+        if isinstance(job, Summary):
+            return job
+        ranks.set_timeout(job.config.trainer.timeout_minutes)
+        with _own_log(job, ranks.rank):
+            return train(job, ranks)
 
 
 def train_job_as_rank(job: Job) -> Summary:
-    """`train_as_rank` for a job that is prepared already."""
-    return train_as_rank(lambda: job)
+    """`train` as the rank that torchrun's environment variables name, if every rank is given the job."""
+    with _own_log(job, int(os.environ["RANK"])), process_group(job.config.trainer.timeout_minutes) as ranks:
+        return train(job, ranks)
+
+
+def _own_log(job: Job, rank: int) -> AbstractContextManager[None]:
+    """A context in which a later rank prints to a file of the run's folder. Rank 0 prints on the screen."""
+    return redirected(job.folder / f"log.rank{rank}.txt") if rank else nullcontext()
 
 
 def train_alone(job: Job) -> Summary:
     """`train` in this process, which then gives back the GPU memory: the next run may train in other processes."""
     try:
-        return train(lambda: job, ALONE)
+        return train(job, ALONE)
     finally:
         if torch.cuda.is_available():
             gc.collect()
@@ -174,7 +126,7 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
         run_folder.clear(job.folder)
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
-        _report_earlier(latest, job.summary, job.folder, job.label)
+        report_earlier(latest, job.summary, job.folder, job.label)
         return latest
     return run_folder.load(job.folder)
 
@@ -210,7 +162,7 @@ def _train_and_write(
             raise TrainingError(f"{job.folder}: {error}") from None
         summary = replace(summary, status=FINISHED, finished=machine.now())
         runs.write_summary(job.folder, summary)
-        console.say(f"{job.label}{_result(summary)}")
+        console.say(f"{job.label}{result_line(summary)}")
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")
     return summary
@@ -235,50 +187,6 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
     if earlier_commit != job.summary.commit:
         console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
-
-
-def _new_summary(config: Config, manifest: str) -> Summary:
-    values = identity(config)
-    return Summary(
-        run_id=run_id(values),
-        group_id=group_id(values),
-        experiment=config.experiment,
-        identity=values,
-        seed=config.seed,
-        manifest=manifest,
-        commit=machine.commit(),
-        started=machine.now(),
-    )
-
-
-def _report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
-    other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
-    again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
-    text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{_result(before)}"
-    Screen().print(text, markup=False)
-
-
-def data_options(config: Config) -> dict[str, Any]:
-    """The arguments of `pgt.data.open_set` that a config gives."""
-    options = {key: value for key, value in config.data.model_dump().items() if key != "drop_last"}
-    if config.data.name in data.FOLDERS:
-        options["interpolation"] = config.model.interpolation
-    return options
-
-
-def describe(config: Config) -> str:
-    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
-    name = config.experiment or f"{config.model.name} on {config.data.name}"
-    return f"{name} {method_title(identity(config))} seed {config.seed}"
-
-
-def _result(summary: Summary) -> str:
-    if summary.status == DIVERGED:
-        return f"diverged: {summary.reason}"
-    return (
-        f"train {summary.train_top1:.2f}%  test {summary.test_top1_final:.2f}%  "
-        f"best {summary.test_top1_best:.2f}%  {summary.images_per_second:,.0f} images/s"
-    )
 
 
 def _zeroed(counts: list[int]) -> str:

@@ -66,6 +66,13 @@ def test_schema_groups_and_code_name_the_same_things():
     assert all(f"`{name}`" in open_set.__doc__ for name in DATA_SETS)
 
 
+@pytest.mark.parametrize("typo", ["runs.dir=x", "hydr=1"])
+def test_a_hint_never_names_keys_of_hydra(typo):
+    with pytest.raises(InputError, match="unknown key") as refused:
+        compose(typo)
+    assert "hydra" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "facts"),
     [

@@ -8,7 +8,7 @@ from pgt.cli.main import main
 from pgt.core.errors import InputError, TrainingError
 from pgt.launch import jobs
 from pgt.runs.folder import DIVERGED, FINISHED
-from pgt.training import run as training
+from pgt.training import job as training
 from tests.conftest import TINY, compose
 
 SWEEP = ("train", "-m", *TINY, "model=resnet20", "seed=0,1,2")

@@ -250,7 +250,7 @@ def test_a_request_that_comes_too_late_for_a_run_stops_the_sweep(monkeypatch, ca
             os.kill(os.getpid(), signal.SIGUSR1)
         return "finished"
 
-    monkeypatch.setattr("pgt.training.run._result", asked)
+    monkeypatch.setattr("pgt.training.run.result_line", asked)
     monkeypatch.setattr(stopping.Stop, "unanswered", 0)
     assert main(["train", "-m", *RUN, "seed=0,1,2"]) == 138
     assert capsys.readouterr().err == "pgt: stopped by SIGUSR1 between two runs; the same command goes on there\n"
