@@ -117,7 +117,7 @@ def _damaged(path: Path, error: Exception, name: str = "") -> InputError:
 
 
 def _check_space(archives: Path, output: Path, left: dict[str, dict], plan: dict[str, dict]) -> None:
-    """Raises InputError where the disk is too small for what is left."""
+    """Raises InputError if the disk is too small for what is left."""
     output.mkdir(parents=True, exist_ok=True)
     sizes = {"train": (archives / TRAIN).stat().st_size, "val": (archives / VAL).stat().st_size}
     need = sum(sizes[split] * len(left[split]) / max(len(plan[split]), 1) for split in plan)

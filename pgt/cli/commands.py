@@ -48,14 +48,16 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="+", help="as for pgt train -m: experiment=table1/all,table2/all seed=0,1,2")
     add_runs(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # a plan always has many runs
-    parser.add_argument("--gpus", type=at_least(1), default=4, help="that may share a run (default: 4, as the paper's)")
+    gpus = "GPUs that share one run (default: 4, as the paper's)"
+    parser.add_argument("--gpus", type=at_least(1), default=4, help=gpus)
     cards = f"V100-16GB, A100-80GB or RTX3090 (default: {DEFAULT_GPU})"
     parser.add_argument("--gpu", default=DEFAULT_GPU, help=f"take the published speed of this card: {cards}")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--images-per-second", type=positive, help="speed of one GPU, for all networks")
     speed.add_argument("--bench", type=Path, action="append", help="what the benchmarks wrote with --json")
     speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
-    parser.add_argument("--loader-images-per-second", type=positive, help="speed of the machine's CPUs")
+    decoded = "images per second that this machine's CPUs decode"
+    parser.add_argument("--loader-images-per-second", type=positive, help=decoded)
 
 
 def plan(options: Namespace) -> int:
@@ -152,7 +154,7 @@ def figure(options: Namespace) -> int:
 
     if options.number not in figures.NUMBERS:
         numbers = ", ".join(map(str, figures.NUMBERS))
-        raise InputError(f"no figure {options.number} is made of runs: choose one of {numbers}")
+        raise InputError(f"there is no figure {options.number} here: choose one of {numbers}")
     output = options.output or Path(f"figure{options.number}")
     for path in figures.save(options.number, options.runs, options.experiment, output):
         print(f"written to {path}")
@@ -201,10 +203,12 @@ def validate_options(parser: ArgumentParser) -> None:
     name = "imagenet, cifar10, ... (default: the run's, or imagefolder)"
     parser.add_argument("--data-name", dest="data", metavar="NAME", help=name)
     parser.add_argument("--model", metavar="NAME", help="of the network (default: the one that the weights fit)")
-    parser.add_argument("--alpha", type=float, help="of α·z (default: the checkpoint's, or 1)")
+    alpha = "α by which logits are multiplied for the calibrated measures (default: the checkpoint's, or 1)"
+    parser.add_argument("--alpha", type=float, help=alpha)
     parser.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
     parser.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
-    parser.add_argument("--workers", type=at_least(0), help="that decode (default: 8, never more than one a CPU)")
+    workers = "processes that decode images (default: 8, never more than one a CPU)"
+    parser.add_argument("--workers", type=at_least(0), help=workers)
     parser.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the forward pass (default: the run's, or fp32)")
 

@@ -64,7 +64,7 @@ class OneLine(argparse.ArgumentParser):
 
 def parser(chosen: str) -> argparse.ArgumentParser:
     """The parser of a command line. Only the chosen command gets its options: those of others may need slow imports."""
-    made = OneLine(prog="pgt", description="PowerGrad Transform: train, and set the paper beside what was measured.")
+    made = OneLine(prog="pgt", description="PowerGrad Transform: train, and compare with the paper's numbers.")
     made.add_argument("--version", action="version", version=__version__)
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")

@@ -58,7 +58,7 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
         if first is not job:
             raise InputError(
                 f"two jobs of this sweep are the same run: '{' '.join(first)}' and '{' '.join(job)}'; an override "
-                "holds for every choice (for a baseline beside several α: method=pgt method.alpha=1,0.25)"
+                "applies to every job; for a baseline beside PGT: method=pgt method.alpha=1,0.25"
             )
 
 

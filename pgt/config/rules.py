@@ -30,7 +30,7 @@ KINDS = {
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "above {gt:g}",
 }
-"""From the beginning of the name of one of pydantic's errors to what the value must be."""
+"""What a value must be, by the first letters of pydantic's error type."""
 
 
 def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
@@ -129,7 +129,7 @@ def check_size(config: Config) -> None:
 def _conflicts(config: Config) -> Iterator[str]:
     """Errors of a config whose values are fine one by one: those that do not go together."""
     recipe, method = config.recipe, config.method
-    whole_batch = f"(={recipe.global_batch} makes it the whole batch)"
+    whole_batch = f"(recipe.local_batch={recipe.global_batch}: the whole batch)"
     if recipe.local_batch and recipe.global_batch % recipe.local_batch:
         yield (
             f"recipe.global_batch ({recipe.global_batch}) must be a multiple of recipe.local_batch "
@@ -147,8 +147,8 @@ def _conflicts(config: Config) -> Iterator[str]:
         )
     if recipe.local_batch is None and not config.model.name.endswith("_nobn"):
         yield (
-            f"{config.model.name} has batch norm, whose statistics would depend on the number of devices: set "
-            f"recipe.local_batch, the samples they belong to {whole_batch}"
+            f"{config.model.name} has batch norm: set recipe.local_batch, the number of samples that share batch-norm "
+            f"statistics {whole_batch}"
         )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"

@@ -79,7 +79,7 @@ class Part(BaseModel):
 class Model(Part):
     name: Annotated[str, AfterValidator(_network)]
     interpolation: Literal["bilinear", "bicubic"]
-    """Of the resize before evaluation."""
+    """Interpolation of the resize before evaluation."""
 
 
 class Data(Part):
@@ -124,7 +124,8 @@ class Recipe(Part):
     local_batch: Annotated[Integer, Field(ge=1)] | None = None
     """Samples that share batch-norm statistics; null, for networks without batch norm: one group a device."""
     lr_peak: Number = Field(gt=0)
-    """At `lr_reference_batch`; at any batch if `lr_scaling` is none."""
+    """Peak learning rate at a batch of `lr_reference_batch`, scaled linearly to `global_batch` unless `lr_scaling` is
+    none."""
     lr_start: Number = Field(ge=0)
     lr_end: Number = Field(ge=0)
     lr_rule: Literal["paper", "authors"]
@@ -135,7 +136,8 @@ class Recipe(Part):
     momentum: Annotated[Number, between(0, 1)]
     weight_decay: Number = Field(ge=0)
     bn_statistics: Literal["first", "mean"]
-    """Running statistics: of the first device's first group, as in the authors' code, or the mean over all groups."""
+    """Which running statistics are kept: those of the first device's first group (authors' code), or the mean over all
+    groups."""
 
 
 class Cosine(Part):

@@ -21,10 +21,11 @@ def check(recipe: Recipe, world_size: int) -> None:
     groups = f" in groups of recipe.local_batch={recipe.local_batch}" if recipe.local_batch else ""
     possible = f"{below} or {above}" if above else f"{below}"
     share, rest = divmod(recipe.global_batch, world_size)
-    smaller = f"recipe.local_batch={share}: another recipe, since batch norm sees other groups" if not rest else ""
+    smaller = "" if rest else f"recipe.local_batch={share} (another recipe: batch-norm statistics over other groups)"
     raise InputError(
         f"{world_size} devices cannot share recipe.global_batch={recipe.global_batch}{groups}: "
-        f"take {possible}, or {smaller if groups and smaller else 'change the batch'}"
+        f"set trainer.devices to {possible} (torchrun, srun: start that many processes), "
+        f"or {smaller if groups and smaller else 'change the batch'}"
     )
 
 

@@ -11,10 +11,10 @@ from typing import IO, Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by the text; its folder is made where there is none."""
+    """Replace the contents of `path` by the text and a final newline; makes its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write((text + "\n").encode())
+        file.write((text + "\n").encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -38,7 +38,7 @@ def describe(device: str, threads: int) -> dict[str, Any]:
 
     Args:
         device: name of the training device.
-        threads: number of CPU threads of one operation; the last bits of a loss depend on it.
+        threads: `torch.get_num_threads()`; the last bits of a loss depend on it.
     """
     return {
         "python": platform.python_version(),

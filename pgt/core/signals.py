@@ -21,11 +21,12 @@ class Stop:
     """A context in which a stop signal does not end the process: it is remembered in `wanted`.
 
     Schedulers signal all processes of a job at once, some of them twice, but only a training process has something to
-    save. Processes that are started in this context have the signals blocked and ignore them.
+    save: `Breaks.pause` in pgt/training/epochs.py reads `wanted` and raises `Stopped`. Processes started within this
+    context inherit the blocked signals and never see them.
     """
 
     unanswered = 0
-    """Number of a stop signal that came too late: its run had already ended."""
+    """Number of a stop signal that came after a run's last step: no further run of the sweep starts."""
 
     def __init__(self) -> None:
         self._number = 0

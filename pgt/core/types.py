@@ -22,6 +22,8 @@ Record = Mapping[str, Any]
 class Batch:
     """One group of samples on the training device.
 
+    A group is a micro-batch: the samples of one forward pass on one rank, which share batch-norm statistics.
+
     Attributes:
         images: [N, 3, H, W], in the training precision and memory format.
         labels: [N] int64; `IGNORE_INDEX` for the padding of an evaluation batch.
@@ -82,8 +84,5 @@ GradientTransform = Callable[[NamedParameters, int], None]
 """(named parameters, step) -> None: changes `.grad` in place, after unscaling and the all-reduce and before the
 optimizer's step, without a host synchronisation.
 
-This is the part of an alteration that every alteration has; the trainer calls them in the order of the config's list.
-An alteration may also have a part before training, `attach(model)`, which would be called before torch.compile and DDP,
-and a state for the checkpoint, `state_dict()` and `load_state_dict(state)`. No alteration has these parts yet: a pure
-function is an alteration without them.
+The trainer calls them in the order of the config's list.
 """

@@ -23,7 +23,8 @@ class Delivery:
     Attributes:
         device, dtype: of the delivered images; labels are int64.
         global_batch: samples of one optimizer step, over all ranks.
-        local_batch: samples of one `Batch`; None: the whole part of a rank.
+        local_batch: samples of one group, a micro-batch: the samples of one forward pass on one rank, which share
+            batch-norm statistics; None: the whole part of a rank.
         seed: for order and augmentation.
         drop_last: leave out the last, partial training batch.
         rank, world_size: which rank's part of the data is delivered.

@@ -16,7 +16,10 @@ from pgt.data.sampler import Sampler
 
 
 class GroupLoader(ABC):
-    """A `Loader` of the groups that a sampler makes. Subclasses say how a group is read."""
+    """A `Loader` of the groups that a sampler makes. Subclasses say how a group is read.
+
+    A group is a micro-batch: the samples of one forward pass on one rank, which share batch-norm statistics.
+    """
 
     def __init__(self, sampler: Sampler, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -26,7 +29,7 @@ class GroupLoader(ABC):
         self.skipped: set[Path] = set()
         self.sampler = sampler
         self._place = (0, 0)
-        self._turn = object()
+        self._turn = object()  # identifies the running iterator; an older one must not go on
         self._begin: dict[int, int] = {}
 
     @abstractmethod

@@ -21,7 +21,8 @@ class Sampler:
 
     The order of an epoch is one permutation of the whole set, the same for any world size. A global batch is
     `global_batch` consecutive entries of it; rank r of w takes the r-th of its w equal parts, in groups of
-    `group` samples. So the same samples meet in the same groups however many ranks share the work.
+    `group` samples. A group is a micro-batch: the samples of one forward pass on one rank, which share batch-norm
+    statistics. So the same samples meet in the same groups however many ranks share the work.
 
     Attributes:
         num_samples: size of the set.

@@ -93,4 +93,4 @@ class AuthorsHookCrossEntropy(nn.Module):
         found = {"hook_scale_ratio": ratio, "hook_flushed": flushed}
         if abs(ratio - 1) <= TOLERANCE:
             return found
-        return {**found, "warning": f"S/N² is {ratio:.3g}: the authors' hook computes Eq. 9 only where it is 1"}
+        return {**found, "warning": f"S/N² is {ratio:.3g}: the authors' hook computes Eq. 9 only if it is 1"}

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TWICE = (
-    "power_grad_cross_entropy cannot be differentiated twice by the logits: p' − q is not the gradient of its value "
-    "(by the incoming gradient it can: torch.autograd.grad(..., inputs=weights))"
+    "power_grad_cross_entropy has no second derivative with respect to the logits: its backward pass returns p′ − q, "
+    "which is not the gradient of its value (only the derivative with respect to the incoming gradient exists: "
+    "torch.autograd.grad(..., inputs=weights))"
 )
-INSTEAD = "use surrogate_cross_entropy, whose gradient autograd finds by itself"
+INSTEAD = "use surrogate_cross_entropy, which is made of ordinary PyTorch operations"
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32 where it is in 16 bits."""
+    """`x` in float32 if it is in 16 bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -38,7 +39,8 @@ def _per_class(weight: Tensor, ndim: int) -> Tensor:
 
 
 class CompiledPowerGrad(torch.autograd.Function):
-    """Cross-entropy whose gradient uses p', for torch.compile, which differentiates once and in reverse only.
+    """Cross-entropy whose gradient uses p', for torch.compile, which supports only first derivatives in reverse
+    mode.
 
     Saves log p, as cross-entropy does, or 16-bit logits as they came. Target probabilities and weights come in the
     precision of the loss, class indices as int64.
@@ -59,10 +61,11 @@ class CompiledPowerGrad(torch.autograd.Function):
 
 
 class PowerGrad(torch.autograd.Function):
-    """The same, which can also be differentiated by the incoming gradient, and refuses what would be wrong or missing.
+    """The eager version: also differentiable with respect to the incoming gradient; raises for the derivatives that
+    would be wrong or missing.
 
     Its second output, log p, is used by nobody: as an output, the saved tensor knows that it depends on the logits, so
-    that a second derivative by them is refused instead of missing.
+    that a second derivative with respect to them raises instead of missing silently.
     """
 
     @staticmethod
@@ -120,7 +123,7 @@ def _gradient(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    """Of the loss by the logits, in the dtype of `saved`: log p, or 16-bit logits."""
+    """Gradient of the loss with respect to the logits, in the dtype of `saved`: log p, or 16-bit logits."""
     z = full_precision(saved)
     powers = powers_of(saved if z is saved else z.log_softmax(1), alpha)
     if target.is_floating_point():
@@ -139,7 +142,7 @@ def _target_gradient(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    """Gradient of the loss by the target probabilities: −log p times their weights, the same for every α."""
+    """Gradient of the loss with respect to the target: −log p times the weights, the same for every α."""
     log_p = saved if saved.dtype in (torch.float32, torch.float64) else full_precision(saved).log_softmax(1)
     scale = (epsilon - 1) * _per_position(grad_loss, reduction)
     if weight is not None:
@@ -193,7 +196,8 @@ def _soft_gradient(
 
 
 class _Once(torch.autograd.Function):
-    """Returns `value`, and refuses to be differentiated by `source`: that dependence must not be dropped."""
+    """The identity on `value`, whose backward pass raises: `value` was computed from `source` outside the graph, so
+    that a derivative through it would silently be missing."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:

@@ -96,8 +96,9 @@ def power_grad_cross_entropy(
     Raises:
         ValueError: `alpha` outside [0, 1], NaN, or with a gradient; an unknown `smoothing` or `reduction`; a target
             that does not fit the logits; a weight that requires a gradient.
-        RuntimeError: when differentiated twice by the logits, in forward mode, by torch.func or through torch.export:
-            p' − q is not the gradient of the value. By the incoming gradient, in which it is linear, it can be.
+        RuntimeError: for a second derivative with respect to the logits, since p' − q is not the gradient of the
+            value (with respect to the incoming gradient, in which p' − q is linear, there is one); in forward mode, by
+            torch.func, or through torch.export.
 
     Example:
         >>> loss = power_grad_cross_entropy(model(images), labels, alpha=0.25)

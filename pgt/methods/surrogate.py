@@ -1,4 +1,5 @@
-"""PowerGrad Transform as a loss whose gradient autograd finds by itself: a second implementation, and an oracle.
+"""PowerGrad Transform as a loss of ordinary PyTorch operations: a second implementation, against which the first is
+tested.
 
 Theorem. For α > 0 the gradient p' − q of Eq. 9 is that of CE(softmax(α·z), q)/α: by the chain rule
 ∂/∂z_i CE(softmax(α·z), q)/α = α·(softmax(α·z)_i − q_i)/α, and softmax(α·z) = p^α/Σp^α. So PGT trains the network

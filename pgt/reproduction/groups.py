@@ -82,7 +82,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
 
 
 def _settings(heads: pd.DataFrame, by: list[str], names: Sequence[str]) -> dict[Any, str]:
-    """Index of each row -> those of its values that are not the same in all rows that are alike in `by`."""
+    """For each row, by index: its values, as overrides, in the columns that differ among rows with equal `by`."""
     found: dict[Any, str] = {}
     for _, alike in heads.groupby(by):
         told = varying(alike, names)
@@ -102,7 +102,7 @@ def overrides(values: Mapping[Any, Any]) -> str:
 
 
 def unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Keys and both values where two configs differ; a key that one lacks counts as null there."""
+    """(key, value, other value) for each key in which two configs differ; a missing key counts as null."""
     keys = [*values, *(key for key in others if key not in values)]
     return [(key, values.get(key), others.get(key)) for key in keys if values.get(key) != others.get(key)]
 

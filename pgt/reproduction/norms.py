@@ -78,7 +78,7 @@ class Norms:
 
 
 def read_norms(folder: Path) -> Norms | None:
-    """The norms in a run's folder; None where none were recorded. What a crash cut short is left out.
+    """The norms in a run's folder; None if none were recorded. What a crash cut short is left out.
 
     Raises:
         InputError: `layers.json` is damaged, or the steps of `norms.bin` are in disorder.

@@ -45,7 +45,8 @@ TRANSFORMS = "method.transforms."
 
 @dataclass(frozen=True)
 class Arm:
-    """A reading of a row: the recipe of the paper or of the authors' flags, with Eq. 9 or with what their code does."""
+    """One way to read a row: recipe of the paper's text or of the authors' commands; exact PGT (Eq. 9) or the authors'
+    hook."""
 
     recipe: str
     implementation: str
@@ -117,7 +118,7 @@ class Stray:
 
 @dataclass(frozen=True)
 class Place:
-    """A row's setting and an arm, and how runs differ from what these ask for; empty if they fill the row."""
+    """The row and arm nearest to some runs; `differing` says what keeps them from filling it (empty: nothing does)."""
 
     setting: tuple[Any, ...]
     arm: Arm

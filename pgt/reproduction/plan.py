@@ -126,7 +126,7 @@ def plan_table(items: Sequence[Item], machine: Machine) -> Table:
     gpus = " or ".join(map(str, sorted(runs.gpus.unique())))
     said = (
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
-        "one after the other. GPU-hours: of all GPUs together. Bound: what a run waits for. "
+        "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
         f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
     )
     return Table("", HEADERS, lines, ["\n".join([said, *_sources(items, machine)])])

@@ -75,7 +75,7 @@ NOTES: Mapping[int, str] = {
     5: "Label smoothing: ε/(K−1) on each wrong class in the paper (Eq. 7), ε/K on each class in the code.",
     6: "Eq. 5 is called clipping by value but clips by norm; the thresholds of GC and AGC are unpublished "
     "(here 1.0 and 0.01).",
-    7: "All rows with PGT. The published listing computes Eq. 9 only where the loss scale equals the squared batch "
+    7: "All rows with PGT. The published listing computes Eq. 9 only if the loss scale equals the squared batch "
     "of a process.",
     8: "One run a row: differences this small rest on one seed on either side.",
     9: "The caption of Fig. 4(b) gives α = 0.3 for ResNet-50 and refers to Table 1, which has 0.05.",

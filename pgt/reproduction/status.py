@@ -65,7 +65,7 @@ def status_table(found: pd.DataFrame, root: Path) -> Table:
     notes += [f"- {row['run']}: trained by {row['holder']}" for row in rows if row["status"] == TRAINING]
     notes += [f"- {row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
     if any(row["status"] == STOPPED for row in rows):
-        notes.append("- a stopped run goes on by the command that began it (environment.json in its folder has it)")
+        notes.append("- to resume a stopped run, repeat its command (environment.json in its folder has it)")
     return Table("", HEADERS, [_cells(row, root) for row in rows], ["\n".join(notes)])
 
 

@@ -68,8 +68,8 @@ def experiment_table(root: Path, experiment: str) -> Table:
     rows = compare(root, experiment)
     runs = pd.concat([row.group.finished for row in rows])
     seeds = ", ".join(map(str, sorted(runs.seed.unique())))
-    measured = f"Data: {data_of(runs)}. Seeds: {seeds}." if len(runs) else ""
-    notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed. {measured}"]
+    measured = f" Data: {data_of(runs)}. Seeds: {seeds}." if len(runs) else ""
+    notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(row.group.experiment.startswith("demo/") for row in rows):
         notes.append(SMALL_DATA_NOTE)
     return Table("", HEADERS, [_cells(row) for row in rows], notes)
@@ -93,7 +93,7 @@ def _data(row: Comparison) -> dict[str, object]:
         "alpha": group.alpha,
         "setting": group.setting,
         "seeds": " ".join(map(str, sorted(group.finished.seed))),
-        "n": len(group.finished),
+        "n": group.finished.seed.nunique(),
         **sample_data(TRAIN, row.measured(TRAIN)),
         **sample_data("train_diff", row.difference(TRAIN)),
         **sample_data(TEST, row.measured(TEST)),

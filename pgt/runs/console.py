@@ -76,7 +76,8 @@ class Console:
     def write(self, step: int, record: Record) -> None:
         state = line(record)
         warning = record.get("warning")
-        if warning and warning.split(":")[-1] not in self._warned:  # once a run, whatever number comes first in it
+        # Once for each kind of warning: the numbers before its last colon change.
+        if warning and warning.split(":")[-1] not in self._warned:
             self._warned.add(warning.split(":")[-1])
             self.say(f"{self._title}: warning: {warning}")
         if record["event"] == "epoch":

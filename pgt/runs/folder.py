@@ -31,7 +31,7 @@ class Summary:
         identity: the config values behind `run_id`.
         status: `unfinished`, `finished` or `diverged`.
         epochs: epochs done.
-        train_top1, train_loss: running over the last epoch's augmented batches.
+        train_top1, train_loss: averaged over the last epoch's training batches while the weights changed.
         test_top1_best: over all epochs; `test_top1_final` and the rest are the last epoch's.
         test_loss_alpha: cross-entropy at α·z.
         test_ece, test_ece_alpha: expected calibration error at z and at α·z, percent.
@@ -193,7 +193,8 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        InputError: another process holds it, and keeps it for `LOCK_SECONDS`; its file system knows no locks.
+        InputError: another process holds it, and keeps it for `LOCK_SECONDS`, or the file system does not
+            support flock.
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -223,13 +224,15 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str:
-    """The process that holds a run's folder, as `lock` names it; empty if none does."""
+    """The process that holds a run's folder, as `lock` names it; empty if none does or the file system lacks flock."""
     try:
         with (folder / "lock").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return file.read() or "a process"
+            except OSError:  # the file system does not support flock
+                return ""
             return ""
     except FileNotFoundError:
         return ""

@@ -85,7 +85,7 @@ def _column(name: str, values: list[Any]) -> pd.Series[Any]:
 def dotted(identity: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of an identity (see `pgt.config.identity`) by the names that overrides have, without the seed.
 
-    A list of mappings counts as a mapping from its positions; an empty list is left out.
+    A list of dicts gets the keys `0`, `1`, ...; an empty list is left out.
     """
     found: dict[str, Any] = {}
     for key, value in identity.items():

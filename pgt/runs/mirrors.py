@@ -149,7 +149,7 @@ class WandbRun:
             ),
         )
         self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")  # an interrupted run passes some steps twice
+        self._run.define_metric("*", step_metric="step")  # an interrupted run logs some steps twice
 
     def write(self, step: int, record: Record) -> None:
         norms = {tag: self._wandb.Histogram(values) for tag, values in norms_by_layer(self._folder, record).items()}
@@ -175,7 +175,9 @@ class TensorBoard:
         for tag, values in (("config", about.config), ("environment", about.environment)):
             self._writer.add_text(tag, _code_block(values), first)
         last = last_record(about.folder)
-        if last.get("step") == first:  # resumed before an epoch's record: its last step's record is not written again
+        # Interrupted between an epoch's last step and its record: purge_step removes that step's values, so write them
+        # again.
+        if last.get("step") == first:
             self.write(last.pop("step"), last)
 
     def write(self, step: int, record: Record) -> None:

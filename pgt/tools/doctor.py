@@ -58,7 +58,7 @@ def command(root: Path | None, runs_root: Path) -> int:
             screen.print(Text.assemble((f"{finding.level:5}", STYLES[finding.level]), f"{name:9} {finding.text}"))
         told += findings
     bad = sum(finding.level == BAD for finding in told)
-    screen.print(f"{bad} of {len(told)} findings are bad" if bad else "nothing of this stands in the way of training")
+    screen.print(f"{bad} of {len(told)} findings are bad" if bad else "no problem found")
     return InputError.exit_code if bad else 0
 
 
@@ -144,7 +144,9 @@ def files(root: Path | None) -> Iterator[Finding]:
         return
     seconds = time.monotonic() - start
     speed = f"{len(chosen) / seconds:,.0f} a second, {size / seconds / 1e6:,.0f} MB/s"
-    yield Finding(OK, f"{len(chosen)} training images read by one reader: {speed} (fewer, had they not been cached)")
+    yield Finding(
+        OK, f"{len(chosen)} training images read by one reader: {speed} (slower if the files are not in the page cache)"
+    )
 
 
 def memory() -> Iterator[Finding]:
@@ -170,7 +172,7 @@ def room(runs_root: Path) -> Iterator[Finding]:
             f"cannot write to {runs_root} ({error.strerror}): take another folder, for `pgt train` by paths.runs"
         ) from None
     free = shutil.disk_usage(here).free
-    text = f"{runs_root}: can be written, {free / 2**30:,.0f} GiB free"
-    yield judged(held, text, "but locks do not hold there; mount it with flock, or two processes train one run")
+    text = f"{runs_root}: {free / 2**30:,.0f} GiB free; a file written, its lock tested"
+    yield judged(held, text, "the lock does not hold; mount it with flock, or two processes train one run")
     if free < ROOM:
         yield Finding(NOTE, "a run of ResNet-50 keeps 0.4 GB of checkpoints; `pgt plan` adds up a sweep's")

@@ -80,8 +80,8 @@ def gradients() -> Iterator[Finding]:
         )
         yield judged(
             all(error <= TOLERANCES[dtype] for dtype, error in errors.items()),
-            f"{device}: PGT's error beside autograd in float64: {said}",
-            "this torch or this device computes wrongly, leave it",
+            f"{device}: relative error of PGT's gradient against autograd in float64: {said}",
+            "do not train with this torch on this device",
         )
 
 
@@ -115,8 +115,8 @@ def compilation() -> Iterator[Finding]:
         logging.disable(logging.NOTSET)
     yield judged(
         torch.allclose(found, expected, rtol=1e-4, atol=1e-7),
-        f"{device}: PGT compiles ({time.monotonic() - start:.0f} s) to the same gradient",
-        "no, to another one; leave trainer.compile=false",
+        f"{device}: compiled PGT's gradient beside the uncompiled one ({time.monotonic() - start:.0f} s)",
+        "they differ; leave trainer.compile=false",
     )
 
 

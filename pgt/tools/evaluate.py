@@ -83,7 +83,8 @@ def command(checkpoint: Path, which: str | None, options: Options) -> None:
     chosen = data_options(source, options, name)
     alpha = next(value for value in (options.alpha, source.alpha, 1.0) if value is not None)
     if (trained := source.known.get("alpha", alpha)) != alpha and options.alpha is None:
-        print(f"calibrated: its classifier was multiplied by the α = {trained:g} of its training, so that z is α·z")
+        inside = f"calibrated export: α = {trained:g} is already in the classifier"
+        print(f"{inside}, so softmax(z) is the calibrated probability")
     precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
     where = " ".join(str(part) for part in (chosen["name"], chosen.get("root", "")) if part)
     by = f", {chosen['interpolation']}, {chosen['backend']}" if "backend" in chosen else ""

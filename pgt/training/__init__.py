@@ -1,1 +1,1 @@
-"""How a network is trained and evaluated; knows no config and no run folder."""
+"""Trains and evaluates a run: config in, run folder out."""

@@ -1,4 +1,5 @@
-"""Running batch-norm statistics if a step has several groups, on different devices or one after the other."""
+"""Running batch-norm statistics if one optimizer step covers several groups of samples (several ranks, or gradient
+accumulation)."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Measure a network on the first epoch of a loader.
 
-    Top-1 and top-5 accuracy, in percent. At the logits z and at α·z: the mean cross-entropy, and the expected
-    calibration error in percent. The 2-norm, mean, maximum and variance over the classes of each image's logits, as
-    means over the images.
+    Returns top-1 and top-5 accuracy in percent; for z and for α·z the mean cross-entropy and the expected calibration
+    error in percent, where z are the logits; and the 2-norm, mean, maximum and variance over the classes of an image's
+    logits, averaged over the images.
 
     Args:
         model: is left in evaluation mode.

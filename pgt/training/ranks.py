@@ -28,7 +28,8 @@ set_group_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d.
 class Ranks:
     """This process among the ranks that train together; by default it is the only one.
 
-    Every method is a collective operation: all ranks call it. With a world size of 1 it does nothing.
+    Every method is a collective operation: all ranks call it. With a world size of 1 each returns its argument
+    (`broadcast_result` what its function returns, `all_gather_object` a list of one).
 
     Attributes:
         rank, world_size: among all ranks.

@@ -64,10 +64,8 @@ def paper_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
 
 
 def authors_rule(rates: Rates, steps_per_epoch: int, decay: Decay) -> Schedule:
-    """Set the rate once an epoch, as the authors' code does: from the second epoch on it is that of the next epoch.
-
-    So the rate of time 1 is never used.
-    """
+    """One rate an epoch, as in the authors' code, which looks one epoch ahead: epoch 0 uses time 0, epoch e >= 1 uses
+    time e + 1."""
 
     def rate(index: int) -> float:
         epoch = index // steps_per_epoch

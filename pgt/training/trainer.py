@@ -30,8 +30,8 @@ KEEP_BUFFERS: dict[str, Any] = {SYNC_BUFFERS: False}
 """The option of DDP that leaves each rank its own running statistics until `Trainer.share_buffers`."""
 
 SCALER_PATIENCE = 24
-"""The number of consecutive steps with a non-finite loss that lowering the loss scale may still mend: 65536 halved so
-often is 2^-8. The loss itself does not depend on the scale."""
+"""fp16: training is given up after more than this many consecutive steps with a non-finite loss. Until then fp16
+overflow may be the cause, and the gradient scaler halves its scale at each of them (from 65536 to 2^-8)."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Trainer:
         self._network: Any = self.model
         self._loss: Loss = self.loss
         if self.compiled:  # before DDP, whose forward cannot be compiled; DDP's hooks are on the parameters
-            # With True, a network with a hook may run code that was compiled for one without.
+            # By default torch.compile does not notice the recorder's hook and may reuse a graph compiled without it.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
             self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None

@@ -130,9 +130,9 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["model=resnet50", "recipe.local_batch=null"], ["resnet50 has batch norm", "set recipe.local_batch", "=1024"]),
         (
             ["model=resnet18_nobn", "method=authors_hook", "recipe.local_batch=null"],
-            ["authors' hook", "set recipe.local_batch (=1024 makes it"],
+            ["authors' hook", "set recipe.local_batch (recipe.local_batch=1024: "],
         ),
-        (["trainer.devices=3"], ["3 devices cannot share recipe.global_batch=1024", "take 2 or 4"]),
+        (["trainer.devices=3"], ["3 devices cannot share recipe.global_batch=1024", "trainer.devices to 2 or 4"]),
         (["recipe.epochs=3"], ["recipe.epochs (3) must exceed recipe.warmup_epochs"]),
     ],
 )

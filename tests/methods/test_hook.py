@@ -80,7 +80,7 @@ def test_it_warns_where_the_ratio_is_not_1():
     loss(z, y).backward()
     got = loss.diagnostics()
     assert got["hook_scale_ratio"] == pytest.approx(1 / 256, rel=1e-3)
-    assert got["warning"] == "S/N² is 0.00391: the authors' hook computes Eq. 9 only where it is 1"
+    assert got["warning"] == "S/N² is 0.00391: the authors' hook computes Eq. 9 only if it is 1"
 
 
 def test_smoothed_targets_and_no_hook_at_alpha_1():

@@ -102,7 +102,7 @@ def test_zeroed_out_filters_are_named_in_the_figure(trained):
 
 def test_what_cannot_be_drawn_says_why(trained, capsys):
     for arguments, message in (
-        (["figure", "3"], "no figure 3 is made of runs"),
+        (["figure", "3"], "there is no figure 3 here: choose one of 2, 4"),
         (["figure", "2", "demo/bn"], "figure 2 needs no runs"),
         (["figure", "10"], "pgt train experiment=grid/alpha_resnet18"),
         (["figure", "7"], "record.norms_every=50"),

@@ -1,5 +1,6 @@
 """The progress of runs, read from their folders."""
 
+import errno
 import json
 import os
 import time
@@ -42,7 +43,19 @@ def test_each_run_has_its_status_and_what_is_left_of_it(capsys):
     assert cells[1:] == ["pgt α=0.25", "0", "stopped", "3/15", "91.50", "1,000", "14 s", "2 h 2 min ago"]
     assert "4 runs: 1 diverged, 1 finished, 1 stopped, 1 training" in printed
     assert f"- {training}: trained by {os.uname().nodename}, process {os.getpid()}" in printed
-    assert "a stopped run goes on by the command that began it" in printed
+    assert "to resume a stopped run, repeat its command (environment.json" in printed
+
+
+def test_a_file_system_without_locks_has_no_holder(monkeypatch):
+    folder = begun(0, 1000.0, {"event": "step"})
+    (folder / "lock").touch()
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert runs.holder(folder) == ""
+    assert [one.status for one in status.standings(Path("runs")).itertuples()] == ["stopped"]
 
 
 def test_one_experiment_and_none(capsys):

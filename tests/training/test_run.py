@@ -225,7 +225,7 @@ def test_the_authors_hook_measures_its_own_group(groups):
 def test_the_hooks_warning_reaches_the_user():
     done = pgt("train", *HOOK, "recipe.local_batch=32", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warning: S/N² is 0.000977: the authors' hook computes Eq. 9 only where it is 1") == 1
+    assert done.stdout.count("warning: S/N² is 0.000977: the authors' hook computes Eq. 9 only if it is 1") == 1
     assert "warning: S/N²" in (folder() / "log.txt").read_text()
 
 

@@ -42,7 +42,8 @@ def read_series(root: Path, experiment: str) -> Series:
     texts = [overrides(values) for values in runs[told].to_dict("records")]
     names = [joined(name, text) for name, text in zip(runs.experiment, texts, strict=True)]
     series = {
-        str(name): members.sort_values("alpha", kind="stable") for name, members in runs.groupby(names, sort=False)
+        str(name): members.sort_values("alpha", kind="stable")
+        for name, members in runs.groupby(np.array(names), sort=False)
     }
     if all(members.alpha.nunique() < 2 for members in series.values()):
         command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
