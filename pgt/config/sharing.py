@@ -1,4 +1,4 @@
-"""How many devices can share a recipe's batch."""
+"""The number of devices that can share a recipe's batch."""
 
 from __future__ import annotations
 

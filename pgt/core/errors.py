@@ -4,7 +4,7 @@ import signal
 
 
 class InputError(Exception):
-    """What the user gave (config, data, checkpoint, environment) cannot work; one line says how to mend it."""
+    """The config, the data, a checkpoint or the environment cannot be used; one line says how to mend it."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""What is known of each data set and each network without opening or building it."""
+"""Facts about each data set and each network, known without opening or building it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run wants its batches: on which device, in which precision, in which sizes."""
+"""The form in which a run wants its batches: device, precision and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all loaders share: their sizes, and the place in the data that a checkpoint keeps."""
+"""The base of all loaders: their sizes, and the place in the data that a checkpoint keeps."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _watch(ranks: list[Worker], stop: Stop) -> Any:
 
 
 def _outcome(rank: int, process: BaseProcess, connection: Connection) -> Any:
-    """What a rank has sent; if it died without a word, an error that says how."""
+    """The result or error that a rank has sent; if it died without a word, an error that says how."""
     try:
         if connection.poll():
             return connection.recv()

@@ -56,7 +56,7 @@ class CompiledPowerGrad(torch.autograd.Function):
         grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
         by_target = None
         if ctx.needs_input_grad[1]:
-            by_target = _target_gradient(saved, grad_loss, weight, *ctx.options)
+            by_target = _target_gradient(saved, grad_loss, weight, ctx.options[1], ctx.options[-1])
         return grad, by_target, *[None] * 5
 
 
@@ -87,7 +87,9 @@ class PowerGrad(torch.autograd.Function):
         grad = _Once.apply(unit, saved) * _per_position(grad_loss, ctx.options[-1])  # linear in the incoming gradient
         by_target = None
         if ctx.needs_input_grad[1]:
-            by_target = _target_gradient(_Once.apply(saved.detach(), saved), grad_loss, weight, *ctx.options)
+            by_target = _target_gradient(
+                _Once.apply(saved.detach(), saved), grad_loss, weight, ctx.options[1], ctx.options[-1]
+            )
         return grad, by_target, *[None] * 5
 
     @staticmethod
@@ -133,17 +135,10 @@ def _gradient(
     return grad.to(saved.dtype)
 
 
-def _target_gradient(
-    saved: Tensor,
-    grad_loss: Tensor,
-    weight: Tensor | None,
-    alpha: float,
-    epsilon: float,
-    ignore_index: int,
-    reduction: str,
-) -> Tensor:
+def _target_gradient(saved: Tensor, grad_loss: Tensor, weight: Tensor | None, epsilon: float, reduction: str) -> Tensor:
     """Gradient of the loss with respect to the target: −log p times the weights, the same for every α."""
-    log_p = saved if saved.dtype in (torch.float32, torch.float64) else full_precision(saved).log_softmax(1)
+    z = full_precision(saved)
+    log_p = saved if z is saved else z.log_softmax(1)
     scale = (epsilon - 1) * _per_position(grad_loss, reduction)
     if weight is not None:
         scale = scale * _per_class(weight, log_p.ndim)

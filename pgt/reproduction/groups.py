@@ -120,7 +120,7 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def unfinished(runs: pd.DataFrame) -> dict[str, int]:
-    """How many runs of each status other than finished there are. They are not in the numbers."""
+    """Count the runs of each status other than finished. They are not in the numbers."""
     return dict(Counter(runs.status[runs.status != FINISHED]))
 
 

@@ -27,7 +27,7 @@ __all__ = ["ZEROED_OUT", "Layer", "Norms", "read_norms", "zeroed_out"]
 
 @dataclass(frozen=True)
 class Norms:
-    """What was recorded at T steps, of the weights before each step's update. Values are read when asked for."""
+    """The record of T steps, of the weights before each step's update. Values are read when asked for."""
 
     record_format: RecordFormat
     records: NDArray[Any]
@@ -94,7 +94,7 @@ def read_norms(folder: Path) -> Norms | None:
 
 
 def zeroed_out(norms: Norms, record: int = -1) -> dict[int, int]:
-    """How many filters of each layer, by its index, are zeroed out: their 2-norm is below `ZEROED_OUT`.
+    """Count the filters of each layer, by its index, that are zeroed out: their 2-norm is below `ZEROED_OUT`.
 
     Args:
         record: place of a record among the T; the last one by default.

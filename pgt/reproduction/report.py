@@ -119,7 +119,7 @@ def _is_paper(experiment: str) -> bool:
 
 
 def _measured_rows(runs: pd.DataFrame) -> int:
-    """How many of the paper's rows have a finished run."""
+    """Count the paper's rows that have a finished run."""
     lines = [line for number in (1, 2, 3) for line in paper.measure(runs, number)[0]]
     return len({(line.row.table, line.row.number) for line in lines if line.seeds})
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, written and read. No torch.
+"""Run folders, written and read. No torch.
 
 `frame` reads many runs at once:
 

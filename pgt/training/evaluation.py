@@ -1,4 +1,4 @@
-"""What a network does on the test set, with each sample counted exactly once."""
+"""Evaluates a network on the test set and counts each sample exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run has to do, decided before torch is imported: a finished run answers at once."""
+"""Decides whether a run is left to do before torch is imported, so that a finished run answers at once."""
 
 from __future__ import annotations
 
