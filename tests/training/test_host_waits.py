@@ -58,9 +58,9 @@ def test_a_step_looks_at_no_tensor(trainer_and_groups, method, bn_statistics):
 
 def test_a_look_is_seen(trainer_and_groups):
     trainer, groups = trainer_and_groups("model=resnet20", "method=pgt")
-    trainer.transforms = [lambda parameters, step: parameters[0][1].grad.norm().item()]
+    trainer.alterations = [lambda parameters, step: parameters[0][1].grad.norm().item()]
     with pytest.raises(RuntimeError, match="meta"):
         trainer.train_step(groups, 0)
-    trainer.transforms = [lambda parameters, step: parameters[0][1].grad.mul_(torch.rand(1).to("meta"))]
+    trainer.alterations = [lambda parameters, step: parameters[0][1].grad.mul_(torch.rand(1).to("meta"))]
     with Copies(), pytest.raises(AssertionError, match="copy"):
         trainer.train_step(groups, 0)
