@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from pgt.config.resources import read_conf
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, STEMS
 from pgt.tools.weights import BEST, Source
 
 LICENSE = "apache-2.0"
@@ -36,6 +36,7 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         template_path=str(TEMPLATE),
         title=title(source),
         model=source.model,
+        stem=_stem(source),
         classes=config["num_classes"],
         size=shown["input_size"][1],
         data_set=_data_set(source, config),
@@ -97,7 +98,11 @@ def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
 
 
 def _in_timm(source: Source) -> bool:
-    return not str(source.model).startswith("resnet20")
+    return str(source.model) in STEMS and _stem(source) == "standard"
+
+
+def _stem(source: Source) -> str:
+    return str(source.config["model"].get("stem", "standard"))
 
 
 def _data_set(source: Source, config: Mapping[str, Any]) -> str:
