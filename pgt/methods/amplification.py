@@ -116,8 +116,8 @@ class Amplification(Alteration):
 
     At the end of an epoch F is computed for each layer that takes part, from the gradients of its weight: as they were
     when this alteration was called, so before the clipping of alterations that come later. A step with a gradient that
-    is not finite does not count; the gradient scaler skips it. F does not depend on the factor, which is constant
-    within an epoch. Nothing is known before the first epoch: it is never amplified.
+    is not finite does not count; the gradient scaler skips it. F does not depend on the layer's own factor, which is
+    constant within an epoch. Nothing is known before the first epoch: it is never amplified.
 
     With `where="activations"` a hook multiplies the gradient of each chosen layer's output by the factor. So its own
     gradients grow, and those of every layer before it: by factor^k after k chosen layers in a chain. With
@@ -183,8 +183,8 @@ class Amplification(Alteration):
             torch._foreach_add_(totals, [torch.where(good, term, 0).to(totals[0].dtype) for term in terms])
         if self.where == "weights" and self.choice is not None:
             layers = [layer for layer, picked in zip(self.layers.values(), self.choice, strict=True) if picked]
-            own = [p.grad for layer in layers for p in layer.parameters(recurse=False) if p.grad is not None]
-            torch._foreach_mul_(own, self.factor)
+            if own := [p.grad for layer in layers for p in layer.parameters(recurse=False) if p.grad is not None]:
+                torch._foreach_mul_(own, self.factor)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class Amplification(Alteration):
 
     def _set(self, choice: list[bool] | None) -> None:
         self.choice = choice
-        self.factors.copy_(torch.tensor(self._factors()))
+        self.factors.copy_(torch.tensor(self._factors(), dtype=self.factors.dtype))
 
     def _factors(self) -> list[float]:
         picked = self.choice or [False] * len(self.layers)

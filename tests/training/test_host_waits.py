@@ -33,6 +33,10 @@ class Copies(TorchDispatchMode):
         return result
 
 
+METHODS = ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value", "authors_hook", "amplification",
+           "amplification_per_weight"]  # fmt: skip
+
+
 @pytest.fixture
 def trainer_and_groups(monkeypatch):
     monkeypatch.setattr(Precision, "autocast", lambda self: nullcontext())  # there is none on this device
@@ -45,15 +49,26 @@ def trainer_and_groups(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value", "authors_hook"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bn_statistics", ["first", "mean"])
 def test_a_step_looks_at_no_tensor(trainer_and_groups, method, bn_statistics):
-    options = ("model=resnet20", f"method={method}", f"recipe.bn_statistics={bn_statistics}", "recipe.local_batch=4")
+    options = ("model=resnet20", f"method={method}", f"recipe.bn_statistics={bn_statistics}", "recipe.local_batch=4",
+               "recipe.epochs=2")  # fmt: skip
     trainer, groups = trainer_and_groups(*options)
     assert len(groups) == 2
     with Copies():
         for step in range(2):
             trainer.train_step(groups, step)
+
+
+@pytest.mark.parametrize("where", ["activations", "weights"])
+def test_neither_does_one_that_amplifies(trainer_and_groups, where):
+    options = ("model=resnet20", "method=amplification", f"method.transforms.0.where={where}", "recipe.epochs=2")
+    trainer, groups = trainer_and_groups(*options)
+    [amplification] = trainer.alterations
+    amplification.choice = [True] * len(amplification.layers)
+    with Copies():
+        trainer.train_step(groups, 0)
 
 
 def test_a_look_is_seen(trainer_and_groups):
