@@ -9,7 +9,7 @@ from torch import nn
 
 from pgt.core.types import Alteration, NamedParameters
 from pgt.methods.amplification import Amplification
-from pgt.methods.authors_hook import AuthorsHookCrossEntropy
+from pgt.methods.authors_hook import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.power_grad import (
     PowerGradCrossEntropy,
@@ -24,6 +24,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "exact": PowerGradCrossEntropy,
     "surrogate": SurrogateCrossEntropy,
     "authors_hook": AuthorsHookCrossEntropy,
+    "authors_hook_fp16": EmulatedHookCrossEntropy,
 }
 """The implementations of PGT by the name that a config's `method.implementation` gives."""
 
@@ -68,6 +69,7 @@ __all__ = [
     "TRANSFORMS",
     "Amplification",
     "AuthorsHookCrossEntropy",
+    "EmulatedHookCrossEntropy",
     "PowerGradCrossEntropy",
     "SurrogateCrossEntropy",
     "Transform",
