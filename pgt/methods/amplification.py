@@ -177,10 +177,14 @@ class Amplification(Alteration):
         grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self._weights()]
         sums = torch.stack(torch._foreach_norm(grads, 1))
         good = sums.sum().isfinite()
-        net = [torch.stack([grad.sum() for grad in grads])] if self.whole else grads
-        gross = [sums] if self.whole else torch._foreach_abs(grads)
-        for totals, terms in ((self.net, net), (self.gross, gross)):
-            torch._foreach_add_(totals, [torch.where(good, term, 0).to(totals[0].dtype) for term in terms])
+        if self.whole:
+            self.net[0] += torch.where(good, torch.stack([grad.sum() for grad in grads]), 0)
+            self.gross[0] += torch.where(good, sums, 0)
+        else:
+            for grad, net, gross in zip(grads, self.net, self.gross, strict=True):
+                counted = torch.where(good, grad, 0)
+                net += counted
+                gross += counted.abs_()
         if self.where == "weights" and self.choice is not None:
             layers = [layer for layer, picked in zip(self.layers.values(), self.choice, strict=True) if picked]
             if own := [p.grad for layer in layers for p in layer.parameters(recurse=False) if p.grad is not None]:
