@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -11,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import published_dir
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS
+from pgt.reproduction import published
 
 SIZE = 224
 """Pixels of ImageNet's images, a side."""
@@ -68,10 +67,9 @@ def published_speed(model: str, gpu: str) -> Speed | None:
 def _published() -> dict[tuple[str, str], tuple[float, str]]:
     """(model, card) -> (images per second of a GPU, source): of the run on the most GPUs that is published."""
     found: dict[tuple[str, str], tuple[float, str]] = {}
-    with (published_dir() / "speeds.csv").open(newline="") as file:
-        for line in sorted(csv.DictReader(file), key=lambda line: int(line["gpus"])):
-            if line["precision"] == "amp-fp16":
-                found[line["model"], line["gpu"]] = float(line["images_per_s_per_gpu"]), line["source"]
+    for line in sorted(published.read("speeds"), key=lambda line: int(line["gpus"])):
+        if line["precision"] == "amp-fp16":
+            found[line["model"], line["gpu"]] = float(line["images_per_s_per_gpu"]), line["source"]
     return found
 
 

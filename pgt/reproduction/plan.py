@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pgt.reproduction.cost import Speed, Work, work
-from pgt.reproduction.formats import Table
+from pgt.reproduction.formats import Note, Table
 from pgt.reproduction.groups import farthest
 from pgt.runs.folder import UNFINISHED
 from pgt.runs.frame import config_names, dotted, frame, records
@@ -129,7 +129,7 @@ def plan_table(items: Sequence[Item], machine: Machine) -> Table:
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
         f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
     )
-    return Table("", HEADERS, lines, ["\n".join([said, *_sources(items, machine)])])
+    return Table("", HEADERS, lines, [Note(said, _sources(items, machine))])
 
 
 def _line(name: str, runs: pd.DataFrame) -> list[str]:
@@ -157,7 +157,7 @@ def _sources(items: Sequence[Item], machine: Machine) -> list[str]:
     for model in dict.fromkeys(item.identity["model"]["name"] for item in items):
         speed = machine.speed(model)
         said = f"{speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else UNKNOWN
-        found.append(f"- {model}: {said}")
+        found.append(f"{model}: {said}")
     if machine.loader:
-        found.append(f"- loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")
+        found.append(f"loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")
     return found

@@ -18,13 +18,14 @@ from markupsafe import Markup, escape
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
 from pgt.core.machine import now
-from pgt.reproduction import figures, norms, paper, paper_tables, published, tables
+from pgt.reproduction import figures, paper, paper_tables, published, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import unlike
 from pgt.runs.folder import FINISHED, read_epochs
 from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
+from pgt.runs.norms import read_norms
 
 Run = Mapping[str, Any]
 """A row of the frame of runs (see `pgt.runs.frame`)."""
@@ -94,18 +95,13 @@ def page(root: Path, drawn: bool) -> str:
         sections=_sections(runs),
         width=WIDTH,
         height=HEIGHT,
-        items=_items,
+        notes=_notes,
     )
 
 
-def _items(table: Table) -> list[tuple[Markup, list[Markup]]]:
+def _notes(table: Table) -> list[tuple[Markup, list[Markup]]]:
     """The notes of a table as text and list items; without the rule, which the page shows once."""
-    found = []
-    for note in table.notes:
-        lines = note.splitlines() if note != paper_tables.RULE else []
-        text, items = [x for x in lines if x[:2] != "- "], [x[2:] for x in lines if x[:2] == "- "]
-        found.append((_html(" ".join(text)), [_html(item) for item in items]))
-    return found
+    return [(_html(note.text), list(map(_html, note.items))) for note in table.notes if note.text != paper_tables.RULE]
 
 
 def _html(text: str) -> Markup:
@@ -224,13 +220,12 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _layers(folder: Path) -> list[tuple[Any, ...]]:
-    recorded = norms.read_norms(folder)
-    if recorded is None or not len(recorded.steps):
+    """Index, name, filters, zeroed-out filters, least and median norm of each layer at the last recorded step."""
+    norms = read_norms(folder)
+    if norms is None or not len(norms.steps):
         return []
-    gone = norms.zeroed_out(recorded)
-    rows = []
-    for layer in recorded.layers:
-        values = recorded.filters(layer.index)[-1]
-        least, median = f"{values.min():.3g}", f"{np.median(values):.3g}"
-        rows.append((layer.index, layer.name, layer.filters, gone[layer.index], least, median))
+    gone, rows = norms.zeroed_out(), []
+    for index, layer in enumerate(norms.layers, start=1):
+        values = norms.filters(index)[-1]
+        rows.append((index, layer.name, layer.filters, gone[index], f"{values.min():.3g}", f"{np.median(values):.3g}"))
     return rows

@@ -245,5 +245,5 @@ def comparison(model: str, known: Mapping[str, Any], top1: float) -> str:
     notes = sorted({note for row in rows for note in row.notes})
     parts = [tabulate(cells, headers, tablefmt="github", disable_numparse=True)]
     if notes:
-        parts += ["", *(f"{number}. {published.NOTES[number]}" for number in notes)]
+        parts += ["", *(f"{number}. {published.NOTES[number].text}" for number in notes)]
     return "\n".join(parts)

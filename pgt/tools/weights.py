@@ -29,7 +29,7 @@ from torch import Tensor
 from pgt.core.errors import InputError
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
-from pgt.runs.labels import method_label
+from pgt.runs.labels import as_pgt, method_label
 
 BEST = "best"
 PLAIN: list[Any] = [
@@ -118,7 +118,7 @@ def read_run(folder: Path, which: str) -> Source:
             "schedule": config["schedule"]["name"],
             "batch": config["recipe"]["global_batch"],
             "label_smoothing": config["method"]["label_smoothing"],
-            "method": method_label(config).replace(config["method"]["implementation"], "pgt"),
+            "method": as_pgt(method_label(config), config["method"]["implementation"]),
             "alpha": config["method"]["alpha"],
         }
         name = config["model"]["name"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pgt.core.errors import InputError
-from pgt.reproduction.norms import read_norms, zeroed_out
 from pgt.runs.folder import find, read_metrics
+from pgt.runs.norms import read_norms
 from pgt.training import epochs
 from tests.conftest import TINY, train
 
@@ -99,7 +99,7 @@ def test_zeroed_filters_are_reported(monkeypatch, capsys):
     assert (sum(counts), counts[0]) == (epochs[-1]["zeroed_filters"], int(said[1])) == (int(said[0]), int(said[1]))
     assert 0 < sum(counts) < 688
     # An epoch's count is of the weights behind its last step, a record of those before a step's update.
-    assert list(zeroed_out(read_norms(folder()), 4).values()) == epochs[1]["zeroed_filters_by_layer"]
+    assert list(read_norms(folder()).zeroed_out(4).values()) == epochs[1]["zeroed_filters_by_layer"]
     assert len(epochs) == 3
 
 

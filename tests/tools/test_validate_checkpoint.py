@@ -126,7 +126,7 @@ def test_an_authors_checkpoint_knows_its_row_of_the_paper():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["Table 2, row 8", "cosine", "256"]
     assert cells[6:9] == ["67.814", "67.796", "+0.086"]
-    assert published.NOTES[3] in text
+    assert published.NOTES[3].text in text
 
 
 @pytest.mark.parametrize(
