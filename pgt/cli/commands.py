@@ -6,7 +6,6 @@ Nothing is imported before a command needs it, so that `pgt --help` answers at o
 from __future__ import annotations
 
 import argparse
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,34 +60,20 @@ def plan_options(parser: ArgumentParser) -> None:
 
 
 def plan(options: Namespace) -> int:
-    from pgt.config import sharing
-    from pgt.config.compose import compose_all
-    from pgt.config.identity import identity
-    from pgt.config.rules import check_size
-    from pgt.reproduction import cost, formats, plan
+    from pgt.reproduction import plan
 
-    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
-        os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
-    configs = compose_all(options.overrides, multirun=True)
-    for config in configs:
-        check_size(config)
-    jobs = [(c.experiment or "custom", identity(c), sharing.largest(c.recipe, options.gpus)) for c in configs]
-    items = plan.plan(jobs, options.runs)
-    bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
-    loader = bench.get("loader")
-    if options.loader_images_per_second:
-        loader = cost.Speed(options.loader_images_per_second, "stated")
     if options.probe:
         from pgt.tools import probe
-
-        bench |= probe.speeds((item.identity for item in items), options.gpus)
-
-    def speed(model: str) -> cost.Speed | None:
-        if options.images_per_second:
-            return cost.Speed(options.images_per_second, "stated")
-        return bench.get(model) or cost.published_speed(model, options.gpu)
-
-    print(formats.render([plan.plan_table(items, plan.Machine(speed, loader))], "markdown"))
+    plan.command(
+        options.overrides,
+        options.runs,
+        options.gpus,
+        options.gpu,
+        options.images_per_second,
+        options.bench or (),
+        probe.speeds if options.probe else None,
+        options.loader_images_per_second,
+    )
     return 0
 
 

@@ -56,11 +56,13 @@ class Line(Comparison):
 
     Attributes:
         setting: overrides that lead from the row's experiment to these runs; empty if there are none.
+        first: whether it is the first line of its row.
     """
 
     row: Row
     arm: Arm
     setting: str
+    first: bool
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -209,17 +211,16 @@ def _nearest_arm(config: Mapping[str, Any], row: Row) -> tuple[Arm, str]:
 
 def _lines(row: Row, filling: Filling, nothing: pd.DataFrame) -> list[Line]:
     """A line for each arm and setting that has runs, and for both recipes of Eq. 9 in any case."""
-    lines = []
+    lines: list[Line] = []
     for arm in ARMS:
         groups = filling.get((row, arm), [])
         several = len({_config(runs).get(DECODER) for runs in groups}) > 1
         for runs in groups:
             baseline = _baseline(row, arm, _config(runs), filling)
-            lines.append(
-                Line(runs, nothing if baseline is None else baseline, row, arm, _label(row, arm, runs, several))
-            )
+            others = nothing if baseline is None else baseline
+            lines.append(Line(runs, others, row, arm, _label(row, arm, runs, several), first=not lines))
         if not groups and arm.implementation == EXACT:
-            lines.append(Line(nothing, nothing, row, arm, ""))
+            lines.append(Line(nothing, nothing, row, arm, "", first=not lines))
     return lines
 
 

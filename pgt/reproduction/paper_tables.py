@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from pgt.reproduction import cost, published
-from pgt.reproduction.formats import Note, Table, data_table, sample_data
+from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
 from pgt.reproduction.groups import BEST, LAST, METHODS, TRAIN, joined
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
@@ -46,27 +45,9 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """A printed column.
-
-    Attributes:
-        header: stands above it.
-        text: its cell in a line.
-        once: it is about the row itself, so it is left empty in the row's further lines.
-    """
-
-    header: str
-    text: Callable[[Line], str]
-    once: bool = False
-
-
-def _published(header: str, text: Callable[[Row], str]) -> Column:
-    return Column(header, lambda line: text(line.row), once=True)
-
-
-def _alpha(row: Row) -> str:
-    return f"{row.alpha:g}" if row.alpha != 1 else ""
+def _published(header: str, text: Callable[[Row], str]) -> Column[Line]:
+    """A column about the row itself: its cell is empty in the row's further lines."""
+    return header, lambda line: text(line.row) if line.first else ""
 
 
 def _marked(row: Row) -> str:
@@ -79,68 +60,57 @@ def _verdict(line: Line) -> str:
     return str(line.verdict) if line.verdict.name != NOT_RUN else f"{NOT_RUN} ({_hours(line.row)})"
 
 
-KEYS = {
-    1: (
-        _published("Network", lambda row: NETWORKS[row.model]),
-        _published("Schedule", lambda row: row.schedule),
-        _published("Method", lambda row: METHODS[row.method]),
-        _published("α", _alpha),
-    ),
-    2: (
-        _published("Batch", lambda row: str(row.batch)),
-        _published("Method", lambda row: METHODS[row.method]),
-        _published("α", _alpha),
-    ),
+SCHEDULE = _published("Schedule", lambda row: row.schedule)
+METHOD = _published("Method", lambda row: METHODS[row.method])
+ALPHA = _published("α", lambda row: f"{row.alpha:g}" if row.alpha != 1 else "")
+
+KEYS: Mapping[int, Sequence[Column[Line]]] = {
+    1: (_published("Network", lambda row: NETWORKS[row.model]), SCHEDULE, METHOD, ALPHA),
+    2: (_published("Batch", lambda row: str(row.batch)), METHOD, ALPHA),
     3: (
         _published("Row", lambda row: str(row.number)),
-        _published("Schedule", lambda row: row.schedule),
+        SCHEDULE,
         _published("Smoothing", lambda row: f"{row.label_smoothing:g}" if row.label_smoothing else ""),
-        _published("α", _alpha),
+        ALPHA,
     ),
 }
-"""The columns that name a row of each table."""
+"""Header and cell of the columns that name a row of each table."""
 
-NUMBERS = (
-    Column("Recipe", lambda line: joined(str(line.arm), line.setting)),
-    Column("n", lambda line: line.count),
+NUMBERS: Sequence[Column[Line]] = (
+    ("Recipe", lambda line: joined(str(line.arm), line.setting)),
+    ("n", lambda line: line.count),
     _published("Train: paper", lambda row: f"{row.train_top1:.2f}"),
-    Column("ours", lambda line: str(line.measured(TRAIN) or "")),
+    ("ours", lambda line: str(line.measured(TRAIN) or "")),
     _published("Test: paper", _marked),
     _published("authors' README", lambda row: "" if row.readme_top1 is None else f"{row.readme_top1:.3f}"),
-    Column("ours, best epoch", lambda line: str(line.measured(BEST) or "")),
-    Column("ours, last epoch", lambda line: str(line.measured(LAST) or "")),
+    ("ours, best epoch", lambda line: str(line.measured(BEST) or "")),
+    ("ours, last epoch", lambda line: str(line.measured(LAST) or "")),
     _published("Diff: paper", lambda row: "" if (claim := published.difference(row)) is None else signed(claim, 3)),
-    Column(f"ours [{CONFIDENCE:.0%}]", lambda line: str(line.difference(BEST) or "")),
-    Column("Verdict", _verdict),
+    (f"ours [{CONFIDENCE:.0%}]", lambda line: str(line.difference(BEST) or "")),
+    ("Verdict", _verdict),
 )
-"""The columns that follow in every table."""
+"""Header and cell of the columns that follow in every table."""
 
 
-def paper_table(runs: pd.DataFrame, table: int) -> Table:
+def paper_table(runs: pd.DataFrame, number: int) -> Table:
     """One of the paper's tables, filled by runs as `pgt.runs.frame` gives them."""
-    lines, strays = measure(runs, table)
-    columns = (*KEYS[table], *NUMBERS)
-    firsts = [line.row != before.row if before else True for before, line in zip([None, *lines], lines, strict=False)]
-    rows = [
-        ["" if column.once and not first else column.text(line) for column in columns]
-        for line, first in zip(lines, firsts, strict=True)
-    ]
-    touching = {number for line in lines for number in line.row.notes}
-    told = [f"[{number}] {doubt.text}" for number, doubt in NOTES.items() if number in touching or not doubt.about]
+    lines, strays = measure(runs, number)
+    touching = {mark for line in lines for mark in line.row.notes}
+    told = [f"[{mark}] {doubt.text}" for mark, doubt in NOTES.items() if mark in touching or not doubt.about]
     notes = [Note(RULE), Note(items=told)]
     if strays:
         notes.append(Note("Not in the table:", list(map(str, strays))))
     if commands := _commands(lines):
         head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"
         if all(line.verdict.name == NOT_RUN for line in lines):
-            head += f" `pgt train -m experiment=table{table}/all recipe=paper,authors seed=0`, or one by one:"
+            head += f" `pgt train -m experiment=table{number}/all recipe=paper,authors seed=0`, or one by one:"
         notes.append(Note(head, commands))
-    return Table(TITLES[table], [column.header for column in columns], rows, notes)
+    return table(lines, (*KEYS[number], *NUMBERS), TITLES[number], notes)
 
 
 def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
     """Several of the paper's tables as one of data, for CSV: a number a cell, nothing rounded."""
-    return data_table([_data(line) for table in tables for line in measure(runs, table)[0]])
+    return data_table([_data(line) for number in tables for line in measure(runs, number)[0]])
 
 
 def _data(line: Line) -> dict[str, object]:
