@@ -199,11 +199,20 @@ def validate_options(parser: ArgumentParser) -> None:
 
 
 def validate(options: Namespace) -> int:
-    from pgt.tools import evaluate
+    from pgt.tools import validate
 
-    given = vars(options)
-    chosen = evaluate.Options(**{name: given[name] for name in evaluate.Options.__dataclass_fields__})
-    evaluate.command(options.checkpoint, options.weights, chosen)
+    validate.command(
+        options.checkpoint,
+        options.weights,
+        options.root,
+        options.data,
+        options.model,
+        options.alpha,
+        options.batch,
+        options.workers,
+        options.image_size,
+        options.precision,
+    )
     return 0
 
 

@@ -140,11 +140,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
     """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
-    if not summary.epochs:
-        return {}
-    evaluated = [record for record in runs.read_epochs(folder, summary.epochs) if "test_top1" in record]
-    if which == BEST and evaluated:
-        return max(evaluated, key=lambda record: record["test_top1"])
+    epochs = runs.read_epochs(folder, summary.epochs) if summary.epochs else []
+    evaluated = [record for record in epochs if "test_top1" in record]
+    if which == BEST:
+        return max(evaluated, key=lambda record: record["test_top1"], default={})
     return next((record for record in evaluated if record["epoch"] == summary.epochs - 1), {})
 
 

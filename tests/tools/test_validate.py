@@ -14,8 +14,7 @@ from pgt.data.tree import COUNTS
 from pgt.models import build
 from pgt.reproduction import published
 from pgt.runs import folder as runs
-from pgt.tools import evaluate as validate
-from pgt.tools import networks, weights
+from pgt.tools import networks, validate, weights
 from tests.conftest import ROOT, TINY, train
 from tests.data.test_cifar import archive
 
@@ -265,8 +264,7 @@ def test_counters_of_batch_norm_may_be_missing():
 
 def test_every_network_has_the_evaluation_of_its_config():
     for path in (ROOT / "conf" / "model").glob("*.yaml"):
-        source = weights.Source(Path("x"), {})
-        chosen = validate.data_options(source, validate.Options(root=Path("x"), workers=3), path.stem)
+        chosen = validate.data_options({}, path.stem, root="x", workers=3)
         assert chosen["interpolation"] in path.read_text()
         assert (chosen["image_size"], chosen["workers"], chosen["backend"]) == (224, 3, "torchvision")
 
