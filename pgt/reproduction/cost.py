@@ -13,9 +13,7 @@ from typing import Any
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS
 from pgt.reproduction import published
-
-SIZE = 224
-"""Pixels of ImageNet's images, a side."""
+from pgt.reproduction.published import IMAGE_SIZE
 
 FORWARD_SHARE = 1 / 3
 """The share of a training step's time that a test image takes: a backward pass costs about two forward passes."""
@@ -80,7 +78,7 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
     `precision` and `compiled`), `loop`, `images_per_second` and `machine`.
 
     Returns:
-        Each network's fastest PGT step on images of `SIZE` pixels, and the fastest of our loaders as `loader`.
+        Each network's fastest PGT step on images of `IMAGE_SIZE` pixels, and the fastest of our loaders as `loader`.
 
     Raises:
         InputError: the file is not such a list, or has neither.
@@ -98,16 +96,16 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
             "loader.py wrote with --json"
         ) from None
     if not found:
-        raise InputError(f"{path} has no speed of a PGT step on images of {SIZE} pixels, and none of our loaders")
+        raise InputError(f"{path} has no speed of a PGT step on images of {IMAGE_SIZE} pixels, and none of our loaders")
     return found
 
 
 def _benched(line: Mapping[str, Any]) -> tuple[str, str]:
     """The network whose step was measured, or `loader`, and what was measured exactly; empty for what is not ours."""
     case, loop = line["case"], line["loop"]
-    if line["benchmark"] == "step" and case["size"] == SIZE and loop.startswith("pgt, PGT"):
+    if line["benchmark"] == "step" and case["size"] == IMAGE_SIZE and loop.startswith("pgt, PGT"):
         compiled = ", compiled" if case["compiled"] else ""
-        what = f"{case['network']}, {case['batch']} x {SIZE} x {SIZE}, {case['precision']}{compiled}"
+        what = f"{case['network']}, {case['batch']} x {IMAGE_SIZE} x {IMAGE_SIZE}, {case['precision']}{compiled}"
         return case["network"], what
     return ("loader", loop) if line["benchmark"] == "loader" and loop.startswith("pgt, ") else ("", "")
 

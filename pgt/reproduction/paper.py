@@ -13,15 +13,13 @@ import pandas as pd
 from pgt.config.resources import read_conf
 from pgt.reproduction import published
 from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
-from pgt.reproduction.published import Row
+from pgt.reproduction.published import IMAGE_SIZE, Row
 from pgt.reproduction.statistics import NOT_RUN, Verdict, judge_accuracy, judge_difference
 from pgt.runs.folder import DIVERGED
 from pgt.runs.frame import config_names, dotted
 from pgt.runs.labels import as_pgt
 
 EXACT, HOOK = "exact", "authors_hook"
-
-DATA, IMAGE_SIZE = "imagenet", 224
 
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
@@ -108,7 +106,7 @@ def expected(row: Row, arm: Arm) -> Mapping[str, Any]:
     values = {
         **_settings(row.model, row.schedule, arm.recipe),
         "model.name": row.model,
-        "data.name": DATA,
+        "data.name": "imagenet",
         "data.image_size": IMAGE_SIZE,
         "data.drop_last": True,
         "method.alpha": row.alpha,

@@ -10,6 +10,9 @@ from typing import Any
 
 from pgt.config.resources import folder
 
+IMAGE_SIZE = 224
+"""Pixels of a training image, a side."""
+
 
 @dataclass(frozen=True)
 class Row:

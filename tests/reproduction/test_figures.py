@@ -190,7 +190,7 @@ def test_tables_plan_and_report_of_many_runs_need_no_torch():
     assert Path("report.html").read_text().count("<details id") == 51
 
 
-def test_norms_that_are_gone_are_not_passed_over(trained):
+def test_missing_norms_of_a_finished_run_are_an_error(trained):
     shutil.copytree(trained, "runs")
     folder = next(path.parent for path in sorted(Path("runs").rglob("norms.bin")))
     (folder / "norms.bin").write_bytes(b"cut")
@@ -199,7 +199,7 @@ def test_norms_that_are_gone_are_not_passed_over(trained):
 
 
 def test_norms_of_a_diverging_run_are_drawn():
-    """Infinite and missing norms leave the axes to the others."""
+    """The limits of the axes come from the finite norms only."""
     from pgt.reproduction.figures.style import pyplot
 
     _, axis = pyplot().subplots()
@@ -209,7 +209,7 @@ def test_norms_of_a_diverging_run_are_drawn():
     pyplot().close("all")
 
 
-def test_runs_of_different_settings_are_no_curve():
+def test_runs_of_different_settings_are_separate_series():
     plant("demo/bn", "pgt", 0, 90.0, 80.0, overrides=["method.alpha=1"])
     plant("demo/bn", "pgt", 0, 90.0, 81.0, overrides=["method.alpha=0.5"])
     plant("demo/bn", "pgt", 0, 90.0, 50.0, overrides=["method.alpha=0.5", "recipe.epochs=3"])

@@ -83,7 +83,7 @@ def test_headers_name_every_cell_with_its_value():
 
 @pytest.mark.parametrize("recipe", ["paper", pytest.param("authors", marks=pytest.mark.slow)])
 def test_every_row_is_what_its_experiment_trains(recipe):
-    """Nothing that a run's numbers depend on is left out of the comparison, the decoder apart."""
+    """The comparison covers every value of a run's identity except the decoder."""
     names = ",".join(dict.fromkeys(row.experiment for row in published.all_rows()))
     found = {c.experiment: c for c in compose_all([f"experiment={names}", f"recipe={recipe}"], multirun=True)}
     for row in published.all_rows():
@@ -193,7 +193,7 @@ def test_the_verdict_on_an_accuracy():
 
 
 def test_a_table_from_planted_runs():
-    """SE-ResNet-18: the baseline as published, PGT clearly better; ResNet-18 step: PGT clearly not."""
+    """For SE-ResNet-18 the baseline is as published and PGT is better; for ResNet-18 with step decay PGT is not."""
     plant("table1/seresnet18_cosine_baseline", [71.0, 71.1, 71.2])
     plant("table1/seresnet18_cosine_pgt", [71.4, 71.5, 71.6])
     plant("table1/resnet18_step_baseline", [69.6, 69.7, 69.8])
@@ -233,7 +233,7 @@ def test_seeds_are_asked_for_on_both_sides_of_a_difference():
         assert f"`pgt train -m experiment=table1/seresnet18_cosine_{method} seed={seeds}`" in text
 
 
-def test_a_run_counts_once_however_often_it_lies_there():
+def test_copies_of_a_run_count_once():
     plant("table1/resnet18_cosine_baseline", [70.1])
     shutil.copytree("runs/table1", "runs/backup")
     plant("table1/resnet18_cosine_pgt", [70.1], "method.alpha=1")
@@ -241,7 +241,7 @@ def test_a_run_counts_once_however_often_it_lies_there():
     assert (line.seeds, line.measured(BEST).n) == ([0], 1)
 
 
-def test_the_hook_counts_in_the_precision_that_it_is_about_alone():
+def test_runs_of_the_hook_count_only_in_the_rows_precision():
     plant("truncation/table1_resnet18_cosine_pgt", [1.0], "trainer.precision=fp32")
     lines, [stray] = paper.measure(frame("runs"), 1)
     assert all(not line.seeds for line in lines)

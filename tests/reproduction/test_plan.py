@@ -93,7 +93,7 @@ def test_published_speeds_and_their_estimates():
 
 
 def benched(path, *lines):
-    """A file as the benchmarks write with --json: of (benchmark, network, size, loop, images per second) each."""
+    """Write a file as the benchmarks do with --json; a line is (benchmark, network, size, loop, images per second)."""
     found = [
         {
             "benchmark": benchmark,
@@ -142,7 +142,7 @@ def test_a_file_without_speeds_exits_2(text, capsys):
     assert "bad.json has no" in capsys.readouterr().err
 
 
-def test_of_two_runs_that_differ_in_their_decoder_alone_the_farther_one_counts():
+def test_of_two_runs_that_differ_only_in_the_decoder_the_farther_one_counts():
     for backend, status in (("torchvision", "finished"), ("dali", "unfinished")):
         plant(
             "table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0, status=status, curve=(1, 2),
@@ -190,7 +190,7 @@ def test_bad_input_exits_2(arguments, message, capsys):
 
 @pytest.mark.parametrize("name", ["1", "2", "3", "demo"])
 def test_the_committed_tables_are_current(name, capsys):
-    """`make tables` has been run since results/runs or the code changed."""
+    """Fails if results/runs or the code has changed and `make tables` was not run."""
     assert main(["table", name, "--runs", str(ROOT / "results/runs"), "--format", "markdown"]) == 0
     file = ROOT / "results/tables" / (f"table{name}.md" if name.isdigit() else f"{name}.md")
     assert file.read_text() == capsys.readouterr().out

@@ -58,7 +58,7 @@ def test_table_from_planted_runs():
 
 
 def test_settings_that_differ_get_rows_and_lines_of_their_own():
-    """A sweep over α and epochs: a mean is over seeds and nothing else."""
+    """In a sweep over α and epochs, each mean is over the seeds of one setting."""
     for seed in (0, 1):
         plant("demo/bn", "pgt", seed, 1.0, 80.0, curve=(50, 80))
         plant("demo/bn", "pgt", seed, 1.0, 85.0, curve=(50, 85), overrides=["method.alpha=0.5"])

@@ -12,7 +12,7 @@ VALUES = 6 + 5 + 9
 
 
 def plant(steps, every=10):
-    """Records whose values tell where they stand: 100 times the record plus the place."""
+    """Write a record for each step; the value at place p of record r is 100 r + p."""
     path = Path("run") / FOLDER
     path.mkdir(parents=True)
     (path / "layers.json").write_text(json.dumps(LAYOUT.describe(every)))

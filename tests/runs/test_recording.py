@@ -72,7 +72,7 @@ def test_an_interrupted_run_has_the_file_of_a_whole_one():
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [0, 1]), (4, [0, 1, 4, 5])])
-def test_how_often_may_change_on_the_way(every, steps):
+def test_norms_every_may_change_when_a_run_is_resumed(every, steps):
     path = interrupted(*RECORDED)
     train(*RUN, f"record.norms_every={every}")
     assert read_norms(path).steps.tolist() == steps
@@ -104,7 +104,7 @@ def test_zeroed_filters_are_reported(monkeypatch, capsys):
 
 
 def test_recording_goes_with_accumulation_and_half_precision():
-    """fp16 is slow on the CPU, but runs the same code."""
+    """In fp16, which is slow on the CPU but runs the same code as on a GPU."""
     train(*TINY, "model=resnet20", "recipe.local_batch=2", "trainer.precision=fp16", "trainer.loss_scale=64",
           "data.image_size=8", "method=agc_pgt", "record.norms_every=5")  # fmt: skip
     norms = read_norms(folder())
