@@ -79,18 +79,13 @@ def command(
         check_size(config)
     items = plan([(c.experiment or "custom", identity(c), sharing.largest(c.recipe, gpus)) for c in configs], root)
     measured = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
-    loader = measured.get("loader")
-    if loader_images_per_second:
-        loader = Speed(loader_images_per_second, "stated")
     if probe:
         measured |= probe((item.identity for item in items), gpus)
-
-    def speed(network: str) -> Speed | None:
-        if images_per_second:
-            return Speed(images_per_second, "stated")
-        return measured.get(network) or published_speed(network, gpu)
-
-    print(render([plan_table(items, Machine(speed, loader))], "markdown"))
+    loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else measured.get("loader")
+    stated = Speed(images_per_second, "stated") if images_per_second else None
+    networks = dict.fromkeys(item.identity["model"]["name"] for item in items)
+    speeds = {name: stated or measured.get(name) or published_speed(name, gpu) for name in networks}
+    print(render([plan_table(items, speeds, loader)], "markdown"))
 
 
 def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
@@ -121,26 +116,17 @@ def _key(config: Mapping[str, Any]) -> str:
     return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name != "data.backend"))
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The machine that runs are trained on.
+def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:
+    """Wall-clock time of what is left of a run, of its two parts that wait for each other: `step` and `loader`.
 
-    Attributes:
-        speed: network -> images per second of one GPU; None if it is not known.
-        loader: images per second that the machine's CPUs deliver; None if it is not known.
+    Args:
+        speed: of the network on one GPU; None if it is not known, and the time is NaN, as for data of unknown size.
+        loader: what the machine's CPUs deliver; None if it is not known, and they count as fast enough.
     """
-
-    speed: Callable[[str], Speed | None]
-    loader: Speed | None = None
-
-    def seconds(self, item: Item) -> dict[str, float]:
-        """Wall-clock time of what is left of a run, of its two parts that wait for each other: `step` and `loader`; NaN
-        if the network's speed or the size of the data set is not known."""
-        speed, work = self.speed(item.identity["model"]["name"]), item.work
-        if speed is None or work.images is None:
-            return {"step": math.nan}
-        loader = work.loader_seconds(self.loader.images_per_second) if self.loader else 0.0
-        return {"step": work.gpu_seconds(speed.images_per_second * item.gpus), "loader": loader}
+    if speed is None or item.work.images is None:
+        return {"step": math.nan}
+    waiting = item.work.loader_seconds(loader.images_per_second) if loader else 0.0
+    return {"step": item.work.gpu_seconds(speed.images_per_second * item.gpus), "loader": waiting}
 
 
 def _total(values: pd.Series[float], text: Callable[[float], str]) -> str:
@@ -168,9 +154,14 @@ COLUMNS: Sequence[Column[pd.DataFrame]] = (
 """Header and cell of each column, for the runs of a line."""
 
 
-def plan_table(items: Sequence[Item], machine: Machine) -> Table:
-    """A line for each experiment, a line of totals, and where the speeds are from."""
-    parts = [machine.seconds(item) for item in items]
+def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader: Speed | None) -> Table:
+    """A line for each experiment, a line of totals, and where the speeds are from.
+
+    Args:
+        speeds: of each network on one GPU; None if it is not known.
+        loader: what the machine's CPUs deliver; None if it is not known.
+    """
+    parts = [seconds(item, speeds[item.identity["model"]["name"]], loader) for item in items]
     runs = pd.DataFrame(
         {
             "experiment": [item.experiment for item in items],
@@ -178,8 +169,8 @@ def plan_table(items: Sequence[Item], machine: Machine) -> Table:
             "steps": pd.Series([item.work.steps for item in items], dtype=float),
             "images": pd.Series([item.work.images for item in items], dtype=float),
             "gpus": [item.gpus for item in items],
-            "seconds": [max(seconds.values()) for seconds in parts],
-            "bound": [max(seconds, key=seconds.__getitem__) for seconds in parts],
+            "seconds": [max(part.values()) for part in parts],
+            "bound": [max(part, key=part.__getitem__) for part in parts],
         }
     )
     lines = [members for _, members in runs.groupby("experiment", sort=False)]
@@ -191,11 +182,10 @@ def plan_table(items: Sequence[Item], machine: Machine) -> Table:
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
         f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
     )
-    speeds = {name: machine.speed(name) for name in dict.fromkeys(item.identity["model"]["name"] for item in items)}
     sources = [
         f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"
         for name, speed in speeds.items()
     ]
-    if machine.loader:
-        sources.append(f"loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")
+    if loader:
+        sources.append(f"loader: {loader.images_per_second:,.0f} images/s, {loader.source}")
     return table(lines, COLUMNS, notes=[Note(said, sources)])

@@ -13,7 +13,7 @@ from pgt.config.compose import compose_all
 from pgt.config.identity import identity
 from pgt.core.errors import InputError
 from pgt.reproduction import cost
-from pgt.reproduction.plan import Machine, plan, plan_table
+from pgt.reproduction.plan import plan, plan_table, seconds
 from tests.conftest import ROOT, TINY, train
 from tests.reproduction.helpers import plant
 
@@ -64,12 +64,13 @@ def test_hours_worked_by_hand():
     assert item.work.steps == 100 * 1251  # of 1024 images, the last, partial one left out
     assert item.work.images == 100 * 1251 * 1024
     assert item.work.evaluated == 100 * 50_000
-    machine = Machine(lambda model: cost.Speed(1000, "stated"))
-    assert machine.seconds(item) == {"step": pytest.approx((128_102_400 + 5_000_000 / 3) / 4000), "loader": 0}
-    slow = Machine(lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
-    assert slow.seconds(item)["loader"] == pytest.approx((128_102_400 + 5_000_000) / 2000)
-    assert plan_table([item], slow).rows[0][-1] == "loader"
-    assert np.isnan(Machine(lambda model: None).seconds(item)["step"])
+    speed, slow = cost.Speed(1000, "stated"), cost.Speed(2000, "stated")
+    step, loader = pytest.approx((128_102_400 + 5_000_000 / 3) / 4000), pytest.approx((128_102_400 + 5_000_000) / 2000)
+    assert seconds(item, speed, None) == {"step": step, "loader": 0}
+    assert seconds(item, speed, slow) == {"step": step, "loader": loader}
+    assert np.isnan(seconds(item, None, slow)["step"])
+    assert plan_table([item], {"resnet50": speed}, None).rows[0][-1] == "step"
+    assert plan_table([item], {"resnet50": speed}, slow).rows[0][-1] == "loader"
 
 
 def test_a_run_takes_no_more_gpus_than_can_share_it(capsys):
