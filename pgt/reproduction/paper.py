@@ -24,7 +24,6 @@ EXACT, HOOK = "exact", "authors_hook"
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
 
-
 DECODER = "data.backend"
 """The decoder of images, which depends on the machine."""
 
@@ -214,9 +213,8 @@ def _lines(row: Row, filling: Filling, nothing: pd.DataFrame) -> list[Line]:
         groups = filling.get((row, arm), [])
         several = len({_config(runs).get(DECODER) for runs in groups}) > 1
         for runs in groups:
-            baseline = _baseline(row, arm, _config(runs), filling)
-            others = nothing if baseline is None else baseline
-            lines.append(Line(runs, others, row, arm, _label(row, arm, runs, several), first=not lines))
+            baseline = _baseline(row, arm, _config(runs), filling, nothing)
+            lines.append(Line(runs, baseline, row, arm, _label(row, arm, runs, several), first=not lines))
         if not groups and arm.implementation == EXACT:
             lines.append(Line(nothing, nothing, row, arm, "", first=not lines))
     return lines
@@ -238,16 +236,15 @@ def _label(row: Row, arm: Arm, runs: pd.DataFrame, several: bool) -> str:
     return overrides(values | ({DECODER: config.get(DECODER)} if several else {}))
 
 
-def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling) -> pd.DataFrame | None:
+def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling, nothing: pd.DataFrame) -> pd.DataFrame:
     """The runs that a line is compared with: of the baseline's row, by the same recipe, alike but for the method and
     the decoder; the most alike if there are several. The hook's group size makes no difference to a baseline."""
     base = published.baseline(row)
-    if base is None:
-        return None
     free = {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}
 
     def differing(runs: pd.DataFrame) -> set[str]:
         return {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
 
-    found = [runs for runs in filling.get((base, Arm(arm.recipe, EXACT)), ()) if not finished(runs).empty]
-    return min((r for r in found if differing(r) <= free), key=lambda runs: len(differing(runs)), default=None)
+    found = filling.get((base, Arm(arm.recipe, EXACT)), []) if base else []
+    alike = [runs for runs in found if differing(runs) <= free and not finished(runs).empty]
+    return min(alike, key=lambda runs: len(differing(runs)), default=nothing)

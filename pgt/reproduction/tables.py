@@ -18,25 +18,25 @@ SMALL_DATA_NOTE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Line(Comparison):
+class Entry(Comparison):
     """A setting of an experiment beside its baseline."""
 
     group: Group
 
 
-def _mean(name: str) -> Callable[[Line], str]:
-    return lambda line: str(line.measured(name) or "")
+def _mean(name: str) -> Callable[[Entry], str]:
+    return lambda entry: str(entry.measured(name) or "")
 
 
-def _difference(name: str) -> Callable[[Line], str]:
-    return lambda line: value.signed() if (value := line.paired(name)) else ""
+def _difference(name: str) -> Callable[[Entry], str]:
+    return lambda entry: value.signed() if (value := entry.paired(name)) else ""
 
 
-COLUMNS: Sequence[Column[Line]] = (
-    ("Experiment", lambda line: line.group.experiment),
-    ("Method", lambda line: joined(line.group.method, line.group.setting)),
-    ("α", lambda line: f"{line.group.alpha:g}" if line.group.alpha != 1 else ""),
-    ("n", lambda line: line.count),
+COLUMNS: Sequence[Column[Entry]] = (
+    ("Experiment", lambda entry: entry.group.experiment),
+    ("Method", lambda entry: joined(entry.group.method, entry.group.setting)),
+    ("α", lambda entry: f"{entry.group.alpha:g}" if entry.group.alpha != 1 else ""),
+    ("n", lambda entry: entry.count),
     ("Train top-1 %", _mean(TRAIN)),
     ("Diff", _difference(TRAIN)),
     ("Test top-1 %", _mean(LAST)),
@@ -46,7 +46,7 @@ COLUMNS: Sequence[Column[Line]] = (
 """Header and cell of each printed column."""
 
 
-def compare(root: Path, experiment: str) -> list[Line]:
+def compare(root: Path, experiment: str) -> list[Entry]:
     """Compare each setting of an experiment, or of a folder of experiments, with the experiment's baseline of the same
     recipe; the baseline comes first.
 
@@ -60,7 +60,7 @@ def compare(root: Path, experiment: str) -> list[Line]:
         alike = (b for b in bases if (b.experiment, b.recipe) == (group.experiment, group.recipe) and b is not group)
         return next((base.runs for base in alike), group.runs[:0])
 
-    return [Line(group.runs, baseline(group), group) for group in groups]
+    return [Entry(group.runs, baseline(group), group) for group in groups]
 
 
 def experiment_table(root: Path, experiment: str) -> Table:
@@ -69,14 +69,14 @@ def experiment_table(root: Path, experiment: str) -> Table:
     Raises:
         InputError: there is no run of it.
     """
-    lines = compare(root, experiment)
-    runs = pd.concat([line.group.finished for line in lines])
+    entries = compare(root, experiment)
+    runs = pd.concat([entry.group.finished for entry in entries])
     seeds = ", ".join(map(str, sorted(runs.seed.unique())))
     measured = f" Data: {data_of(runs)}. Seeds: {seeds}." if len(runs) else ""
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
-    if all(line.group.experiment.startswith("demo/") for line in lines):
+    if all(entry.group.experiment.startswith("demo/") for entry in entries):
         notes.append(SMALL_DATA_NOTE)
-    return table(lines, COLUMNS, notes=[Note(text) for text in notes])
+    return table(entries, COLUMNS, notes=[Note(text) for text in notes])
 
 
 def experiment_data(root: Path, experiment: str) -> Table:
@@ -85,22 +85,22 @@ def experiment_data(root: Path, experiment: str) -> Table:
     Raises:
         InputError: there is no run of it.
     """
-    return data_table([_data(line) for line in compare(root, experiment)])
+    return data_table([_data(entry) for entry in compare(root, experiment)])
 
 
-def _data(line: Line) -> dict[str, object]:
-    group = line.group
+def _data(entry: Entry) -> dict[str, object]:
+    group = entry.group
     return {
         "experiment": group.experiment,
         "group_id": group.runs.group_id.iloc[0],
         "method": group.method,
         "alpha": group.alpha,
         "setting": group.setting,
-        "seeds": " ".join(map(str, line.seeds)),
-        "n": len(line.seeds),
-        **sample_data(TRAIN, line.measured(TRAIN)),
-        **sample_data("train_diff", line.paired(TRAIN)),
-        **sample_data(LAST, line.measured(LAST)),
-        **sample_data("test_diff", line.paired(LAST)),
-        **sample_data(BEST, line.measured(BEST)),
+        "seeds": " ".join(map(str, entry.seeds)),
+        "n": len(entry.seeds),
+        **sample_data(TRAIN, entry.measured(TRAIN)),
+        **sample_data("train_diff", entry.paired(TRAIN)),
+        **sample_data(LAST, entry.measured(LAST)),
+        **sample_data("test_diff", entry.paired(LAST)),
+        **sample_data(BEST, entry.measured(BEST)),
     }
