@@ -157,7 +157,7 @@ def report(options: Namespace) -> int:
 
     if options.output.suffix not in (".html", ".htm"):
         raise InputError(f"cannot write a page to {options.output}: end the name in .html")
-    report.write(options.runs, options.output, drawn=not options.no_figures)
+    write_text(options.output, report.page(options.runs, drawn=not options.no_figures))
     print(f"written to {options.output}")
     return 0
 

@@ -34,7 +34,7 @@ LATEX = {
 
 T = TypeVar("T")
 Column: TypeAlias = tuple[str, Callable[[T], str]]
-"""The header of a column, and what gives its cell in the line of a thing."""
+"""The header of a column, and a function from the thing that a line is about to its cell."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Table:
 
 
 def table(things: Iterable[T], columns: Sequence[Column[T]], title: str = "", notes: Sequence[Note] = ()) -> Table:
-    """The table of some things: a line each."""
+    """A table with a line for each thing."""
     rows = [[cell(thing) for _, cell in columns] for thing in things]
     return Table(title, [header for header, _ in columns], rows, notes)
 

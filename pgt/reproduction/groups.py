@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def count(self) -> str:
-        """The number of seeds, and how many runs ended or stand otherwise: `3, 1 diverged`."""
+        """The number of seeds, and of the runs of each status other than finished: `3, 1 diverged`."""
         return ", ".join([str(len(self.seeds)), *(f"{n} {status}" for status, n in unfinished(self.runs).items())])
 
     def measured(self, name: str) -> Sample | None:
@@ -130,7 +130,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
 
 
 def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Those of the columns that have more than one value."""
+    """The columns among `names` that have more than one value."""
     return [name for name in names if any(value != runs[name].iloc[0] for value in runs[name])]
 
 

@@ -117,7 +117,7 @@ def _key(config: Mapping[str, Any]) -> str:
 
 
 def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:
-    """Wall-clock time of what is left of a run, of its two parts that wait for each other: `step` and `loader`.
+    """Wall-clock seconds that a run still takes, by its two parts, which go on side by side: `step` and `loader`.
 
     Args:
         speed: of the network on one GPU; None if it is not known, and the time is NaN, as for data of unknown size.

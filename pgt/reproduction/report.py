@@ -16,7 +16,6 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from pgt.core.errors import InputError
-from pgt.core.files import write_text
 from pgt.core.machine import now
 from pgt.reproduction import figures, paper, paper_tables, published, tables
 from pgt.reproduction.figures import grid
@@ -60,22 +59,16 @@ class Section:
         return f"{run['experiment']} {with_alpha(run['method'], run['alpha'])} seed {run['seed']}"
 
 
-def write(root: Path, output: Path, drawn: bool) -> None:
-    """Write the page.
+def page(root: Path, drawn: bool) -> str:
+    """The page's HTML.
 
     Args:
         root: the runs folder.
-        output: the file, replaced when the page is whole.
         drawn: whether with figures, which take a second or two each.
 
     Raises:
         InputError: there is no run under `root`.
     """
-    write_text(output, page(root, drawn))
-
-
-def page(root: Path, drawn: bool) -> str:
-    """The page's HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     runs = frame(root)
