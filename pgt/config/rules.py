@@ -152,5 +152,5 @@ def _conflicts(config: Config) -> Iterator[str]:
         )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
-    if method.implementation == "authors_hook" and recipe.local_batch is None:
+    if method.implementation.startswith("authors_hook") and recipe.local_batch is None:
         yield ("what the authors' hook computes depends on the size of a group: set recipe.local_batch " + whole_batch)

@@ -171,7 +171,7 @@ class ClipUnitwise(Part):
 
 class Method(Part):
     alpha: Annotated[Number, between(0, 1)]
-    implementation: Literal["exact", "surrogate", "authors_hook"]
+    implementation: Literal["exact", "surrogate", "authors_hook", "authors_hook_fp16"]
     label_smoothing: Annotated[Number, between(0, 1)]
     smoothing: Literal["paper", "uniform"]
     transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise, Field(discriminator="name")]]

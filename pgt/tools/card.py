@@ -101,7 +101,11 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
 def _method(alpha: str, implementation: str) -> str:
     if alpha == "1":
         return "plain cross-entropy"
-    hook = " as published (`authors_hook`, in the precision of the logits)" if implementation == "authors_hook" else ""
+    hooks = {
+        "authors_hook": " as published (`authors_hook`, in the precision of the logits)",
+        "authors_hook_fp16": " as published, in fp16 (`authors_hook_fp16`)",
+    }
+    hook = hooks.get(implementation, "")
     return f"the PowerGrad Transform{hook} at α = {alpha}"
 
 

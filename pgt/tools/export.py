@@ -56,7 +56,7 @@ def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
         raise InputError(f"the run {run} is {status}: only a finished one has results to export")
     if calibrate and source.alpha == 0:
         raise InputError("a network of α = 0 has no calibrated probabilities, softmax(0·z) is uniform: no --calibrate")
-    if calibrate and source.summary.identity["method"]["implementation"] == "authors_hook":
+    if calibrate and source.summary.identity["method"]["implementation"].startswith("authors_hook"):
         raise InputError("what the authors' hook trains is not calibrated by α, it is no exact PGT: no --calibrate")
     networks.fit(source.path, source.state, source.model)
     state = exported_state(source, calibrate)

@@ -121,7 +121,7 @@ def training_steps(case: Case, batch: Batch, loss: nn.Module, norms: File | None
         loss=loss,
         optimizer=optimizer.build(network, MOMENTUM, DECAY, fused=device.type == "cuda"),
         schedule=lambda step: RATE,
-        transforms=[],
+        alterations=[],
         precision=precision,
         scaler=precision.scaler(65536, 2000),
         accumulating=False,

@@ -18,7 +18,7 @@ from pgt.data import open_set
 from pgt.launch.ranks import start_ranks
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, visible_gpus
-from pgt.training.trainer import Tally
+from pgt.training.tally import Tally
 from tests.conftest import compose
 from tests.training.layouts import trained, trained_as_rank
 
