@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +31,6 @@ METHODS = {
 
 TRAIN, LAST, BEST = "train_top1", "test_top1_final", "test_top1_best"
 """Training top-1 of the last epoch, test top-1 of the last and of the best epoch, percent. Verdicts go by the best."""
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The seeds of one setting of an experiment.
-
-    Attributes:
-        experiment, method, alpha: as in `pgt.runs.frame`.
-        setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty if nothing does.
-        recipe: every config value outside the method, as text. A group and its baseline have the same.
-        runs: the rows of the frame, of any status.
-    """
-
-    experiment: str
-    method: str
-    alpha: float
-    setting: str
-    recipe: tuple[str, ...]
-    runs: pd.DataFrame
-
-    @property
-    def label(self) -> str:
-        """Method, α and setting in a few words."""
-        return joined(with_alpha(self.method, self.alpha), self.setting)
-
-    @property
-    def finished(self) -> pd.DataFrame:
-        return finished(self.runs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +64,32 @@ class Comparison:
         return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
 
 
+@dataclass(frozen=True, eq=False)
+class Group(Comparison):
+    """The seeds of one setting of an experiment, beside those of the experiment's baseline of the same recipe.
+
+    Attributes:
+        experiment, method, alpha: as in `pgt.runs.frame`.
+        setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty if nothing does.
+        recipe: every config value outside the method, as text. A group and its baseline have the same.
+    """
+
+    experiment: str
+    method: str
+    alpha: float
+    setting: str
+    recipe: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Method, α and setting in a few words."""
+        return joined(with_alpha(self.method, self.alpha), self.setting)
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        return finished(self.runs)
+
+
 def read_groups(root: Path, experiment: str) -> list[Group]:
     """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
 
@@ -108,7 +106,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
     """Runs in groups: by experiment, the baseline first."""
     of_method = [name for name in config_names(runs) if name.startswith("method.")]
     others = [name for name in config_names(runs) if name not in of_method]
-    found = []
+    found: list[Group] = []
     for _, own in runs.groupby("experiment"):
         differing = varying(own, others)
         for _, alike in own.groupby(["method", "alpha"], sort=False):
@@ -116,17 +114,24 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
             for _, members in alike.groupby("group_id", sort=False):
                 head = members.iloc[0]
                 recipe = tuple(head[others].astype(str))
-                found.append(Group(head.experiment, head.method, head.alpha, overrides(head[told]), recipe, members))
+                named = head.experiment, head.method, head.alpha, overrides(head[told])
+                found.append(Group(members, members[:0], *named, recipe))
     order = list(METHODS)
-    return sorted(
-        found,
+    found.sort(
         key=lambda group: (
             group.experiment,
             order.index(group.method) if group.method in order else len(order),
             -group.alpha,
             group.setting,
-        ),
+        )
     )
+    bases = [group for group in found if group.method == "baseline" and not group.finished.empty]
+
+    def baseline(group: Group) -> pd.DataFrame:
+        alike = (b for b in bases if (b.experiment, b.recipe) == (group.experiment, group.recipe) and b is not group)
+        return next((base.runs for base in alike), group.baseline)
+
+    return [replace(group, baseline=baseline(group)) for group in found]
 
 
 def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
