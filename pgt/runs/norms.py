@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from itertools import accumulate, count
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,55 @@ class NormsFile:
         self._file.close()
 
 
+def read_format(folder: Path) -> RecordFormat | None:
+    """Read the format of the records in a folder; None if there is no `layers.json`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / LAYERS
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        layers = tuple(Layer(str(item["name"]), int(item["filters"])) for item in values["layers"])
+        found = RecordFormat(layers, int(values["features"]))
+        if json.loads(json.dumps(found.describe(values["norms_every"]))) != values:
+            raise ValueError("the description does not agree with itself")
+    except (KeyError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise InputError(
+            f"cannot read {path} ({kind}): it is damaged; put it back, or delete {folder} to do without its norms"
+        ) from None
+    return found
+
+
+def read_records(folder: Path, record_format: RecordFormat) -> NDArray[Any]:
+    """Map the records [T] of a folder into memory, without one at the end that a crash cut short."""
+    path, kind = folder / RECORDS, record_format.record
+    count = path.stat().st_size // kind.itemsize if path.is_file() else 0
+    return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
+
+
+def last_norms(folder: Path) -> dict[str, Floats]:
+    """Read the filter norms of the last record by layer (`01 conv1`, ...); empty if there is no record.
+
+    Args:
+        folder: `norms/` of a run.
+
+    Raises:
+        InputError: `layers.json` is damaged.
+    """
+    found = read_format(folder)
+    if found is None:
+        return {}
+    records = read_records(folder, found)
+    if not len(records):
+        return {}
+    names = [f"{index:02} {layer.name}" for index, layer in enumerate(found.layers, start=1)]
+    return dict(zip(names, found.split(np.array(records[-1]["filters"])), strict=True))
+
+
 @dataclass(frozen=True)
 class Norms:
     """The records of T steps, of the weights before each step's update. Values are read when asked for."""
@@ -208,49 +257,3 @@ def read_norms(run: Path) -> Norms | None:
             f"the steps in {folder / RECORDS} do not ascend: it is damaged; put it back, or delete {folder}"
         )
     return norms
-
-
-def last_norms(folder: Path) -> dict[str, Floats]:
-    """Read the filter norms of the last record by layer (`01 conv1`, ...); empty if there is no record.
-
-    Args:
-        folder: `norms/` of a run.
-
-    Raises:
-        InputError: as `read_norms`.
-    """
-    norms = read_norms(folder.parent)
-    if norms is None or not len(norms.records):
-        return {}
-    parts = norms.record_format.split(np.array(norms.records[-1]["filters"]))
-    return {f"{index:02} {layer.name}": part for index, layer, part in zip(count(1), norms.layers, parts, strict=False)}
-
-
-def read_format(folder: Path) -> RecordFormat | None:
-    """Read the format of the records in a folder; None if there is no `layers.json`.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    path = folder / LAYERS
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text())
-        layers = tuple(Layer(str(item["name"]), int(item["filters"])) for item in values["layers"])
-        found = RecordFormat(layers, int(values["features"]))
-        if json.loads(json.dumps(found.describe(values["norms_every"]))) != values:
-            raise ValueError("the description does not agree with itself")
-    except (KeyError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise InputError(
-            f"cannot read {path} ({kind}): it is damaged; put it back, or delete {folder} to do without its norms"
-        ) from None
-    return found
-
-
-def read_records(folder: Path, record_format: RecordFormat) -> NDArray[Any]:
-    """Map the records [T] of a folder into memory, without one at the end that a crash cut short."""
-    path, kind = folder / RECORDS, record_format.record
-    length = path.stat().st_size // kind.itemsize if path.is_file() else 0
-    return np.memmap(path, kind, "r", shape=(length,)) if length else np.empty(0, kind)
