@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pgt.config.resources import read_conf
 from pgt.core.registry import DATA_SETS
 from pgt.runs.labels import with_alpha
-from pgt.tools.weights import BEST, Source
+from pgt.tools.weights import Source
 
 LICENSE = "apache-2.0"
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -29,8 +29,6 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
     """
     run, summary = source.config, source.summary
     assert summary is not None
-    method = summary.identity["method"]
-    alpha = f"{source.alpha:g}"
     card = ModelCard.from_template(
         metadata(source, config),
         template_path=str(TEMPLATE),
@@ -40,11 +38,10 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         run=run,
         summary=summary,
         data_set=_data_set(source, config),
-        method=_method(alpha, method["implementation"]),
-        chosen=_chosen(source, which),
+        which=which,
         measures=_measures(source.recorded, calibrated),
-        alpha=alpha,
-        implementation=method["implementation"],
+        alpha=f"{source.alpha:g}",
+        implementation=run["method"]["implementation"],
         calibrated=calibrated,
         changed=OmegaConf.to_yaml(OmegaConf.create(_changed(summary.identity))).strip(),
         in_timm=_in_timm(source),
@@ -96,25 +93,6 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
     manifest = source.summary.manifest if source.summary else ""
     files = f" of {config['num_classes']:,} classes (file list {manifest})" if name == "imagefolder" else ""
     return DATA_SETS[name].title + files
-
-
-def _method(alpha: str, implementation: str) -> str:
-    if alpha == "1":
-        return "plain cross-entropy"
-    hooks = {
-        "authors_hook": " as published (`authors_hook`, in the precision of the logits)",
-        "authors_hook_fp16": " as published, in fp16 (`authors_hook_fp16`)",
-    }
-    hook = hooks.get(implementation, "")
-    return f"the PowerGrad Transform{hook} at α = {alpha}"
-
-
-def _chosen(source: Source, which: str) -> str:
-    epochs = source.config["recipe"]["epochs"]
-    if which == BEST:
-        epoch = source.recorded["epoch"] + 1
-        return f"epoch {epoch} of {epochs}, the best by top-1 on the test set, so chosen on it"
-    return f"the last of {epochs} epochs"
 
 
 def _measures(record: Mapping[str, Any], calibrated: bool) -> list[tuple[str, float]]:
