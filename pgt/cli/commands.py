@@ -72,7 +72,7 @@ def plan(options: Namespace) -> int:
     configs = compose_all(options.overrides, multirun=True)
     for config in configs:
         check_size(config)
-    jobs = [(c.experiment or "custom", identity(c), sharing.largest(c.recipe, options.gpus)) for c in configs]
+    jobs = [(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, options.gpus)) for c in configs]
     items = plan.plan(jobs, options.runs)
     bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
     loader = bench.get("loader")
