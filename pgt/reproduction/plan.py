@@ -77,7 +77,7 @@ def command(
     configs = compose_all(overrides, multirun=True)
     for config in configs:
         check_size(config)
-    items = plan([(c.experiment or "custom", identity(c), sharing.largest(c.recipe, gpus)) for c in configs], root)
+    items = plan([(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, gpus)) for c in configs], root)
     measured = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
     if probe:
         measured |= probe((item.identity for item in items), gpus)

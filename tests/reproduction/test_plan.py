@@ -76,7 +76,7 @@ def test_hours_worked_by_hand():
 def test_a_run_takes_no_more_gpus_than_can_share_it(capsys):
     assert main(["plan", "experiment=table1/resnet50_cosine_pgt,table2/batch256_pgt", "--gpus=8"]) == 0
     printed = capsys.readouterr().out
-    assert "each on 4 or 8 GPUs" in printed  # four groups of 256; without batch norm any part of the batch
+    assert "each on 4 GPUs" in printed  # four groups of 256; without batch norm at least 64 images each
     assert main(["plan", "experiment=table1/resnet50_cosine_pgt", "--gpus=3", "--images-per-second=1000"]) == 0
     assert "each on 2 GPUs" in capsys.readouterr().out
     assert main(["plan", "-m", "experiment=demo/bn", "--images-per-second=1000"]) == 0
