@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.core.errors import InputError, as_input_error
-from pgt.core.files import write_json
+from pgt.core.files import write_json, writing
 
 SCHEMA_VERSION = 1
 
@@ -215,9 +215,9 @@ def lock(folder: Path) -> Iterator[None]:
                     "paths.runs to another one"
                 ) from None
         try:
-            file.truncate(0)
-            file.write(f"{platform.node()}, process {os.getpid()}")
-            file.flush()
+            with writing(folder / "lock"):
+                file.truncate(0)
+                os.write(file.fileno(), f"{platform.node()}, process {os.getpid()}".encode())
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgt.core.errors import InputError
+from pgt.core.files import writing
 
 FOLDER, LAYERS, RECORDS = "norms", "layers.json", "norms.bin"
 
@@ -116,7 +117,8 @@ class NormsFile:
 
     def __init__(self, folder: Path, record_format: RecordFormat, step: int = 0) -> None:
         kept = int(np.count_nonzero(read_records(folder, record_format)["step"] < step))
-        self._file = (folder / RECORDS).open("ab")
+        self._path = folder / RECORDS
+        self._file = self._path.open("ab")
         self._file.truncate(kept * record_format.record.itemsize)
 
     def write(self, step: int, values: Floats) -> None:
@@ -125,15 +127,18 @@ class NormsFile:
         Args:
             values: the whole record without its step, flat.
         """
-        self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
+            self._file.flush()
 
     def sync(self) -> None:
         """Put everything on the disk."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # after a write that failed, closing tries again
+            self._file.close()
 
 
 def read_format(folder: Path) -> RecordFormat | None:
