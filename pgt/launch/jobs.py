@@ -23,7 +23,7 @@ from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED, FINISHED, read_summary
+from pgt.runs.folder import DIVERGED, FINISHED, Summary, read_summary
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ MULTIRUN = ("-m", "--multirun")
 JOBS = "PGT_JOBS"
 """The environment variable that tells `task` how many jobs the command line has."""
 
-_failures: dict[Path, int] = {}
-"""Exit codes of the jobs of this process that have failed, by run folder."""
+_codes: dict[str, int] = {}
+"""Exit codes of the jobs that ran in this process, by config."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -68,7 +68,7 @@ def train(arguments: Sequence[str]) -> int:
     configs = compose_all(overrides, multirun)
     _check_all(configs)
     Stop.unanswered = 0
-    _failures.clear()
+    _codes.clear()
     os.environ[JOBS] = str(len(configs))
     if multirun:
         with TemporaryDirectory(prefix="pgt-") as notes:  # what Hydra notes of a sweep; the run folders say more
@@ -90,14 +90,15 @@ def task(composed: DictConfig) -> float:
     config, label = validate(composed), _label()
     try:
         summary = run(config, label)
+        _codes[config.model_dump_json()] = _code_of(summary)
         return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
     except (InputError, TrainingError, OSError) as error:
         failure = as_input_error(error) if isinstance(error, OSError) else error
         print(f"pgt: {label}{failure}", file=sys.stderr)
-        _failures[folder_of(config)] = failure.exit_code
+        _codes[config.model_dump_json()] = failure.exit_code
     except Exception:  # a fault of one run must not cost the others of a night
         traceback.print_exc()
-        _failures[folder_of(config)] = TrainingError.exit_code
+        _codes[config.model_dump_json()] = TrainingError.exit_code
     return math.nan
 
 
@@ -111,20 +112,28 @@ def _label() -> str:
 
 def _exit_code(configs: Sequence[Config]) -> int:
     """The exit code of the command after all jobs have ended; prints how many runs of a sweep have failed."""
-    codes = [_failures.get(folder) or _code_of(folder) for folder in map(folder_of, configs)]
+    codes = []
+    for config in configs:
+        code = _codes.get(config.model_dump_json())
+        codes.append(_code_in(folder_of(config)) if code is None else code)
     failed = sum(code != 0 for code in codes)
     if failed and len(codes) > 1:
         print(f"pgt: {failed} of {len(codes)} runs failed", file=sys.stderr)
     return max(codes)
 
 
-def _code_of(folder: Path) -> int:
-    """The exit code that a run folder tells of: 0 if its run has finished."""
+def _code_in(folder: Path) -> int:
+    """The exit code that a run folder tells of, if its run was trained by another process."""
     try:
         summary = read_summary(folder)
     except InputError as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
+    return _code_of(summary)
+
+
+def _code_of(summary: Summary | None) -> int:
+    """The exit code of a run: 0 if it has finished."""
     return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
 
 

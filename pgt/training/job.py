@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from pgt import data
-from pgt.config.identity import group_id, identity, run_id
+from pgt.config.identity import group_id, identity, run_id, with_files
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS
 from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Screen
@@ -41,8 +45,27 @@ class Job:
 
 
 def folder_of(config: Config) -> Path:
-    """The folder of the config's run."""
-    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(identity(config))
+    """The folder of the config's run. It lists the files of an image folder, which are part of the run's identity.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    if not DATA_SETS[config.data.name].any_files:
+        return _folder(config, identity(config))
+    return _folder(config, _identity(config, data.open_set(**data_options(config))))
+
+
+def _folder(config: Config, values: Mapping[str, Any]) -> Path:
+    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(values)
+
+
+def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
+    """The identity of the config's run. A run of the same data that began before files were part of it goes on."""
+    without_files = identity(config)
+    earlier = runs.read_summary(_folder(config, without_files)) if dataset.files else None
+    if earlier is not None and earlier.manifest == dataset.manifest:
+        return without_files
+    return with_files(without_files, dataset.files)
 
 
 def prepare(config: Config, label: str = "") -> Job | Summary:
@@ -52,14 +75,16 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
         InputError: the data cannot be used, or the run was made from other data.
     """
     dataset = data.open_set(**data_options(config))
-    fresh = _new_summary(config, dataset.manifest)
-    folder = folder_of(config)
+    fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
+    folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)
     if before is not None and before.manifest != fresh.manifest and not before.manifest.startswith(OLD_DIGITS):
         raise InputError(
             f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
             "add another paths.runs=... to keep both, or trainer.force=true to start over"
         )
+    if before is not None and (moved := _other_root(config, folder)):
+        Screen().print(f"{label}{folder}: {moved}, the same data ({fresh.manifest})", markup=False)
     if before is not None and before.status in (FINISHED, DIVERGED):
         report_earlier(before, fresh, folder, label)
         return before
@@ -68,8 +93,21 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
     return Job(config, dataset, fresh, folder, label)
 
 
-def _new_summary(config: Config, manifest: str) -> Summary:
-    values = identity(config)
+def _other_root(config: Config, folder: Path) -> str | None:
+    """Words about the folder of the data, if it is another one than the run's config.yaml names."""
+    root, path = getattr(config.data, "root", None), folder / "config.yaml"
+    if root is None or not path.is_file():
+        return None
+    try:
+        before = OmegaConf.select(OmegaConf.load(path), "data.root")
+    except Exception:  # a damaged file may raise anything; this start writes it anew
+        return None
+    if before is None or Path(before).resolve() == Path(root).resolve():
+        return None
+    return f"data.root was {before} and is now {root}"
+
+
+def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summary:
     return Summary(
         run_id=run_id(values),
         group_id=group_id(values),

@@ -24,7 +24,7 @@ def outcomes(monkeypatch):
         outcome = found[config.seed]
         if isinstance(outcome, Exception):
             raise outcome
-        summary = training._new_summary(config, "data")
+        summary = training.prepare(config).summary
         summary.status, summary.test_top1_best = outcome, 50.0 + config.seed
         folder = training.folder_of(config)
         folder.mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_a_job_that_trained_elsewhere_counts_by_its_folder(outcomes, capsys):
     configs = [compose(*TINY, "model=resnet20", f"seed={seed}") for seed in range(3)]
     for seed in (0, 2):
         jobs.run(configs[seed])
-    jobs._failures.clear()
+    jobs._codes.clear()
     assert jobs._exit_code(configs) == 1
     assert "1 of 3 runs failed" in capsys.readouterr().err
 
