@@ -17,6 +17,10 @@ def as_input_error(error: InputError | OSError) -> InputError:
     return InputError(f"{where}{error.strerror or error}")
 
 
+class HeldError(InputError):
+    """Another process trains this run; the line names it."""
+
+
 class TrainingError(Exception):
     """The run itself went wrong (for example, the loss is no longer finite); one line says where."""
 

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -18,12 +19,12 @@ from pgt.config.compose import check_shown, compose_all, spell_out
 from pgt.config.resources import conf_dir
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
-from pgt.core.errors import InputError, Stopped, TrainingError, as_input_error
+from pgt.core.errors import HeldError, InputError, Stopped, TrainingError, as_input_error
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED, FINISHED, Summary, read_summary
+from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_summary
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ JOBS = "PGT_JOBS"
 
 _codes: dict[str, int] = {}
 """Exit codes of the jobs that ran in this process, by config."""
+
+_put_off: list[tuple[Config, str]] = []
+"""The jobs of this process, with their labels, whose runs other processes were training when their turn came."""
+
+POLL_SECONDS = 2.0
+"""Time between two looks at a run that another process trains."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -69,14 +76,38 @@ def train(arguments: Sequence[str]) -> int:
     _check_all(configs)
     Stop.unanswered = 0
     _codes.clear()
+    _put_off.clear()
     os.environ[JOBS] = str(len(configs))
     if multirun:
         with TemporaryDirectory(prefix="pgt-") as notes:  # what Hydra notes of a sweep; the run folders say more
             quoted = notes.replace("'", "\\'")
             _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], task)
+        _share(configs)
     else:
         _hydra(overrides, task)
     return _exit_code(configs)
+
+
+def _share(configs: Sequence[Config]) -> None:
+    """Wait for the runs of a sweep that other processes train, such as the same sweep beside this one.
+
+    A run that this process has put off goes on here if it is left unfinished.
+    """
+    while _put_off:
+        config, label = _put_off.pop(0)
+        _wait(folder_of(config), label)
+        _train(config, label)
+    for config in configs:  # a launcher may have called `task` in processes that are gone
+        if config.model_dump_json() not in _codes:
+            _wait(folder_of(config), "")
+
+
+def _wait(folder: Path, label: str) -> None:
+    """Wait until no process holds a run's folder."""
+    if process := holder(folder):
+        print(f"{label}waits for {folder}, which another process trains ({process})", flush=True)
+    while holder(folder):
+        time.sleep(POLL_SECONDS)
 
 
 def task(composed: DictConfig) -> float:
@@ -85,14 +116,24 @@ def task(composed: DictConfig) -> float:
     Returns:
         The best test top-1 in percent, which a sweeper may optimise; NaN if the job has failed.
     """
+    return _train(validate(composed), _label())
+
+
+def _train(config: Config, label: str) -> float:
+    """Train one job, as `task`. One job of a sweep whose run another process trains is put off."""
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
-    config, label = validate(composed), _label()
     try:
+        if label and (process := holder(folder := folder_of(config))):
+            raise held(folder, process)
         summary = run(config, label)
         _codes[config.model_dump_json()] = _code_of(summary)
         return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
     except (InputError, TrainingError, OSError) as error:
+        if label and isinstance(error, HeldError):
+            print(f"{label}comes last: {error}", flush=True)
+            _put_off.append((config, label))
+            return math.nan
         failure = as_input_error(error) if isinstance(error, OSError) else error
         print(f"pgt: {label}{failure}", file=sys.stderr)
         _codes[config.model_dump_json()] = failure.exit_code

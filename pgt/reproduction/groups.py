@@ -124,6 +124,13 @@ def unfinished(runs: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(runs.status[runs.status != FINISHED]))
 
 
+def warnings(runs: pd.DataFrame) -> list[str]:
+    """A line for each run whose last epoch had a warning, as if its network learns nothing, below a headline."""
+    warned = runs[runs.warning.notna()]
+    lines = [f"- {run}: {warning}" for run, warning in zip(warned.run, warned.warning, strict=True)]
+    return ["Warnings of the last epoch:", *lines] if lines else []
+
+
 def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
     """A measured value of the finished runs of one setting, by their seeds."""
     done = finished(runs)

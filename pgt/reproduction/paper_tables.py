@@ -9,7 +9,7 @@ import pandas as pd
 
 from pgt.reproduction import cost, published
 from pgt.reproduction.formats import Table, data_table, sample_data
-from pgt.reproduction.groups import joined, unfinished
+from pgt.reproduction.groups import finished, joined, unfinished, warnings
 from pgt.reproduction.paper import ARMS, BEST, EXACT, Arm, Line, Stray, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED
@@ -78,6 +78,8 @@ def paper_table(runs: pd.DataFrame, table: int) -> Table:
     notes = [RULE, "\n".join(f"- [{number}] {NOTES[number]}" for number in touching)]
     if strays:
         notes.append("\n".join(["Not in the table:", *map(_stray, strays)]))
+    if warned := warnings(finished(pd.concat([line.runs for line in lines]))):
+        notes.append("\n".join(warned))
     if commands := _commands(lines):
         head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"
         if all(line.verdict.name == NOT_RUN for line in lines):

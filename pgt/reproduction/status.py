@@ -11,6 +11,7 @@ import pandas as pd
 
 from pgt.reproduction.cost import work
 from pgt.reproduction.formats import Table
+from pgt.reproduction.groups import warnings
 from pgt.runs.folder import DIVERGED, UNFINISHED, holder, last_record
 from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
@@ -66,6 +67,7 @@ def status_table(found: pd.DataFrame, root: Path) -> Table:
     notes += [f"- {row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
     if any(row["status"] == STOPPED for row in rows):
         notes.append("- to resume a stopped run, repeat its command (environment.json in its folder has it)")
+    notes += warnings(found)
     return Table("", HEADERS, [_cells(row, root) for row in rows], ["\n".join(notes)])
 
 

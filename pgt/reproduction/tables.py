@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from pgt.reproduction.formats import Table, data_table, sample_data
-from pgt.reproduction.groups import Group, by_seed, data_of, joined, measured, read_groups, unfinished
+from pgt.reproduction.groups import Group, by_seed, data_of, joined, measured, read_groups, unfinished, warnings
 from pgt.reproduction.statistics import Sample, paired_difference
 
 HEADERS = ("Experiment", "Method", "α", "n", "Train top-1 %", "Diff", "Test top-1 %", "Diff", "Best epoch %")
@@ -72,6 +72,8 @@ def experiment_table(root: Path, experiment: str) -> Table:
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(row.group.experiment.startswith("demo/") for row in rows):
         notes.append(SMALL_DATA_NOTE)
+    if warned := warnings(runs):
+        notes.append("\n".join(warned))
     return Table("", HEADERS, [_cells(row) for row in rows], notes)
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgt.core.errors import InputError, as_input_error
+from pgt.core.errors import HeldError, InputError, as_input_error
 from pgt.core.files import write_json, writing
 
 SCHEMA_VERSION = 1
@@ -41,6 +41,7 @@ class Summary:
         commit: of this program, with `+` if the tree was not clean; its version if installed without git.
         started, finished: ISO 8601, UTC.
         reason: why a run diverged.
+        warning: of the last epoch, if there was one: files were left out, or the network learns nothing so far.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class Summary:
     world_size: int = 1
     finished: str | None = None
     reason: str | None = None
+    warning: str | None = None
     version: int = field(default=SCHEMA_VERSION)
 
 
@@ -193,8 +195,8 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        InputError: another process holds it, and keeps it for `LOCK_SECONDS`, or the file system does not
-            support flock.
+        HeldError: another process holds it, and keeps it for `LOCK_SECONDS`.
+        InputError: the file system does not support flock.
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -205,9 +207,7 @@ def lock(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     file.seek(0)
-                    raise InputError(
-                        f"{folder} is being trained by another process ({file.read()}): wait for it, or stop it"
-                    ) from None
+                    raise held(folder, file.read()) from None
                 time.sleep(0.2)
             except OSError as error:
                 raise InputError(
@@ -221,6 +221,11 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def held(folder: Path, process: str) -> HeldError:
+    """Make the error for a run that another process, which `holder` names, is training."""
+    return HeldError(f"{folder} is being trained by another process ({process}): wait for it, or stop it")
 
 
 def holder(folder: Path) -> str:
