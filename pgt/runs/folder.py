@@ -99,6 +99,41 @@ def read_summary(folder: Path) -> Summary | None:
         ) from None
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run's `config.yaml`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    from omegaconf import OmegaConf  # not for a command that only reads summaries
+
+    path = folder / "config.yaml"
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(config, dict)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}: copy it beside its summary.json") from None
+    except Exception as error:  # the errors of YAML and OmegaConf have no common base class
+        raise InputError(f"cannot read {path} ({type(error).__name__}): it is damaged") from None
+    return dict(config)
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Read the starts of a run from `environment.json`, the first one first; empty if there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / "environment.json"
+    try:
+        return [dict(start) for start in json.loads(path.read_text())["starts"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise InputError(f"cannot read {path} ({kind}): delete it, and its run goes on without its history") from None
+
+
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
     """(folder, summary) of every run under `root`, sorted by folder.
 

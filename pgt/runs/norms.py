@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -173,8 +174,8 @@ def read_records(folder: Path, record_format: RecordFormat) -> NDArray[Any]:
     return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
 
 
-def last_norms(folder: Path) -> dict[str, Floats]:
-    """Read the filter norms of the last record by layer (`01 conv1`, ...); empty if there is no record.
+def last_norms(folder: Path, step: int) -> dict[str, Floats]:
+    """Read the filter norms of the last record up to a step, by layer (`01 conv1`, ...); empty if there is none.
 
     Raises:
         InputError: `layers.json` is damaged.
@@ -183,7 +184,8 @@ def last_norms(folder: Path) -> dict[str, Floats]:
     if found is None:
         return {}
     records = read_records(folder, found)
-    if not len(records):
+    count = bisect_right(records["step"], step)  # reads a few of what may be gigabytes
+    if not count:
         return {}
-    parts = found.split(np.array(records[-1]["filters"]))
+    parts = found.split(np.array(records[count - 1]["filters"]))
     return {f"{layer.index:02} {layer.name}": part for layer, part in zip(found.layers, parts, strict=True)}

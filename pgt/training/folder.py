@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -118,11 +117,9 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     with atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    path = folder / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
     start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
-    starts.append(start)
-    write_json(path, {"manifest": summary.manifest, "starts": starts})
+    starts = [*runs.read_starts(folder), start]
+    write_json(folder / "environment.json", {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
     return start
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from pgt import data
 from pgt.config.identity import group_id, identity, run_id, with_files
@@ -19,7 +17,8 @@ from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Screen
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
-from pgt.runs.labels import method_title
+from pgt.runs.labels import title
+from pgt.runs.norms import FOLDER as NORMS
 
 OLD_DIGITS = "scikit-learn "
 """How the manifest of the digits began when they came from there: the same images as today's."""
@@ -86,7 +85,7 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
     if before is not None and (moved := _other_root(config, folder)):
         Screen().print(f"{label}{folder}: {moved}, the same data ({fresh.manifest})", markup=False)
     if before is not None and before.status in (FINISHED, DIVERGED):
-        report_earlier(before, fresh, folder, label)
+        report_earlier(config, before, fresh, folder, label)
         return before
     if before is not None:
         fresh = replace(fresh, started=before.started)  # the checkpoint says what has been measured
@@ -95,16 +94,14 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
 
 def _other_root(config: Config, folder: Path) -> str | None:
     """Words about the folder of the data, if it is another one than the run's config.yaml names."""
-    root, path = getattr(config.data, "root", None), folder / "config.yaml"
-    if root is None or not path.is_file():
+    root = getattr(config.data, "root", None)
+    if root is None:
         return None
     try:
-        before = OmegaConf.select(OmegaConf.load(path), "data.root")
-    except Exception:  # a damaged file may raise anything; this start writes it anew
+        before = str(runs.read_config(folder)["data"]["root"])
+    except (InputError, KeyError, TypeError):  # config.yaml is missing or damaged; this start writes it anew
         return None
-    if before is None or Path(before).resolve() == Path(root).resolve():
-        return None
-    return f"data.root was {before} and is now {root}"
+    return None if Path(before).resolve() == Path(root).resolve() else f"data.root was {before} and is now {root}"
 
 
 def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summary:
@@ -120,11 +117,26 @@ def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summa
     )
 
 
-def report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
+def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path, label: str) -> None:
+    """Print what a run that ended earlier came to, and which records of it the config asks for in vain."""
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
-    text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{result_line(before)}"
-    Screen().print(text, markup=False)
+    lines = [f"{folder}: {before.status} earlier{other}{again}", result_line(before), *_not_recorded(config, folder)]
+    Screen().print("\n".join(label + line for line in lines), markup=False)
+
+
+def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
+    """Lines about records that the config asks for, and that a run which has ended lacks."""
+    if config.record.norms_every and not (folder / NORMS).exists():
+        yield (
+            "it recorded no norms and trains no more: trainer.force=true trains it again, with "
+            f"record.norms_every={config.record.norms_every}"
+        )
+    where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"
+    for name in config.logger.chosen():
+        if not (folder / name).exists():
+            path = folder.relative_to(config.paths.runs)
+            yield f"its records have not been sent to {name}: `pgt mirror {name} {path}{where}` sends them"
 
 
 def data_options(config: Config) -> dict[str, Any]:
@@ -136,9 +148,8 @@ def data_options(config: Config) -> dict[str, Any]:
 
 
 def describe(config: Config) -> str:
-    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
-    name = config.experiment or f"{config.model.name} on {config.data.name}"
-    return f"{name} {method_title(identity(config))} seed {config.seed}"
+    """The title of a run."""
+    return title(config.experiment, identity(config))
 
 
 def result_line(summary: Summary) -> str:

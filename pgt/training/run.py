@@ -128,8 +128,9 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
         run_folder.clear(job.folder)
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
-        report_earlier(latest, job.summary, job.folder, job.label)
+        report_earlier(job.config, latest, job.summary, job.folder, job.label)
         return latest
+    runs.read_starts(job.folder)  # damaged, it is refused before a rank waits for another one
     return run_folder.load(job.folder)
 
 

@@ -280,6 +280,20 @@ def test_whatever_meets_a_full_disk_names_its_file(name, write):
         write()
 
 
+def test_a_damaged_environment_gets_one_line_and_the_run_goes_on_without_it(unfinished):
+    path = unfinished / "environment.json"
+    for damage in (b"{torn", b"", b"\xff\xfe", b"[]", b'{"starts": [1]}'):
+        path.write_bytes(damage)
+        with pytest.raises(
+            InputError, match=r"^cannot read .*environment.json \(\w+\): delete it, and its run goes on"
+        ):
+            train(*DIGITS)
+        assert path.read_bytes() == damage
+    path.unlink()
+    assert train(*DIGITS).status == "finished"
+    assert len(json.loads(path.read_text())["starts"]) == 1
+
+
 def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured(unfinished):
     """As the message about a damaged checkpoint advises; its old best must not stand beside new weights."""
     path = unfinished
