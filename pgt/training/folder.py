@@ -93,6 +93,7 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
         InputError: the checkpoint is damaged, or of an older format.
     """
     path = folder / LAST
+    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
     if state is not None and "progress" not in state and "epoch" in state:
         commit = state["summary"].get("commit", "unknown")
         raise InputError(

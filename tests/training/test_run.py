@@ -484,7 +484,7 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
                 "test_loss_alpha", "test_logit_norm", "test_ece", "test_ece_alpha")  # fmt: skip
     monkeypatch.setattr(epochs, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
-    fresh = job._new_summary(config, "")
+    fresh = job.prepare(config).summary
     stateful = SimpleNamespace(state_dict=dict, ranks=ALONE, skipped=set())
     epochs.train_epochs(
         config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None
