@@ -146,6 +146,25 @@ def figure(options: Namespace) -> int:
     return 0
 
 
+def mirror_options(parser: ArgumentParser) -> None:
+    parser.add_argument("logger", choices=["wandb", "tensorboard"], help="where their records go")
+    parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
+    add_runs(parser)
+    parser.add_argument("--project", help="of wandb (default: pgt)")
+    parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
+    parser.add_argument("--mode", choices=["online", "offline"], help="of wandb (default: online)")
+
+
+def mirror(options: Namespace) -> int:
+    from pgt.config.resources import read_conf
+    from pgt.runs import mirrors
+
+    values = read_conf(f"logger/{options.logger}")[options.logger]
+    given = {name: vars(options)[name] or value for name, value in values.items()}
+    mirrors.send(options.runs, options.experiment, options.logger, given, print)
+    return 0
+
+
 def report_options(parser: ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
@@ -239,6 +258,7 @@ COMMANDS = {
     "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),
     "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
     "figure": Command("draw a figure of the paper from runs", figure_options, figure),
+    "mirror": Command("send runs that have ended to wandb or TensorBoard", mirror_options, mirror),
     "report": Command("one HTML page of tables, figures and every run", report_options, report),
     "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
     "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),

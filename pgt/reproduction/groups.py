@@ -13,6 +13,7 @@ import pandas as pd
 
 from pgt.config.resources import choices
 from pgt.core.errors import InputError
+from pgt.reproduction.formats import Note
 from pgt.reproduction.statistics import Difference, Sample, difference, paired_difference, sample
 from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import config_names, frame
@@ -165,6 +166,13 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 def unfinished(runs: pd.DataFrame) -> dict[str, int]:
     """Count the runs of each status other than finished. They are not in the numbers."""
     return dict(Counter(runs.status[runs.status != FINISHED]))
+
+
+def warnings(runs: pd.DataFrame) -> list[Note]:
+    """A line for each run whose last epoch had a warning, as if its network learns nothing."""
+    warned = runs[runs.warning.notna()]
+    lines = [f"{run}: {warning}" for run, warning in zip(warned.run, warned.warning, strict=True)]
+    return [Note("Warnings of the last epoch:", lines)] if lines else []
 
 
 def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:

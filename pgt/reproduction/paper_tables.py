@@ -10,7 +10,7 @@ import pandas as pd
 
 from pgt.reproduction import cost, published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
-from pgt.reproduction.groups import BEST, LAST, METHODS, TRAIN, joined
+from pgt.reproduction.groups import BEST, LAST, METHODS, TRAIN, finished, joined, warnings
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
 from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED, signed
@@ -100,6 +100,7 @@ def paper_table(runs: pd.DataFrame, number: int) -> Table:
     notes = [Note(RULE), Note(items=told)]
     if strays:
         notes.append(Note("Not in the table:", list(map(str, strays))))
+    notes += warnings(finished(pd.concat([line.runs for line in lines])))
     if commands := _commands(lines):
         head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"
         if all(line.verdict.name == NOT_RUN for line in lines):

@@ -112,8 +112,9 @@ def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """A name for a run that leaves its decoder out: the machine that plans need not be the one that trains."""
-    return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name != "data.backend"))
+    """A name for a run without its decoder and its files: the machine that plans need not be the one that trains."""
+    left_out = ("data.backend", "data.files")
+    return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name not in left_out))
 
 
 def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pgt.reproduction.cost import work
 from pgt.reproduction.formats import Column, Note, Table, table
+from pgt.reproduction.groups import warnings
 from pgt.runs.folder import DIVERGED, UNFINISHED, holder, last_record
 from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
@@ -74,7 +75,8 @@ def status_table(found: pd.DataFrame, root: Path) -> Table:
         ("Left", lambda row: _known(row["left"], duration)),
         ("Last record", lambda row: _known(row["silent"], lambda seconds: f"{duration(seconds)} ago")),
     )
-    return table(rows, columns, notes=[Note(f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}", notes)])
+    counts = Note(f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}", notes)
+    return table(rows, columns, notes=[counts, *warnings(found)])
 
 
 def _known(value: float | None, text: Callable[[float], str]) -> str:

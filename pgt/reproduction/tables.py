@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
-from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups
+from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
 
 SMALL_DATA_NOTE = (
     "This shows the whole chain at work on real images; it does not show that PGT helps or hurts on ImageNet: "
@@ -51,7 +51,7 @@ def experiment_table(root: Path, experiment: str) -> Table:
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(group.experiment.startswith("demo/") for group in groups):
         notes.append(SMALL_DATA_NOTE)
-    return table(groups, COLUMNS, notes=[Note(text) for text in notes])
+    return table(groups, COLUMNS, notes=[*map(Note, notes), *warnings(runs)])
 
 
 def experiment_data(root: Path, experiment: str) -> Table:

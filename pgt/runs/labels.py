@@ -28,6 +28,7 @@ def with_alpha(method: str, alpha: float) -> str:
     return method + (f" α={alpha:g}" if alpha != 1 else "")
 
 
-def method_title(identity: Mapping[str, Any]) -> str:
-    """The method of a run with its α."""
-    return with_alpha(method_label(identity), identity["method"]["alpha"])
+def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    name = experiment or f"{identity['model']['name']} on {identity['data']['name']}"
+    return f"{name} {with_alpha(method_label(identity), identity['method']['alpha'])} seed {identity['seed']}"

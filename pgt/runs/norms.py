@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgt.core.errors import InputError
+from pgt.core.files import writing
 
 FOLDER, LAYERS, RECORDS = "norms", "layers.json", "norms.bin"
 
@@ -112,7 +114,8 @@ class NormsFile:
 
     def __init__(self, folder: Path, record_format: RecordFormat, step: int = 0) -> None:
         kept = int(np.count_nonzero(read_records(folder, record_format)["step"] < step))
-        self._file = (folder / RECORDS).open("ab")
+        self._path = folder / RECORDS
+        self._file = self._path.open("ab")
         self._file.truncate(kept * record_format.record.itemsize)
 
     def write(self, step: int, values: Floats) -> None:
@@ -121,15 +124,18 @@ class NormsFile:
         Args:
             values: the whole record without its step, flat.
         """
-        self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
+            self._file.flush()
 
     def sync(self) -> None:
         """Put everything on the disk."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # after a write that failed, closing tries again
+            self._file.close()
 
 
 def read_format(folder: Path) -> RecordFormat | None:
@@ -162,8 +168,8 @@ def read_records(folder: Path, record_format: RecordFormat) -> NDArray[Any]:
     return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
 
 
-def last_norms(folder: Path) -> dict[str, Floats]:
-    """Read the filter norms of the last record by layer (`01 conv1`, ...); empty if there is no record.
+def last_norms(folder: Path, step: int) -> dict[str, Floats]:
+    """Read the filter norms of the last record up to a step, by layer (`01 conv1`, ...); empty if there is none.
 
     Args:
         folder: `norms/` of a run.
@@ -175,10 +181,11 @@ def last_norms(folder: Path) -> dict[str, Floats]:
     if found is None:
         return {}
     records = read_records(folder, found)
-    if not len(records):
+    count = bisect_right(records["step"], step)  # reads a few of what may be gigabytes
+    if not count:
         return {}
     names = [f"{index:02} {layer.name}" for index, layer in enumerate(found.layers, start=1)]
-    return dict(zip(names, found.split(np.array(records[-1]["filters"])), strict=True))
+    return dict(zip(names, found.split(np.array(records[count - 1]["filters"])), strict=True))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -110,7 +109,7 @@ def read_run(folder: Path, which: str) -> Source:
     path = folder / "checkpoints" / f"{which}.pt"
     if not path.is_file():
         raise InputError(f"no {path}: {folder} is no run folder, or has no such checkpoint yet")
-    config, summary = _read_config(folder), runs.read_summary(folder)
+    config, summary = runs.read_config(folder), runs.read_summary(folder)
     loaded = _load(path)
     state = _weights(path, loaded)
     try:
@@ -127,15 +126,6 @@ def read_run(folder: Path, which: str) -> Source:
     in_epoch = which != BEST and summary is not None and loaded.get("progress", {}).get("epoch") == summary.epochs
     recorded = _recorded(folder, summary, which) if summary is not None and not in_epoch else {}
     return Source(path, state, name, known["alpha"], known, config, summary, recorded)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        assert isinstance(config, dict)
-    except Exception as error:  # the errors of YAML and OmegaConf have no common base class
-        raise InputError(f"cannot read {folder / 'config.yaml'} ({type(error).__name__}): it is damaged") from None
-    return dict(config)
 
 
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:

@@ -128,8 +128,9 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
         run_folder.clear(job.folder)
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
-        report_earlier(latest, job.summary, job.folder, job.label)
+        report_earlier(job.config, latest, job.summary, job.folder, job.label)
         return latest
+    runs.read_starts(job.folder)  # damaged, it is refused before a rank waits for another one
     return run_folder.load(job.folder)
 
 
@@ -164,6 +165,7 @@ def _train_and_write(
             raise TrainingError(f"{job.folder}: {error}") from None
         summary = replace(summary, status=FINISHED, finished=machine.now())
         runs.write_summary(job.folder, summary)
+        (job.folder / run_folder.PREVIOUS).unlink(missing_ok=True)  # nothing resumes any more
         console.say(f"{job.label}{result_line(summary)}")
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")
@@ -187,6 +189,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
     shared = f" on {world} devices" if world > 1 else ""
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
+    if state["warning"]:
+        console.say(f"{title}: warning: {state['warning']}")
     if earlier_commit != job.summary.commit:
         console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
 

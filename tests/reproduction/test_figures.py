@@ -128,6 +128,8 @@ def test_what_cannot_be_drawn_says_why(trained, capsys):
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=(50, 70))
     with pytest.raises(InputError, match="not two α of one setting"):
         figures.draw(8, Path("runs"), "demo/bn")
+    with pytest.raises(InputError, match=r"record.norms_every=50 trainer.force=true` trains those that have ended"):
+        figures.draw(5, Path("runs"), "demo/bn")  # without `force` the same command would return the same run
     assert list(Path().glob("*.*")) == []
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
 from pgt.reproduction.groups import grouped
-from pgt.runs.folder import FINISHED
+from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import frame
 from pgt.runs.norms import Norms, read_norms
 
@@ -70,11 +70,12 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
 
 def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
     """Title and norms of the first run of each setting that has them."""
-    found = []
+    found, again = [], ""
     for name in experiments:
         for group in grouped(frame(root, name)):
             for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
                 norms = read_norms(run["run"])
+                again = again if norms is not None or run["status"] == UNFINISHED else " trainer.force=true"
                 if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
                     raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
@@ -82,8 +83,9 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
                     found.append((f"{group.experiment} on {data}, {group.label}, seed {seed}", norms))
                     break
     if not found:
-        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50"
-        raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`")
+        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50{again}"
+        anew = " trains those that have ended without them again" if again else ""
+        raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`{anew}")
     return found
 
 
