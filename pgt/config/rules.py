@@ -140,6 +140,8 @@ def _conflicts(config: Config) -> Iterator[str]:
             sharing.check(recipe, config.trainer.devices)
         except InputError as error:
             yield str(error)
+    if config.trainer.compile and config.trainer.checkpoint_activations:
+        yield "torch.compile chooses what to keep: set trainer.compile or trainer.checkpoint_activations, not both"
     if recipe.warmup_epochs + recipe.cooldown_epochs >= recipe.epochs:
         yield (
             f"recipe.epochs ({recipe.epochs}) must exceed recipe.warmup_epochs + recipe.cooldown_epochs "
