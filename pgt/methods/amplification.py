@@ -169,8 +169,17 @@ class Amplification(Alteration):
         self.factors = weights[0].new_ones(count)
         self.seed = torch.initial_seed()
         if self.where == "activations":
-            for layer, factor in zip(self.layers.values(), self.factors, strict=True):
-                layer.register_forward_hook(partial(_multiply_gradient, factor))
+            for index, (layer, factor) in enumerate(zip(self.layers.values(), self.factors, strict=True)):
+                layer.register_forward_hook(partial(self._amplify, index, factor))
+
+    def _amplify(self, index: int, factor: Tensor, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Forward hook of a layer: let the backward pass multiply the gradient of its output by a scalar on the device.
+
+        A compiled network multiplies in every layer, by 1 if it is not chosen, so that a new choice compiles nothing.
+        """
+        picked = torch.compiler.is_compiling() or (self.choice is not None and self.choice[index])
+        if picked and output.requires_grad:
+            output.register_hook(lambda grad: grad * factor)
 
     @torch.no_grad()
     def __call__(self, parameters: NamedParameters, step: int) -> None:
@@ -240,9 +249,3 @@ def _is_trained(layer: nn.Module) -> bool:
 
 def _zeros_like(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(tensor) for tensor in tensors]
-
-
-def _multiply_gradient(factor: Tensor, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """Forward hook: in the backward pass, multiply the gradient of the output by a scalar on the device."""
-    if output.requires_grad:
-        output.register_hook(lambda grad: grad * factor)
