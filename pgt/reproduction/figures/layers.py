@@ -36,7 +36,7 @@ def fluctuation(root: Path, experiment: str = NAME) -> Any:
         for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
             records = read_epochs(run["run"], run["epochs"])
             if records and any(key.startswith(FLUCTUATION) for key in records[0]):
-                panels.append((f"{group.experiment}, {group.label}, seed {run['seed']}", records))
+                panels.append((f"{group.experiment}, seed {run['seed']}\n{group.label}", records))
                 break
     if not panels:
         raise InputError(f"no run under {root / experiment} has amplified: `pgt train experiment=... method={NAME}`")
