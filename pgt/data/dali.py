@@ -69,8 +69,9 @@ class DaliLoader(FileLoader):
                 self._set_aside(epoch, part[place], batch)
                 self._begin_at(position)
             position += 1
-            again = place == per_epoch - 1 and not self.sampler.training  # every evaluation reads the same samples
-            self._position = 0 if again else position
+            self._position = position
+            if position == per_epoch and not self.sampler.training:
+                self._pipeline = None  # frees its memory until the next evaluation
             yield batch
 
     def close(self) -> None:
@@ -113,9 +114,9 @@ class DaliLoader(FileLoader):
     def _begin_at(self, position: int) -> None:
         """Build the pipeline whose first batch is the group at `position`, counted over all epochs."""
         self._pipeline = None  # frees the old one's memory before there is a new one
-        stream = Stream(self.reader, self.sampler, position * self.sampler.group)
+        stream = Stream(self.reader, self.sampler, position)
         device = self._delivery.device
-        readers = self._threads // THREADS_A_READER
+        readers = max(self._threads // THREADS_A_READER, 2) if self._threads >= THREADS_A_READER else 0
         build = pipeline_def(
             batch_size=self.sampler.group,
             num_threads=self._threads,
@@ -124,16 +125,16 @@ class DaliLoader(FileLoader):
             py_num_workers=max(readers, 1),
             py_start_method="spawn",  # a forked CUDA context is unusable
         )(self._graph)
-        self._pipeline = build(stream, parallel=readers > 0)
+        self._pipeline = build(stream, readers)
         self._pipeline.build()
 
-    def _graph(self, stream: Stream, parallel: bool) -> tuple[Any, Any, Any]:
+    def _graph(self, stream: Stream, readers: int) -> tuple[Any, Any, Any]:
         """Define the pipeline: images [S, S, 3] in the training precision, labels, indices of unreadable files."""
         data, start, shape, size, down, across, flip, label, unreadable = fn.external_source(
             stream,
             num_outputs=9,
-            batch=False,
-            parallel=parallel,
+            batch=True,
+            parallel=readers > 0,
             dtype=[
                 types.UINT8,
                 types.INT32,
@@ -145,7 +146,7 @@ class DaliLoader(FileLoader):
                 types.INT64,
                 types.INT64,
             ],
-            **({"prefetch_queue_depth": READ_AHEAD} if parallel else {}),
+            **({"prefetch_queue_depth": max(readers, READ_AHEAD)} if readers else {}),  # a batch a reader
         )
         orientation = {"adjust_orientation": False}  # as Pillow and the authors do
         if self._on_gpu:
