@@ -17,10 +17,12 @@ from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, Stream
 from pgt.data.sampler import Sampler
+from pgt.data.workers import Helpers
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 THREADS_A_READER = 4
-"""Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself."""
+"""Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself. There
+are never fewer than two readers, since each reads a whole batch."""
 LARGEST = 5980, 6430
 """Largest width and height in ImageNet: the GPU's JPEG decoder allocates memory for them at the start."""
 READ_AHEAD = 2
@@ -35,7 +37,7 @@ class DaliLoader(FileLoader):
         sampler: decides which samples come when.
         delivery: where the batches go, and in which precision.
         interpolation: `bilinear` or `bicubic`, for the resize before evaluation.
-        workers: decoding threads; never more than one per CPU are used.
+        workers: decoding threads; at least one decodes.
         skip: leave unreadable files out; otherwise the first one stops the run.
         on_gpu: decode on the GPU, with nvJPEG.
     """
@@ -50,10 +52,10 @@ class DaliLoader(FileLoader):
         skip: bool,
         on_gpu: bool,
     ) -> None:
-        super().__init__(reader, sampler, skip)
+        super().__init__(reader, sampler, max(1, workers), skip)
         self._delivery, self._interpolation, self._on_gpu = delivery, interpolation, on_gpu
-        self._threads = max(1, min(workers, delivery.cpus))
         self._pipeline: Any = None
+        self._helpers = Helpers()
         self._position = 0
         self._held: list[tuple[torch.cuda.Event, Any]] = []
 
@@ -82,10 +84,11 @@ class DaliLoader(FileLoader):
 
     def _next(self) -> Batch | RuntimeError:
         """Return the pipeline's next batch, or the error that it raised instead."""
-        try:
-            outputs = self._pipeline.run()
-        except RuntimeError as error:
-            return error.with_traceback(None)  # whose frames would keep the pipeline alive
+        with self._helpers.awaited():
+            try:
+                outputs = self._pipeline.run()
+            except RuntimeError as error:
+                return error.with_traceback(None)  # whose frames would keep the pipeline alive
         images, labels, unreadable = (_tensor(output) for output in outputs)
         self.note(unreadable)
         images = images.permute(0, 3, 1, 2)
@@ -116,17 +119,18 @@ class DaliLoader(FileLoader):
         self._pipeline = None  # frees the old one's memory before there is a new one
         stream = Stream(self.reader, self.sampler, position)
         device = self._delivery.device
-        readers = max(self._threads // THREADS_A_READER, 2) if self._threads >= THREADS_A_READER else 0
+        readers = max(self.workers // THREADS_A_READER, 2) if self.workers >= THREADS_A_READER else 0
         build = pipeline_def(
             batch_size=self.sampler.group,
-            num_threads=self._threads,
+            num_threads=self.workers,
             device_id=_number(device),
             prefetch_queue_depth=READ_AHEAD,
             py_num_workers=max(readers, 1),
             py_start_method="spawn",  # a forked CUDA context is unusable
         )(self._graph)
         self._pipeline = build(stream, readers)
-        self._pipeline.build()
+        with self._helpers.started():
+            self._pipeline.build()
 
     def _graph(self, stream: Stream, readers: int) -> tuple[Any, Any, Any]:
         """Define the pipeline: images [S, S, 3] in the training precision, labels, indices of unreadable files."""

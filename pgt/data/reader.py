@@ -7,6 +7,7 @@ does not depend on backend, workers, ranks or interruptions.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pgt.core.errors import InputError
-from pgt.core.signals import leave_with_parent_only
+from pgt.core.signals import leave_only_with
 from pgt.core.types import IGNORE_INDEX
 from pgt.core.words import printable
 from pgt.data.image_file import UNREADABLE, bitmap, decode, files_fault, read, why
@@ -205,7 +206,7 @@ class Stream:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle in a process that reads ahead for DALI."""
         vars(self).update(state)
-        leave_with_parent_only()
+        leave_only_with(os.getppid())
 
     def _group(self, epoch: int, place: int) -> np.ndarray:
         """Return the indices of a group; keeps the parts of this epoch and the one before."""

@@ -8,6 +8,7 @@ import pytest
 from pgt import data
 from pgt.cli.main import main
 from pgt.core.errors import InputError
+from pgt.core.machine import cpus
 from pgt.data import tree as trees
 from tests.conftest import TINY, compose, pgt, train
 from tests.data.helpers import FOLDER
@@ -30,6 +31,8 @@ def test_verify_counts_and_train_compares(tmp_path):
     assert (manifest["classes"], manifest["train"], manifest["val"], manifest["unreadable"]) == (2, 4, 4, [])
     summary = train(*RUN)
     assert summary.manifest == manifest["digest"]
+    [log] = tmp_path.glob("runs/**/log.txt")
+    assert f" steps, {min(cpus(), 16)} data workers  -> " in log.read_text()
     [environment] = tmp_path.glob("runs/**/environment.json")
     assert json.loads(environment.read_text())["manifest"] == manifest["digest"]
     (tmp_path / "train" / "cat" / "b.jpg").write_bytes(WHOLE)
