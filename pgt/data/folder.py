@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -20,7 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 from pgt.core.signals import leave_only_with
 from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
-from pgt.data.image_file import UNREADABLE, rgb
+from pgt.data.image_file import UNREADABLE, opened, rgb
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, View
 from pgt.data.sampler import Sampler
@@ -167,7 +165,7 @@ def training_pixels(data: bytes, view: View) -> Tensor:
 
 def evaluation_pixels(data: bytes, view: View, size: int, interpolation: InterpolationMode) -> Tensor:
     """Decode the view of an image with Pillow, whose resize is antialiased: uint8 [3, S, S]."""
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         resized = TF.resize(rgb(image), list(view.size), interpolation)
     pixels: Tensor = TF.pil_to_tensor(TF.crop(resized, *view.corner, size, size))
     return pixels
@@ -180,6 +178,6 @@ def _decoded(data: bytes) -> Tensor:
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces its removal
             pixels: Tensor = decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
             return pixels
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         pixels = TF.pil_to_tensor(rgb(image))
     return pixels
