@@ -90,8 +90,8 @@ def decode(path: Path) -> int:
 def opened(data: bytes) -> Iterator[Image.Image]:
     """A context with the image of a file's bytes, in which Pillow's warnings are not shown.
 
-    They name no file and come at each reading. They are about EXIF data, which are not used, and transparency, which
-    is ignored; `pgt data verify` names the files of the third kind, those that are very large.
+    They name no file and come again at each reading. Those about EXIF data and transparency do not matter, because
+    neither is used. Those about very large images do: `pgt data verify` names these files.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +120,7 @@ def _white(image: Image.Image) -> int:
     else:
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
         raise ValueError(f"{kind} grey values do not say what is white: save it with 8 or 16 bits, unsigned")
-    return 2 ** int(bits) - 1
+    return (1 << bits) - 1
 
 
 def why(error: Exception) -> str:

@@ -78,9 +78,12 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
 def _measure(setting: Setting, batches: int, rounds: int, results: list[Result]) -> str:
     contenders = {name: _endless(build(setting)) for name, build in _contenders().items()}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    costs: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, stream in contenders.items():
-            speeds[name].append(_speed(stream, batches, setting.batch))
+            speed, cost = _timed(stream, batches, setting.batch)
+            speeds[name].append(speed)
+            costs[name].append(cost)
             time.sleep(SETTLE)
     slowest = statistics.median(speeds[REFERENCE])
     described = {"batch": setting.batch, "workers": setting.workers, "size": SIZE}
@@ -88,11 +91,11 @@ def _measure(setting: Setting, batches: int, rounds: int, results: list[Result])
     if torch.cuda.is_available():
         where = f"{machine(first_device())}, {where}"
     for name, measured in speeds.items():
-        middle = statistics.median(measured)
-        results.append(entry("loader", described, name, where, images_per_second=middle))
+        middle, cost = statistics.median(measured), statistics.median(costs[name])
+        results.append(entry("loader", described, name, where, images_per_second=middle, host_milliseconds=cost))
         spread = f"{min(measured):.0f}–{max(measured):.0f}"
-        rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}"])
-    headers = ["training loader", "images/s", "range", f"× {REFERENCE}"]
+        rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}", f"{cost:.1f}"])
+    headers = ["training loader", "images/s", "range", f"× {REFERENCE}", "host ms a batch"]
     title = (
         f"{setting.workers} workers, batches of {setting.batch}, {rounds} rounds of {batches} batches in turns, "
         f"on {where}"
@@ -107,15 +110,17 @@ def _endless(epoch: Epoch) -> Iterator[Any]:
         index += 1
 
 
-def _speed(stream: Iterator[Any], batches: int, batch: int) -> float:
+def _timed(stream: Iterator[Any], batches: int, batch: int) -> tuple[float, float]:
+    """Return the images a second, and the CPU milliseconds of this thread a batch, in which it launches no kernels."""
     for _ in range(WARM_UP):
         next(stream)
     wait_for(first_device())
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.thread_time()
     for _ in range(batches):
         next(stream)
+    cost = 1000 * (time.thread_time() - busy) / batches
     wait_for(first_device())
-    return batches * batch / (time.perf_counter() - started)
+    return batches * batch / (time.perf_counter() - started), cost
 
 
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
