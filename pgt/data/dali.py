@@ -24,7 +24,7 @@ THREADS_A_READER = 4
 """Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself. There
 are never fewer than two readers, since each reads a whole batch."""
 LARGEST = 5980, 6430
-"""Largest width and height in ImageNet: the GPU's JPEG decoder allocates memory for them at the start."""
+"""Largest width and height in ImageNet: for training, the GPU's JPEG decoder allocates memory for them at the start."""
 READ_AHEAD = 2
 """Batches prepared in advance, of files as well as of decoded images."""
 
@@ -71,13 +71,19 @@ class DaliLoader(FileLoader):
                 self._set_aside(epoch, part[place], batch)
                 self._begin_at(position)
             position += 1
+            if place == per_epoch - 1 and not self.sampler.training:
+                position = 0  # every evaluation reads the same samples
+                if self._on_gpu:
+                    self._end()  # it would hold nvJPEG's memory during training
             self._position = position
-            if position == per_epoch and not self.sampler.training:
-                self._pipeline = None  # frees its memory until the next evaluation
             yield batch
 
     def close(self) -> None:
         super().close()
+        self._end()
+
+    def _end(self) -> None:
+        """End the pipeline once torch has copied its outputs."""
         for made, _ in self._held:
             made.synchronize()
         self._pipeline, self._held = None, []
@@ -156,13 +162,13 @@ class DaliLoader(FileLoader):
         if self._on_gpu:
             # The whole image: nvJPEG before 13.2 cannot upsample the colours of a part, and DALI would use the CPU.
             width, height = LARGEST
+            hints = {"preallocate_width_hint": width, "preallocate_height_hint": height}
             images = fn.decoders.image(
                 data,
                 device="mixed",
                 jpeg_fancy_upsampling=True,
                 affine=False,
-                preallocate_width_hint=width,
-                preallocate_height_hint=height,
+                **(hints if self.sampler.training else {}),
                 **orientation,
             )
             images = fn.slice(images, start, shape, axis_names="HW")

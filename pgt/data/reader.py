@@ -191,9 +191,7 @@ class Reader:
 
 
 class Stream:
-    """One rank's groups as a sequence, from which DALI requests them one by one.
-
-    The sequence goes on from epoch to epoch without an end; that of an evaluation ends with its only epoch.
+    """One rank's groups of all epochs as an endless sequence, from which DALI requests them one by one.
 
     Args:
         start: position in the sequence (from 0) of the group that answers the first request.
@@ -226,13 +224,8 @@ class Stream:
             The bytes of the N files; then, for all of them, the box's corner [N, 2] and shape [N, 2]; the resized
             size [N, 2]; the crop's corner, down and across, as fractions of the room for it; flip; label; index of
             the unreadable file; [N] each.
-
-        Raises:
-            StopIteration: an evaluation has ended.
         """
         epoch, place = divmod(self.start + request, self.sampler.steps_per_epoch * self.sampler.groups_per_step)
-        if epoch and not self.sampler.training:
-            raise StopIteration
         samples = [self.reader.sample(epoch, index) for index in self._group(epoch, place).tolist()]
         views = [sample.view for sample in samples]
         room = np.array([view.size for view in views]) - self.reader.size

@@ -17,8 +17,8 @@ from pgt.core.machine import cpus
 
 T = TypeVar("T")
 Result = dict[str, Any]
-"""`benchmark`, `case` (a mapping), `loop`, `machine`, and `images_per_second` or, for a loss, `milliseconds`. A loader's
-also has `host_milliseconds`, the training thread's CPU time a batch."""
+"""`benchmark`, `case` (a mapping), `loop`, `machine`, and `images_per_second` or, for a loss, `milliseconds`.
+A loader's also has `host_milliseconds`, the training thread's CPU time a batch."""
 
 
 def machine(device: torch.device) -> str:
