@@ -153,7 +153,7 @@ def _listed(folder: Path) -> tuple[list[bytes], int]:
     images: list[bytes] = []
     others, waiting, seen = 0, [""], set()
     while waiting:
-        place = os.path.join(folder, within := waiting.pop())
+        place = folder / (within := waiting.pop())
         if (real := os.path.realpath(place)) in seen:
             continue
         seen.add(real)
