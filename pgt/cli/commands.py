@@ -211,7 +211,7 @@ def validate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, help=alpha)
     parser.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
     parser.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
-    workers = "processes that decode images (default: 8, never more than one a CPU)"
+    workers = "processes that decode images (default: one a CPU, at most 16)"
     parser.add_argument("--workers", type=at_least(0), help=workers)
     parser.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the forward pass (default: the run's, or fp32)")

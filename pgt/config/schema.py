@@ -95,8 +95,9 @@ class ImageFolder(Data):
     backend: Annotated[Literal["auto", "dali", "torchvision"], AfterValidator(_backend)]
     """Decodes and resizes; auto: DALI if it is installed. The pixels of the two differ in their last bits."""
     dali_device: Annotated[Literal["auto", "cpu", "gpu"], NO_IDENTITY]
-    workers: Annotated[Integer, NO_IDENTITY, Field(ge=0)]
-    """DALI's threads or torchvision's processes that decode; never more than one a CPU."""
+    workers: Annotated[Annotated[Integer, Field(ge=0)] | None, NO_IDENTITY] = None
+    """DALI's threads or torchvision's processes that decode on a rank, never more than one a CPU; null: one a CPU, at
+    most 16."""
     on_bad_file: Annotated[Literal["error", "skip"], NO_IDENTITY]
     manifest: Annotated[str | None, NO_IDENTITY] = None
     """File written by `pgt data verify`, to compare with; null: pgt-manifest.json in the root, if there is one."""
