@@ -53,7 +53,8 @@ def lost() -> InputError:
     """Make the error for a process that has died while this one waits for its images."""
     return InputError(
         "a process that reads images was killed: the machine has run out of memory (`dmesg` would tell), or /dev/shm "
-        "is too small (start containers with --shm-size=8g); take fewer workers, then the same command goes on"
+        "is too small (start containers with --shm-size=8g); take a smaller data.workers (or --workers), then the "
+        "same command goes on"
     )
 
 
