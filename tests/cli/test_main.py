@@ -12,7 +12,7 @@ import pytest
 import pgt as package
 from pgt.cli.main import main
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, pgt
+from tests.conftest import ROOT, TINY, last_wins, pgt
 
 SMALL = (*TINY, "model=resnet20")
 
@@ -146,7 +146,7 @@ def test_a_sweep_trains_each_and_again_returns_each_at_once(capfd):
 
 
 def test_a_diverging_run_does_not_stop_a_sweep_and_fails_each_time(capfd):
-    run = ["train", *TINY, "model=resnet20_nobn", "recipe.epochs=2"]
+    run = ["train", *last_wins(*TINY, "model=resnet20_nobn", "recipe.epochs=2")]
     assert main([*run, "-m", "recipe.lr_start=1,0.01", "recipe.lr_peak=1e30,0.01"]) == 1
     err = capfd.readouterr().err
     assert "the loss is not finite since step" in err
@@ -233,7 +233,7 @@ def test_training_goes_on_if_nobody_reads_any_more():
 
 @pytest.mark.slow
 def test_processes_that_train_together_go_on_if_nobody_reads():
-    run = (*SMALL, "recipe.local_batch=4", "trainer.devices=2")
+    run = last_wins(*SMALL, "recipe.local_batch=4", "trainer.devices=2")
     assert unread("train", *run, stderr=subprocess.STDOUT) == (0, None)
     [(_, summary)] = find(Path("runs"))
     assert (summary.status, summary.world_size) == ("finished", 2)

@@ -14,7 +14,7 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import first_host, rank_environment
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, train
+from tests.conftest import ROOT, TINY, last_wins, train
 from tests.launch import failing
 
 MARK = "PGT_TEST_MARK"
@@ -115,7 +115,9 @@ def test_when_the_parent_is_killed_the_ranks_go(marked):
     assert eventually_none(marked)
 
 
-RUN = (*TINY, "model=resnet20", "recipe.epochs=200", "recipe.local_batch=4", "data.num_samples=64", "trainer.devices=2")
+RUN = last_wins(
+    *TINY, "model=resnet20", "recipe.epochs=200", "recipe.local_batch=4", "data.num_samples=64", "trainer.devices=2"
+)
 
 
 def long_run(*extra):
@@ -187,7 +189,10 @@ def torchrun(*arguments, nodes=1, node=0, processes=1, port=0):
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}",
                 f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
     return subprocess.Popen(
-        [*launcher, "-m", "pgt.cli", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*launcher, "-m", "pgt.cli", "train", *last_wins(*arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
