@@ -250,6 +250,24 @@ def test_sruns_variables_are_translated_to_torchruns():
     assert rank_environment({**slurm, **torchrun, "LOCAL_WORLD_SIZE": "2"}) == {**torchrun, "LOCAL_WORLD_SIZE": "2"}
 
 
+def test_a_single_process_that_is_told_so_is_none_of_several():
+    """The only pod of a Kubernetes training operator has no LOCAL_RANK."""
+    pod = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert rank_environment(pod) is None
+    with pytest.raises(InputError, match="'LOCAL_RANK' is not set"):
+        rank_environment({**pod, "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_a_rank_that_is_no_number_is_refused(name):
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x",
+                "MASTER_PORT": "1"}  # fmt: skip
+    with pytest.raises(InputError, match=f"{name}=x is no number"):
+        rank_environment({**torchrun, name: "x"})
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS=x is no number"):
+        rank_environment({"SLURM_STEP_NUM_TASKS": "x", "SLURM_JOB_ID": "77"})
+
+
 @pytest.mark.parametrize(
     ("nodes", "host"),
     [("login1", "login1"), ("gpu[007-009,012],login1", "gpu007"), ("a-b[1,3]", "a-b1"), ("x1,x2", "x1")],
