@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
+from pgt.core.registry import DATA_SETS
 from pgt.data.tree import check_counts, check_manifest, check_root, read_tree
 
 if TYPE_CHECKING:
@@ -106,10 +107,9 @@ def _load(delivery: Delivery, module: str, **options: Any) -> tuple[Loader, Load
     return loaders
 
 
+FOLDERS = tuple(name for name, known in DATA_SETS.items() if known.in_folders)
 OPENERS: dict[str, Callable[..., DataSet]] = {
-    "imagenet": _open_folder,
-    "tiny_imagenet": _open_folder,
-    "imagefolder": _open_folder,
+    **dict.fromkeys(FOLDERS, _open_folder),
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
     "digits": _open_digits,
@@ -117,5 +117,4 @@ OPENERS: dict[str, Callable[..., DataSet]] = {
 }
 """The data sets by the name that a config's `data.name` gives, each with the function that opens it."""
 
-FOLDERS = tuple(name for name, opener in OPENERS.items() if opener is _open_folder)
 CIFAR = tuple(name for name, opener in OPENERS.items() if opener is _open_cifar)
