@@ -86,12 +86,13 @@ def search_path() -> tuple[Path, list[Path]]:
 
 def conf_dir() -> Path:
     """The folder of the Hydra groups."""
-    return _folder("conf")
+    return folder("conf")
 
 
-def published_dir() -> Path:
-    """The folder of the paper's numbers, as CSV."""
-    return _folder("results/published")
+def folder(name: str) -> Path:
+    """A folder of the repository: inside the installed package, or beside it in a checkout."""
+    inside = PACKAGE / Path(name).name
+    return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def groups() -> list[str]:
@@ -180,9 +181,3 @@ def _file(name: str) -> Path | None:
 def _names(folder: Path, group: str) -> Iterator[str]:
     top = folder / group
     return (path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))
-
-
-def _folder(name: str) -> Path:
-    """Inside the installed package, or beside it in a checkout."""
-    inside = PACKAGE / Path(name).name
-    return inside if inside.is_dir() else PACKAGE.parent / name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.nn import Parameter
 
 IGNORE_INDEX = -100
@@ -80,9 +80,36 @@ Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 NamedParameters = Sequence[tuple[str, "Parameter"]]
 
-GradientTransform = Callable[[NamedParameters, int], None]
-"""(named parameters, step) -> None: changes `.grad` in place, after unscaling and the all-reduce and before the
-optimizer's step, without a host synchronisation.
+Schedule = Callable[[int], float]
+"""Optimizer step (from 0) -> learning rate."""
 
-The trainer calls them in the order of the config's list.
-"""
+
+class Alteration:
+    """Changes gradients inside the network, on the parameters, or both. Subclasses override what they need.
+
+    The trainer calls the alterations of a config's `method.transforms` in the order of that list. None but
+    `end_epoch` and the two methods for checkpoints may wait for the device. With several ranks, each rank has its own,
+    created after the same seed, and sees the same gradients.
+    """
+
+    def attach(self, model: nn.Module, schedule: Schedule) -> None:
+        """Add hooks or modules to a network, once, on its device and before DDP, torch.compile and the optimizer.
+
+        Args:
+            model: the network; parameters that are added to it are trained with its own.
+            schedule: gives the learning rate of each step.
+        """
+
+    def __call__(self, parameters: NamedParameters, step: int) -> None:
+        """Change `.grad` in place, after unscaling and the all-reduce and before the optimizer's step."""
+
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """End epoch `epoch` (from 0), after its evaluation; the result joins the epoch's record."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as tensors and plain types. The network's state has its own parameters."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state, after `attach`."""

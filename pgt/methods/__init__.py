@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
 
-from pgt.core.types import GradientTransform
-from pgt.methods.authors_hook import AuthorsHookCrossEntropy
+from pgt.core.types import Alteration, NamedParameters
+from pgt.methods.authors_hook import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.power_grad import (
     PowerGradCrossEntropy,
@@ -24,6 +23,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "exact": PowerGradCrossEntropy,
     "surrogate": SurrogateCrossEntropy,
     "authors_hook": AuthorsHookCrossEntropy,
+    "authors_hook_fp16": EmulatedHookCrossEntropy,
 }
 """The implementations of PGT by the name that a config's `method.implementation` gives."""
 
@@ -40,19 +40,31 @@ def build_loss(implementation: str, alpha: float, label_smoothing: float, smooth
     return LOSSES[implementation](alpha, label_smoothing=label_smoothing, smoothing=smoothing)
 
 
-def build_transform(name: str, **options: Any) -> GradientTransform:
-    """Set the options of the transform of that name: the result is a function of (named parameters, step)."""
-    return partial(TRANSFORMS[name], **options)
+class Transform(Alteration):
+    """A gradient transform with its options, as an alteration that keeps nothing."""
+
+    def __init__(self, transform: Callable[..., None], **options: Any) -> None:
+        self.transform, self.options = transform, options
+
+    def __call__(self, parameters: NamedParameters, step: int) -> None:
+        self.transform(parameters, step, **self.options)
+
+
+def build_alteration(name: str, **options: Any) -> Alteration:
+    """Make the alteration of that name (see `TRANSFORMS`) with its options."""
+    return Transform(TRANSFORMS[name], **options)
 
 
 __all__ = [
     "LOSSES",
     "TRANSFORMS",
     "AuthorsHookCrossEntropy",
+    "EmulatedHookCrossEntropy",
     "PowerGradCrossEntropy",
     "SurrogateCrossEntropy",
+    "Transform",
+    "build_alteration",
     "build_loss",
-    "build_transform",
     "clip_grad_norm",
     "clip_grad_unitwise",
     "clip_grad_value",

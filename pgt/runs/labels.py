@@ -18,6 +18,11 @@ def method_label(identity: Mapping[str, Any]) -> str:
     return "+".join(parts) or "baseline"
 
 
+def as_pgt(method: str, implementation: str) -> str:
+    """A method's label with PGT by any implementation called `pgt`, as in the paper's rows."""
+    return method.replace(implementation, "pgt")
+
+
 def with_alpha(method: str, alpha: float) -> str:
     """A method's label with its α: `gc+pgt α=0.25`."""
     return method + (f" α={alpha:g}" if alpha != 1 else "")

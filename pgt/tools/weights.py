@@ -29,7 +29,7 @@ from torch import Tensor
 from pgt.core.errors import InputError
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
-from pgt.runs.labels import method_label
+from pgt.runs.labels import as_pgt, method_label
 
 BEST = "best"
 PLAIN: list[Any] = [
@@ -118,7 +118,7 @@ def read_run(folder: Path, which: str) -> Source:
             "schedule": config["schedule"]["name"],
             "batch": config["recipe"]["global_batch"],
             "label_smoothing": config["method"]["label_smoothing"],
-            "method": method_label(config).replace(config["method"]["implementation"], "pgt"),
+            "method": as_pgt(method_label(config), config["method"]["implementation"]),
             "alpha": config["method"]["alpha"],
         }
         name = config["model"]["name"]
@@ -140,11 +140,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
     """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
-    if not summary.epochs:
-        return {}
-    evaluated = [record for record in runs.read_epochs(folder, summary.epochs) if "test_top1" in record]
-    if which == BEST and evaluated:
-        return max(evaluated, key=lambda record: record["test_top1"])
+    epochs = runs.read_epochs(folder, summary.epochs) if summary.epochs else []
+    evaluated = [record for record in epochs if "test_top1" in record]
+    if which == BEST:
+        return max(evaluated, key=lambda record: record["test_top1"], default={})
     return next((record for record in evaluated if record["epoch"] == summary.epochs - 1), {})
 
 

@@ -12,8 +12,8 @@ from pgt.core.errors import InputError
 from pgt.core.types import Loader
 from pgt.data import DataSet
 from pgt.data.delivery import Delivery
-from pgt.methods import AuthorsHookCrossEntropy, build_loss, build_transform, uniform_epsilon
-from pgt.training import optimizer, schedule
+from pgt.methods import AuthorsHookCrossEntropy, build_alteration, build_loss, uniform_epsilon
+from pgt.training import memory, optimizer, schedule
 from pgt.training.precision import Precision
 from pgt.training.ranks import Ranks
 from pgt.training.trainer import Trainer
@@ -56,12 +56,18 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     except ValueError as error:
         raise InputError(f"method.{error}") from None
     loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
+    if config.trainer.checkpoint_activations:
+        memory.checkpoint_activations(model)
+    rates = schedule.build(recipe, config.schedule, train.steps_per_epoch)
+    alterations = [build_alteration(**transform.model_dump()) for transform in method.transforms]
+    for alteration in alterations:
+        alteration.attach(model, rates)
     trainer = Trainer(
         model=model,
         loss=loss,
         optimizer=optimizer.build(model, recipe.momentum, recipe.weight_decay, fused=device.type == "cuda"),
-        schedule=_schedule(config, train.steps_per_epoch),
-        transforms=[build_transform(**transform.model_dump()) for transform in method.transforms],
+        schedule=rates,
+        alterations=alterations,
         precision=precision,
         scaler=precision.scaler(config.trainer.loss_scale, config.trainer.loss_scale_growth_interval),
         ranks=ranks,
@@ -71,20 +77,3 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
     )
     return train, test, trainer
-
-
-def _schedule(config: Config, steps_per_epoch: int) -> schedule.Schedule:
-    """Make the learning rate schedule, scaled to the batch if the recipe says so."""
-    recipe = config.recipe
-    rates = schedule.Rates(
-        recipe.lr_start,
-        recipe.lr_peak,
-        recipe.lr_end,
-        recipe.warmup_epochs,
-        recipe.epochs,
-        recipe.cooldown_epochs,
-    )
-    if recipe.lr_scaling == "linear":
-        rates = rates.scaled(recipe.global_batch / recipe.lr_reference_batch)
-    decay = config.schedule.model_dump(exclude={"name"})
-    return schedule.build(config.schedule.name, recipe.lr_rule, rates, steps_per_epoch, **decay)

@@ -104,6 +104,8 @@ def _epoch(
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
+    for alteration in trainer.alterations:  # last: a checkpoint within the evaluation must not have it done
+        record |= alteration.end_epoch(epoch)
     sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
     if not math.isfinite(record.get("test_loss", 0.0)):
         hint = record.get("warning", "try a smaller recipe.lr_peak")

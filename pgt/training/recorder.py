@@ -15,10 +15,8 @@ from pgt.training.evaluation import logit_statistics
 
 def record_format(model: nn.Module) -> RecordFormat:
     """Describe the records of a network: its convolutions in order, and the number of features."""
-    layers = [
-        Layer(index, name, module.out_channels) for index, (name, module) in enumerate(_convolutions(model), start=1)
-    ]
-    return RecordFormat(tuple(layers), _classifier(model).in_features)
+    layers = tuple(Layer(name, module.out_channels) for name, module in _convolutions(model))
+    return RecordFormat(layers, _classifier(model).in_features)
 
 
 def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:

@@ -25,6 +25,7 @@ from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder
+from pgt.training import memory
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
 from pgt.training.job import Job, describe, report_earlier, result_line
@@ -48,6 +49,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
             stack.callback(loader.close)
+        stack.enter_context(memory.explained(job.config, ranks.device))
         checkpoint = ranks.broadcast_result(lambda: _claim(job, stack))
         if isinstance(checkpoint, Summary):
             return checkpoint
@@ -108,7 +110,7 @@ def device_count(config: Config) -> int:
     """
     available, wanted = visible_gpus(), config.trainer.devices
     if wanted is None:
-        return sharing.largest(config.recipe, available)
+        return sharing.sensible(config.recipe, available)
     if available and wanted > available:
         raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
     return wanted

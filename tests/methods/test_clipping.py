@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pgt import clip_grad_norm, clip_grad_unitwise, clip_grad_value
-from pgt.methods import TRANSFORMS, build_transform, unitwise_norm
+from pgt.methods import TRANSFORMS, build_alteration, unitwise_norm
 
 OPTIONS = {
     "gc": {"max_norm": 0.5},
@@ -29,7 +29,7 @@ def grads(net):
 @pytest.mark.parametrize("name", sorted(TRANSFORMS))
 def test_every_transform_is_idempotent_and_keeps_directions(name):
     net = network()
-    transform = build_transform(name, **OPTIONS[name])
+    transform = build_alteration(name, **OPTIONS[name])
     before = grads(net)
     transform(list(net.named_parameters()), 0)
     once = grads(net)
@@ -48,16 +48,16 @@ def test_every_transform_takes_zeros_and_missing_gradients(name):
     net[0].bias.grad = None
     with torch.no_grad():
         net[4].weight.zero_()
-    build_transform(name, **OPTIONS[name])(list(net.named_parameters()), 0)
+    build_alteration(name, **OPTIONS[name])(list(net.named_parameters()), 0)
     assert all((p.grad == 0).all() for p in net.parameters() if p.grad is not None)
-    build_transform(name, **OPTIONS[name])([], 0)
+    build_alteration(name, **OPTIONS[name])([], 0)
 
 
 def test_small_gradients_are_left_alone():
     net = network(scale=1e-9)
     before = grads(net)
     for name in TRANSFORMS:
-        build_transform(name, **OPTIONS[name])(list(net.named_parameters()), 0)
+        build_alteration(name, **OPTIONS[name])(list(net.named_parameters()), 0)
     assert all(torch.equal(a, b) for a, b in zip(before, grads(net), strict=True))
 
 
@@ -125,11 +125,11 @@ def test_on_random_networks_clipping_is_that_of_timm_and_pytorch(named, threshol
         twins, again = copies(named), copies(named)
         reference(twins)
         ours = [(n, p) for (n, _), p in zip(named, again, strict=True)]
-        build_transform(name, **options[name])(ours, 0)
+        build_alteration(name, **options[name])(ours, 0)
         for (_, p), q in zip(ours, twins, strict=True):
             torch.testing.assert_close(p.grad, q.grad, rtol=2e-5, atol=1e-12)  # PyTorch adds 1e-6 to the norm
         once = [p.grad.clone() for _, p in ours]
-        build_transform(name, **options[name])(ours, 1)
+        build_alteration(name, **options[name])(ours, 1)
         for before, (_, p) in zip(once, ours, strict=True):
             torch.testing.assert_close(p.grad, before, rtol=1e-6, atol=0)
 
@@ -146,7 +146,7 @@ def test_unitwise_clipping_bounds_every_unit_but_the_excluded():
 
 def test_order_matters():
     first, second = network(), network()
-    gc, agc = (build_transform(name, **OPTIONS[name]) for name in ("gc", "agc"))
+    gc, agc = (build_alteration(name, **OPTIONS[name]) for name in ("gc", "agc"))
     for transform in (gc, agc):
         transform(list(first.named_parameters()), 0)
     for transform in (agc, gc):

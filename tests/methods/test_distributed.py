@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from pgt.methods import build_loss, build_transform
+from pgt.methods import build_alteration, build_loss
 
 TRANSFORMS = {"agc": {"clip_factor": 0.01, "eps": 1e-3}}
 
@@ -24,7 +24,7 @@ def batch():
 
 
 def train(model, x, y, implementation):
-    loss, agc = build_loss(implementation, 0.25, 0.1, "paper"), build_transform("agc", **TRANSFORMS["agc"])
+    loss, agc = build_loss(implementation, 0.25, 0.1, "paper"), build_alteration("agc", **TRANSFORMS["agc"])
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(5):
         loss(model(x), y).backward()

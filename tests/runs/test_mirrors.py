@@ -14,11 +14,10 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.core.errors import InputError
-from pgt.reproduction.norms import read_norms
 from pgt.runs import mirrors
 from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
-from pgt.runs.norms import FOLDER, RECORDS, read_format
+from pgt.runs.norms import FOLDER, RECORDS, read_format, read_norms
 from pgt.training import folder as run_folder
 from tests.conftest import TINY, compose, last_wins, train
 from tests.training.test_stopping import STEPS, begun

@@ -273,7 +273,7 @@ def test_the_order_of_the_config_is_the_order_of_the_chain():
     for order in ([gc, agc], [agc, gc]):
         config = compose(*DIGITS, f"method.transforms=[{','.join(order)}]")
         _, _, trainer = assemble(config, open_set(name="digits"), ALONE)
-        names = [transform.func for transform in trainer.transforms]
+        names = [alteration.transform for alteration in trainer.alterations]
         assert names == [TRANSFORMS["gc" if "max_norm" in text else "agc"] for text in order]
 
 

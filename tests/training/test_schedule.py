@@ -1,10 +1,18 @@
 import pytest
 
-from pgt.training.schedule import Rates, build
+from pgt.config.schema import Cosine, Step
+from pgt.training.schedule import build
+from tests.conftest import compose
 
-PAPER = Rates(start=4e-4, peak=0.4, end=0.0, warmup_epochs=5, epochs=100)
-AUTHORS = Rates(start=0.01, peak=0.1, end=1e-4, warmup_epochs=5, epochs=100, cooldown_epochs=10)
-STEP = {"milestones": [30, 60, 90], "factor": 0.1}
+COMPOSED = compose("model=resnet18", "data=synthetic", "recipe.lr_scaling=none")
+PAPER = COMPOSED.recipe.model_copy(
+    update={"lr_start": 4e-4, "lr_peak": 0.4, "lr_end": 0.0, "warmup_epochs": 5, "epochs": 100, "cooldown_epochs": 0}
+)
+AUTHORS = PAPER.model_copy(
+    update={"lr_rule": "authors", "lr_start": 0.01, "lr_peak": 0.1, "lr_end": 1e-4, "cooldown_epochs": 10}
+)
+COSINE = Cosine(name="cosine")
+STEP = Step(name="step", milestones=[30, 60, 90], factor=0.1)
 
 COSINE_TABLE = {0: 0.01, 1: 0.046, 2: 0.064, 3: 0.082, 4: 0.09924, 9: 0.09699, 29: 0.07503, 59: 0.02508,
                 79: 0.00311, 88: 0.00013, 89: 0.0001, 99: 0.0001}  # fmt: skip
@@ -14,18 +22,18 @@ STEP_TABLE = {0: 0.01, 1: 0.046, 2: 0.064, 3: 0.082, 4: 0.1, 9: 0.1, 29: 0.01, 5
 
 @pytest.mark.parametrize(("epoch", "rate"), COSINE_TABLE.items())
 def test_authors_cosine(epoch, rate):
-    schedule = build("cosine", "authors", AUTHORS, 7)
+    schedule = build(AUTHORS, COSINE, 7)
     assert [schedule(7 * epoch + step) for step in (0, 6)] == pytest.approx([rate, rate], abs=5e-6)
 
 
 @pytest.mark.parametrize(("epoch", "rate"), STEP_TABLE.items())
 def test_authors_step(epoch, rate):
-    schedule = build("step", "authors", AUTHORS, 7, **STEP)
+    schedule = build(AUTHORS, STEP, 7)
     assert [schedule(7 * epoch + step) for step in (0, 6)] == pytest.approx([rate, rate], abs=5e-6)
 
 
 def test_papers_cosine_by_step():
-    schedule = build("cosine", "paper", PAPER, 1000)
+    schedule = build(PAPER, COSINE, 1000)
     assert schedule(0) == 4e-4
     assert schedule(2500) == pytest.approx((4e-4 + 0.4) / 2)
     assert schedule(5000) == 0.4
@@ -36,7 +44,7 @@ def test_papers_cosine_by_step():
 
 
 def test_papers_step():
-    schedule = build("step", "paper", PAPER, 10, **STEP)
+    schedule = build(PAPER, STEP, 10)
     rates = {epoch: schedule(10 * epoch) for epoch in (5, 29, 30, 59, 60, 89, 90, 99)}
     expected = {5: 0.4, 29: 0.4, 30: 0.04, 59: 0.04, 60: 0.004, 89: 0.004, 90: 0.0004, 99: 0.0004}
     assert rates == pytest.approx(expected)
@@ -44,11 +52,12 @@ def test_papers_step():
     assert schedule(25) == pytest.approx((4e-4 + 0.4) / 2)
 
 
-def test_scaled_rates_scale_the_whole_curve():
-    half = build("cosine", "paper", PAPER.scaled(0.5), 10)
-    whole = build("cosine", "paper", PAPER, 10)
+def test_linear_scaling_scales_the_whole_curve():
+    scaling = {"lr_scaling": "linear", "lr_reference_batch": 256}
+    half = build(PAPER.model_copy(update={**scaling, "global_batch": 128}), COSINE, 10)
+    whole = build(PAPER, COSINE, 10)
     assert [half(s) for s in range(0, 1000, 50)] == pytest.approx([whole(s) / 2 for s in range(0, 1000, 50)])
 
 
 def test_no_warmup():
-    assert build("cosine", "paper", Rates(0, 0.1, 0, 0, 10), 5)(0) == 0.1
+    assert build(PAPER.model_copy(update={"warmup_epochs": 0, "lr_peak": 0.1}), COSINE, 5)(0) == 0.1

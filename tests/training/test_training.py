@@ -108,7 +108,7 @@ def test_weight_decay_skips_vectors():
 def test_transforms_act_once_on_the_unscaled_sum_of_all_groups():
     seen = []
     subject = trainer(network(normalized=False), "fp16")
-    subject.transforms = [lambda parameters, step: seen.append([p.grad.clone() for _, p in parameters])]
+    subject.alterations = [lambda parameters, step: seen.append([p.grad.clone() for _, p in parameters])]
     groups = [Batch(b.images.half(), b.labels) for b in batches(2)]
     subject.train_step(groups, 7)
     reference = network(normalized=False)

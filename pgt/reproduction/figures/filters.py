@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
 from pgt.reproduction.groups import grouped
-from pgt.reproduction.norms import Norms, read_norms, zeroed_out
 from pgt.runs.folder import FINISHED
 from pgt.runs.frame import frame
+from pgt.runs.norms import Norms, read_norms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,7 @@ def _panel(axis: Any, norms: Norms, layer: int | str) -> None:
             raise InputError(f"this figure shows layer {index}; the network has {len(norms.layers)} convolutions")
         values = norms.filters(index)
         _lines(axis, norms.steps, values)
-        gone = zeroed_out(norms)[index]
+        gone = norms.zeroed_out()[index]
         axis.set_title(f"layer {index}: {gone} of {values.shape[1]} filters zeroed out", fontsize="medium")
         axis.set_ylabel("L2 norm of a filter")
     axis.set_xlabel("Step")
@@ -109,8 +109,8 @@ def _all_layers(title: str, norms: Norms) -> Any:
     count = len(norms.layers)
     rows = -(-count // 5)
     figure, axes = pyplot().subplots(rows, 5, figsize=(15, 2.5 * rows), squeeze=False, layout="constrained")
-    for axis, layer in zip(axes.flat, norms.layers, strict=False):
-        _panel(axis, norms, layer.index)
+    for index, axis in enumerate(axes.flat[:count], start=1):
+        _panel(axis, norms, index)
         axis.title.set_fontsize("small")
     for axis in axes.flat[count:]:
         axis.set_visible(False)
