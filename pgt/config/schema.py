@@ -55,6 +55,12 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _increasing(epochs: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in zip([0, *epochs], epochs, strict=False)):
+        raise ValueError(f"must be epochs from 1 on, each later than the one before, got {epochs}")
+    return epochs
+
+
 def _backend(name: str) -> str:
     return name if name != "auto" else "dali" if has_dali() else "torchvision"
 
@@ -147,7 +153,7 @@ class Cosine(Part):
 
 class Step(Part):
     name: Literal["step"]
-    milestones: list[Integer]
+    milestones: Annotated[list[Integer], AfterValidator(_increasing)]
     """Epochs at whose start the learning rate is multiplied by `factor`."""
     factor: Annotated[Number, between(0, 1)]
 
@@ -178,8 +184,11 @@ class Method(Part):
     transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise, Field(discriminator="name")]]
 
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+
+
 class Trainer(Part):
-    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+    precision: Precision
     loss_scale: Number = Field(gt=0)
     """At the first step in fp16; the gradient scaler adapts it from then on."""
     loss_scale_growth_interval: Integer = Field(ge=1)

@@ -50,7 +50,7 @@ def command(root: Path | None, runs_root: Path) -> int:
     """
     if rank_environment(os.environ) is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
-    screen, told = Screen(required=True), []
+    screen, told = Screen(), []
     for name, check in checks(root, runs_root).items():
         with screen.status(f"checking {name}"):
             findings = [finding for finding in made(check) if finding not in told]  # one cause may fail many checks

@@ -11,11 +11,11 @@ from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.core.machine import cpus
 from pgt.data import tree as trees
-from tests.conftest import TINY, compose, pgt, train
+from tests.conftest import TINY, compose, last_wins, pgt, train
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 
-RUN = (*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
+RUN = last_wins(*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
        "recipe.local_batch=4", "model=resnet20")  # fmt: skip
 
 
