@@ -129,7 +129,8 @@ def table(options: Namespace) -> int:
 
 
 def figure_options(parser: ArgumentParser) -> None:
-    parser.add_argument("number", type=int, metavar="N", help="of the paper: 2, 4-8, 10-12 or 14-17")
+    numbers = "of the paper: 2, 4-8, 10-12 or 14-17; or amplification: fluctuation of each layer by epoch"
+    parser.add_argument("number", type=_figure, metavar="N", help=numbers)
     parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
@@ -138,10 +139,11 @@ def figure_options(parser: ArgumentParser) -> None:
 def figure(options: Namespace) -> int:
     from pgt.reproduction import figures
 
-    if options.number not in figures.NUMBERS:
-        numbers = ", ".join(map(str, figures.NUMBERS))
+    if options.number not in (known := [*figures.NUMBERS, figures.layers.NAME]):
+        numbers = ", ".join(map(str, known))
         raise InputError(f"there is no figure {options.number} here: choose one of {numbers}")
-    output = options.output or Path(f"figure{options.number}")
+    prefix = "figure" if isinstance(options.number, int) else ""
+    output = options.output or Path(f"{prefix}{options.number}")
     for path in figures.save(options.number, options.runs, options.experiment, output):
         print(f"written to {path}")
     return 0
@@ -278,6 +280,11 @@ def _runs_folder(text: str) -> Path:
     if not Path(text).is_dir():
         raise InputError(f"there is no folder {text}: name the runs folder by --runs")
     return Path(text)
+
+
+def _figure(text: str) -> int | str:
+    """The type of a figure's number or name."""
+    return int(text) if text.isdigit() else text
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -11,11 +11,18 @@ NO_IDENTITY = "no part of the identity"
 """Marks a key of the schema, as in `Annotated[bool, NO_IDENTITY]`: it changes how a run is carried out and none of its
 numbers."""
 
+ADDED_LATER = "no part of the identity while it has its default"
+"""Marks a key of the schema that came after the first runs. Its default is what they did: their ids stay the same."""
+
 
 def identity(config: Any) -> dict[str, Any]:
     """The values of a config, or of a part of it, that change the numbers of its run, as a nested plain dict."""
-    fields = type(config).model_fields
-    found = {name: _plain(getattr(config, name)) for name in fields if NO_IDENTITY not in fields[name].metadata}
+    found = {
+        name: _plain(getattr(config, name))
+        for name, field in type(config).model_fields.items()
+        if NO_IDENTITY not in field.metadata
+        and not (ADDED_LATER in field.metadata and getattr(config, name) == field.default)
+    }
     return {key: value for key, value in found.items() if value != {}}
 
 

@@ -15,7 +15,7 @@ from pgt.config import sharing
 from pgt.config.hints import paths, unknown
 from pgt.config.schema import MISSING, Config, Step, Synthetic
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, STEMS
 
 KINDS = {
     "int": "a whole number",
@@ -160,6 +160,15 @@ def _conflicts(config: Config) -> Iterator[str]:
             f"{config.model.name} has batch norm: set recipe.local_batch, the number of samples that share batch-norm "
             f"statistics {whole_batch}"
         )
+    if config.model.stem == "small" and config.model.name not in STEMS:
+        yield f"{config.model.name} has no other stem: leave model.stem=small out; it is for {', '.join(STEMS)}"
+    for index, transform in enumerate(method.transforms):
+        for first, end in transform.epochs if transform.name == "amplification" else ():
+            if first >= recipe.epochs:
+                yield (
+                    f"method.transforms.{index}.epochs: the phase [{first}, {end}] begins after the last of "
+                    f"recipe.epochs={recipe.epochs} epochs, which count from 0: begin earlier, or train longer"
+                )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
     if method.implementation.startswith("authors_hook") and recipe.local_batch is None:

@@ -6,12 +6,12 @@ A typo is answered before torch is imported, so nothing here imports it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from pgt.config.identity import NO_IDENTITY
+from pgt.config.identity import ADDED_LATER, NO_IDENTITY
 from pgt.core.machine import has_dali
 from pgt.core.registry import PARAMETERS
 
@@ -86,6 +86,8 @@ class Model(Part):
     name: Annotated[str, AfterValidator(_network)]
     interpolation: Literal["bilinear", "bicubic"]
     """Interpolation of the resize before evaluation."""
+    stem: Annotated[Literal["standard", "small"], ADDED_LATER] = "standard"
+    """small, for ResNets and images of 32 pixels: a 3×3 convolution of stride 1 and no max-pooling."""
 
 
 class Data(Part):
@@ -176,12 +178,45 @@ class ClipUnitwise(Part):
     """Regular expression: parameters with a name in which it is found are left alone."""
 
 
+def _phase(epochs: list[int]) -> list[int]:
+    if len(epochs) != 2 or not 0 <= epochs[0] <= epochs[1]:
+        raise ValueError(f"must be [first, end) of a phase in epochs from 0, as [10, 50]; got {epochs}")
+    return epochs
+
+
+class Amplification(Part):
+    name: Literal["amplification"]
+    measure: Literal["cancellation", "cancellation_per_weight"]
+    """Fluctuation of a layer's gradient over an epoch: of the layer as a whole, or weight by weight."""
+    threshold: Literal["mean", "mean_plus_std"]
+    """Over the layers."""
+    select: Literal["above", "below", "random"]
+    """The layers that are amplified: those above or below the threshold, or a share drawn at random."""
+    ratio: Annotated[Number, between(0, 1)] | None
+    """The share of the layers that `select: random` draws; null for the others."""
+    kinds: list[Literal["conv", "linear", "norm"]]
+    """The layers that take part."""
+    where: Literal["activations", "weights"]
+    """Amplify within backpropagation, so that the layers before receive it, too, or a layer's own weights only."""
+    factor: Number = Field(gt=0)
+    epochs: list[Annotated[list[Integer], AfterValidator(_phase)]]
+    """Epochs with amplification, from 0: [first, end) of each phase."""
+    refresh: Integer = Field(ge=1)
+    """Epochs from one choice of layers to the next."""
+
+    @model_validator(mode="after")
+    def _check_ratio(self) -> Self:
+        if (self.select == "random") != (self.ratio is not None):
+            raise ValueError("needs a ratio with select=random, and ratio=null without")
+        return self
+
+
 class Method(Part):
     alpha: Annotated[Number, between(0, 1)]
     implementation: Literal["exact", "surrogate", "authors_hook", "authors_hook_fp16"]
     label_smoothing: Annotated[Number, between(0, 1)]
     smoothing: Literal["paper", "uniform"]
-    transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise, Field(discriminator="name")]]
+    transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise | Amplification, Field(discriminator="name")]]
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]

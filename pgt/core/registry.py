@@ -43,6 +43,7 @@ DATA_SETS = {
 
 PARAMETERS = {
     "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "seresnet18": 11_779_624,
@@ -50,5 +51,9 @@ PARAMETERS = {
     "resnet18_nobn": 11_679_912,
     "resnet20": 269_722,
     "resnet20_nobn": 268_346,
+    "vgg19_bn": 20_548_392,
 }
 """Parameters of each network: with 10 classes for ResNet-20, the CIFAR network, and with 1000 for the others."""
+
+STEMS = tuple(name for name in PARAMETERS if not name.startswith(("resnet20", "vgg")))
+"""The networks whose stem can be small (`model.stem`)."""

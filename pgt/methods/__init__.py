@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from pgt.core.types import Alteration, NamedParameters
+from pgt.methods.amplification import Amplification
 from pgt.methods.authors_hook import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.power_grad import (
@@ -34,6 +35,11 @@ TRANSFORMS: dict[str, Callable[..., None]] = {
 }
 """The gradient transforms by the name that a config's `method.transforms` gives."""
 
+ALTERATIONS: dict[str, Callable[..., Alteration]] = {
+    "amplification": Amplification,
+}
+"""The alterations that keep a state or change the network, by the name that `method.transforms` gives."""
+
 
 def build_loss(implementation: str, alpha: float, label_smoothing: float, smoothing: str) -> nn.Module:
     """Make the loss of that implementation (see `LOSSES`): (logits, target) -> scalar."""
@@ -51,13 +57,17 @@ class Transform(Alteration):
 
 
 def build_alteration(name: str, **options: Any) -> Alteration:
-    """Make the alteration of that name (see `TRANSFORMS`) with its options."""
+    """Make the alteration of that name (see `TRANSFORMS` and `ALTERATIONS`) with its options."""
+    if name in ALTERATIONS:
+        return ALTERATIONS[name](**options)
     return Transform(TRANSFORMS[name], **options)
 
 
 __all__ = [
+    "ALTERATIONS",
     "LOSSES",
     "TRANSFORMS",
+    "Amplification",
     "AuthorsHookCrossEntropy",
     "EmulatedHookCrossEntropy",
     "PowerGradCrossEntropy",

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from pgt.core.registry import STEMS
 from pgt.models.resnet20 import ResNet20
+from pgt.models.vgg19 import VGG19
 
 
 def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
@@ -26,6 +28,7 @@ def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": partial(_timm, "resnet18"),
+    "resnet34": partial(_timm, "resnet34"),
     "resnet50": partial(_timm, "resnet50"),
     "resnet101": partial(_timm, "resnet101"),
     "seresnet18": partial(_timm, "seresnet18"),
@@ -33,10 +36,21 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18_nobn": partial(_timm, "resnet18", normalized=False),
     "resnet20": ResNet20,
     "resnet20_nobn": partial(ResNet20, normalized=False),
+    "vgg19_bn": VGG19,
 }
 """num_classes -> network, randomly initialised from torch's global generator. The classifier is `fc`."""
 
 
-def build(name: str, num_classes: int) -> nn.Module:
-    """The network of that name (see `MODELS`) with `num_classes` outputs."""
-    return MODELS[name](num_classes)
+def build(name: str, num_classes: int, stem: str = "standard") -> nn.Module:
+    """The network of that name (see `MODELS`) with `num_classes` outputs.
+
+    Args:
+        stem: `small`, for images of 32 pixels: a 3×3 convolution of stride 1 and no max-pooling. One of `STEMS` only.
+    """
+    network: Any = MODELS[name](num_classes)
+    if stem == "small":
+        assert name in STEMS
+        network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return network  # type: ignore[no-any-return]  # Any, for the attributes of timm's networks

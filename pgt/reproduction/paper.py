@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from pgt.config.identity import identity
 from pgt.config.resources import read_conf
+from pgt.config.schema import Model
 from pgt.reproduction import published
 from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
 from pgt.reproduction.published import IMAGE_SIZE, Row
@@ -130,7 +132,7 @@ def is_free(key: str, arm: Arm) -> bool:
 def _settings(model: str, schedule: str, recipe: str) -> dict[str, Any]:
     """The values of a network, a schedule and a recipe in the config groups."""
     values = {
-        "model": read_conf(f"model/{model}"),
+        "model": identity(Model(**read_conf(f"model/{model}"))),
         "recipe": read_conf("recipe/paper"),
         "schedule": read_conf(f"schedule/{schedule}"),
         "method": {"smoothing": read_conf("method/baseline")["smoothing"]},

@@ -165,6 +165,12 @@ def _experiment(row: Row) -> str:
     return f"table{row.table}/{names[row.table]}"
 
 
+@cache
+def amplification_gains() -> dict[str, float]:
+    """Data set -> points of test accuracy that gradient amplification gains, by the abstract of arXiv 2305.18445."""
+    return {line["data"]: float(line["test_gain"]) for line in read("amplification")}
+
+
 def baseline(row: Row) -> Row | None:
     """The row that this one is compared with: of its table, the one alike but for the method.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pgt.reproduction import published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
 from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
 
@@ -16,12 +17,23 @@ SMALL_DATA_NOTE = (
 )
 
 
+GAINS_NOTE = (
+    "Published: about so many points of accuracy on that data set (abstract of arXiv 2305.18445); it names neither the "
+    "network, the learning rate nor the measure."
+)
+
+
 def _mean(name: str) -> Callable[[Group], str]:
     return lambda group: str(group.measured(name) or "")
 
 
 def _difference(name: str) -> Callable[[Group], str]:
     return lambda group: value.signed() if (value := group.paired(name)) else ""
+
+
+def _published_gain(group: Group) -> str:
+    gain = published.amplification_gains().get(group.runs["data.name"].iloc[0])
+    return f"+{gain:g}" if gain and group.method.startswith("amplification") else ""
 
 
 COLUMNS: Sequence[Column[Group]] = (
@@ -51,7 +63,10 @@ def experiment_table(root: Path, experiment: str) -> Table:
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(group.experiment.startswith("demo/") for group in groups):
         notes.append(SMALL_DATA_NOTE)
-    return table(groups, COLUMNS, notes=[*map(Note, notes), *warnings(runs)])
+    of_amplification = experiment.split("/")[0] == "amplification"
+    columns = [*COLUMNS, ("Diff: published", _published_gain)] if of_amplification else COLUMNS
+    notes += [GAINS_NOTE] if of_amplification else []
+    return table(groups, columns, notes=[*map(Note, notes), *warnings(runs)])
 
 
 def experiment_data(root: Path, experiment: str) -> Table:

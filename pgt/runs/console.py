@@ -104,5 +104,7 @@ def line(record: Record) -> str:
     parts.append(f"lr {record['lr']:.3g}")
     if record["loss_scale"] != 1:
         parts.append(f"scale {record['loss_scale']:g}")
+    if factors := [value for key, value in record.items() if key.startswith("amplification/")]:
+        parts.append(f"amplified {sum(factor != 1 for factor in factors)} of {len(factors)} layers")
     parts.append(f"{record['images_per_second']:,.0f} images/s")
     return "  ".join(parts)

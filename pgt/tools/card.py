@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from pgt.config.resources import read_conf
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, STEMS
 from pgt.runs.labels import with_alpha
 from pgt.tools.weights import Source
 
@@ -37,6 +37,7 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         config=config,
         run=run,
         summary=summary,
+        stem=_stem(source),
         data_set=_data_set(source, config),
         which=which,
         measures=_measures(source.recorded, calibrated),
@@ -84,7 +85,11 @@ def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
 
 
 def _in_timm(source: Source) -> bool:
-    return not str(source.model).startswith("resnet20")
+    return str(source.model) in STEMS and _stem(source) == "standard"
+
+
+def _stem(source: Source) -> str:
+    return str(source.config["model"].get("stem", "standard"))
 
 
 def _data_set(source: Source, config: Mapping[str, Any]) -> str:

@@ -85,7 +85,7 @@ def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
             **preprocessing(source.config),
             "fixed_input_size": False,
             "num_classes": classes,
-            "first_conv": "conv1",
+            "first_conv": next(key.removesuffix(".weight") for key, value in source.state.items() if value.ndim == 4),
             "classifier": "fc",
             "license": card.LICENSE,
         },

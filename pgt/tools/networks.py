@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from pgt.core.errors import InputError
+from pgt.core.registry import STEMS
 from pgt.models import MODELS, build
 
 COUNTER = "num_batches_tracked"
@@ -43,14 +44,14 @@ def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[st
         hint = f"it fits {nearest}" if not left else f"{nearest} is nearest ({left} differences)"
         hint = f"; {hint}" if nearest != name else ""
         raise InputError(f"{path} does not fit {name} ({wrong[0]}{more}){hint}")
-    model = build(name, classes)
+    model = build(name, classes, _stem(name, state))
     model.load_state_dict(dict(state), strict=False)  # `differences` has found nothing but missing counters
     return name, model.eval()
 
 
 def differences(name: str, classes: int, state: Mapping[str, Tensor]) -> list[str]:
     """Describe each key that the weights lack, that the network does not have, or that has another shape."""
-    shapes = _shapes(name, classes)
+    shapes = _shapes(name, classes, _stem(name, state))
     return (
         [f"{key} is missing" for key in shapes if key not in state and not key.endswith(COUNTER)]
         + [f"{key} is unexpected" for key in state if key not in shapes]
@@ -67,7 +68,12 @@ def _nearest(classes: int, state: Mapping[str, Tensor]) -> str:
     return min(MODELS, key=lambda model: len(differences(model, classes, state)))
 
 
+def _stem(name: str, state: Mapping[str, Tensor]) -> str:
+    """Return the stem that weights of the network of that name have, by the size of their first filters."""
+    return "small" if name in STEMS and "conv1.weight" in state and state["conv1.weight"].shape[-1] == 3 else "standard"
+
+
 @cache
-def _shapes(name: str, classes: int) -> dict[str, Size]:
+def _shapes(name: str, classes: int, stem: str) -> dict[str, Size]:
     with torch.device("meta"):
-        return {key: value.shape for key, value in build(name, classes).state_dict().items()}
+        return {key: value.shape for key, value in build(name, classes, stem).state_dict().items()}

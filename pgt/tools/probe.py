@@ -41,6 +41,7 @@ class Case:
         batch, size: of the images [batch, 3, size, size].
         precision: as `trainer.precision`.
         compiled: whether network and loss go through torch.compile.
+        stem: as `model.stem`.
     """
 
     network: str
@@ -48,6 +49,7 @@ class Case:
     size: int
     precision: str
     compiled: bool = False
+    stem: str = "standard"
 
     def __str__(self) -> str:
         compiled = ", compiled" if self.compiled else ""
@@ -74,7 +76,8 @@ def _case(identity: Mapping[str, Any], gpus: int) -> Case:
     batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
     size = int(data.get("image_size") or DATA_SETS[data["name"]].image_size or 0)
     precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
-    return Case(identity["model"]["name"], batch, size, precision)
+    stem = identity["model"].get("stem", "standard")
+    return Case(identity["model"]["name"], batch, size, precision, stem=stem)
 
 
 def _speed(case: Case) -> Speed:
@@ -104,7 +107,7 @@ def synthetic_batch(case: Case, device: torch.device) -> Batch:
 def build_network(case: Case, device: torch.device) -> nn.Module:
     """Build the case's network for training on a device, with the same weights each time."""
     torch.manual_seed(0)
-    network: nn.Module = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES))
+    network: nn.Module = Precision(case.precision, device.type).apply(models.build(case.network, CLASSES, case.stem))
     return network.to(device).to(memory_format=torch.channels_last).train()
 
 

@@ -49,7 +49,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         ranks.cpus,
     )
     train, test = dataset.loaders(delivery)
-    model = precision.apply(models.build(config.model.name, train.num_classes))
+    model = precision.apply(models.build(config.model.name, train.num_classes, config.model.stem))
     model = model.to(device).to(memory_format=torch.channels_last)
     try:
         uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)

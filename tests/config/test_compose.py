@@ -9,8 +9,7 @@ from pgt.config.resources import choices, conf_dir, read_conf
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS
 from pgt.data import open_set
-from pgt.methods import LOSSES
-from pgt.methods import TRANSFORMS as METHODS
+from pgt.methods import ALTERATIONS, LOSSES, TRANSFORMS
 from pgt.models import MODELS
 from tests.conftest import compose
 
@@ -36,7 +35,9 @@ def test_every_experiment_composes_and_is_short():
     grids = [name for name in names if "sweep" in read_conf(f"experiment/{name}")]
     single = [name for name in names if name not in grids]
     composed = compose_all([f"experiment={','.join(single)}"], multirun=True)
-    composed += compose_all([f"experiment={','.join(grids)}", "method.alpha=0.3"], multirun=True)
+    for grid in grids:
+        first = [f"{key}={values[0]}" for key, values in read_conf(f"experiment/{grid}")["sweep"].items()]
+        composed += compose_all([f"experiment={grid}", *first])
     assert [config.experiment for config in composed] == single + grids
     for name in names:
         lines = (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
@@ -60,7 +61,7 @@ def test_schema_groups_and_code_name_the_same_things():
         assert compose(f"model={name}").model.name == name
     assert choices("data") == sorted(DATA_SETS)
     used = {t.name for choice in choices("method") for t in compose(f"method={choice}").method.transforms}
-    assert used == set(METHODS), "a transform that no method offers"
+    assert used == {*TRANSFORMS, *ALTERATIONS}, "a transform that no method offers"
     for implementation in LOSSES:
         assert compose(f"method.implementation={implementation}").method.implementation == implementation
     assert open_set.__doc__ is not None
@@ -133,7 +134,7 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["schedule=step", "schedule.milestones=[2,2]"], ["each later than the one before", "[2, 2]"]),
         (["schedule=step", "schedule.milestones=[30,10]"], ["each later than the one before", "[30, 10]"]),
         (["method.transforms=[gc]"], ["method.transforms.0 must be a mapping with a name", "got gc"]),
-        (["method.transforms=[{name: nope}]"], ["method.transforms.0.name must be one of gc, value, agc; got nope"]),
+        (["method.transforms=[{name: nope}]"], ["transforms.0.name must be one of gc, value, agc, ", "; got nope"]),
         (["method.transforms=[{name: gc, norm: 1}]"], ["unknown key 'method.transforms.0.norm'"]),
         (
             ["method=agc", "method.transforms.0.clip_factor=-1"],
@@ -142,6 +143,27 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (
             ["method=agc", "method.transforms.0.exclude='(fc'"],
             ["method.transforms.0.exclude is no regular expression: missing )"],
+        ),
+        (
+            ["method=amplification", "method.transforms.0.epochs=[[5,3]]"],
+            ["method.transforms.0.epochs.0 must be [first, end) of a phase", "got [5, 3]"],
+        ),
+        (
+            ["method=amplification", "method.transforms.0.epochs=[[0,9],[100,120]]"],
+            ["method.transforms.0.epochs", "the phase [100, 120] begins after the last of recipe.epochs=100"],
+        ),
+        (
+            ["method=amplification", "method.transforms.0.select=random"],
+            ["method.transforms.0 needs a ratio with select=random"],
+        ),
+        (
+            ["method=amplification", "method.transforms.0.ratio=0.5"],
+            ["method.transforms.0 needs a ratio with select=random, and ratio=null without"],
+        ),
+        (["model=vgg19_bn", "model.stem=small"], ["unknown key 'model.stem'", "model=resnet101 or resnet18 or"]),
+        (
+            ["model=resnet18", "model.name=vgg19_bn", "model.stem=small"],
+            ["vgg19_bn has no other stem: leave model.stem=small out"],
         ),
         (
             ["recipe.global_batch=100"],
@@ -249,6 +271,24 @@ def test_seeds_of_one_setting_share_a_group():
     first, second = (identity(compose(f"seed={seed}")) for seed in (0, 1))
     assert run_id(first) != run_id(second)
     assert group_id(first) == group_id(second) != group_id(identity(compose("method=gc")))
+
+
+def test_a_key_that_came_later_leaves_the_ids_of_earlier_runs_alone():
+    standard, small = compose("model.stem=standard"), compose("model.stem=small")
+    assert identity(standard) == identity(compose())
+    assert "stem" not in identity(standard)["model"]
+    assert identity(small)["model"]["stem"] == "small"
+    assert run_id(identity(small)) != run_id(identity(standard))
+    assert run_id(identity(compose("experiment=demo/bn", "method=baseline"))) == "6d24d70f946f"  # in results/runs/demo
+
+
+def test_amplification_lasts_until_the_first_drop_of_the_rate_unless_said_otherwise():
+    def epochs(*overrides):
+        return compose("method=amplification", *overrides).method.transforms[0].epochs
+
+    assert epochs() == [[1, 100]]
+    assert epochs("schedule=step") == [[1, 30]]
+    assert epochs("recipe.epochs=8", "method.transforms.0.epochs=[[2,4],[6,8]]") == [[2, 4], [6, 8]]
 
 
 def test_recipes_say_what_the_paper_and_the_code_did():

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from pgt.core.registry import PARAMETERS
+from pgt.core.registry import PARAMETERS, STEMS
 from pgt.models import MODELS, build
 from tests.conftest import TINY, train
 
@@ -60,6 +61,39 @@ def test_squeeze_and_excitation_is_the_recipes():
     assert se.fc1.out_channels == 256 // 16
     assert se.fc1.bias is not None
     torch.testing.assert_close(se.gate(torch.tensor([0.3])), torch.tensor([0.3]).sigmoid())
+
+
+def test_a_small_stem_keeps_the_size_of_the_image_and_nothing_else_changes():
+    small, standard = build("resnet18", 10, "small"), build("resnet18", 10)
+    maps = {}
+    small.layer1.register_forward_pre_hook(lambda module, inputs: maps.update(stem=inputs[0]))
+    small(torch.randn(2, 3, 32, 32))
+    assert maps["stem"].shape == (2, 64, 32, 32)
+    differ = [k for k, v in small.state_dict().items() if v.shape != standard.state_dict()[k].shape]
+    assert differ == ["conv1.weight"]
+    assert small.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in STEMS[1:]] + [STEMS[0]])
+def test_every_resnet_has_a_small_stem(name):
+    summary = train(*TINY, f"model={name}", "model.stem=small", "recipe.lr_peak=0.001", "recipe.lr_start=0.001")
+    assert summary.status == "finished"
+
+
+def test_vgg19_has_torchvisions_features_and_their_initialisation():
+    torch.manual_seed(0)
+    ours = build("vgg19_bn", 10)
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg19_bn()
+    assert {k: v.shape for k, v in ours.features.state_dict().items()} == {
+        k: v.shape for k, v in theirs.features.state_dict().items()
+    }
+    assert [name for name, _ in ours.named_children()] == ["features", "fc"]
+    convolutions = [m for m in ours.features if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 16
+    for conv in convolutions:
+        assert conv.weight.std().item() == pytest.approx((2 / (9 * conv.out_channels)) ** 0.5, rel=0.05)
+        assert (conv.bias == 0).all()
 
 
 def test_resnet20_shortcuts_are_identities_padded_with_zeros():

@@ -16,6 +16,7 @@ from pgt.core.errors import InputError
 from pgt.reproduction import figures, report
 from pgt.reproduction.figures import curves, filters, grid
 from pgt.reproduction.figures.style import COLOURS
+from pgt.runs.folder import read_epochs
 from tests.conftest import TINY, train
 from tests.reproduction.helpers import plant
 
@@ -35,6 +36,12 @@ def drawn(path):
     with Image.open(path) as picture:
         assert picture.width > 500
         return {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
+
+
+def log(summary):
+    """The last epoch's line."""
+    lines = (Path("runs/custom") / summary.run_id / "log.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith("epoch 3 "))
 
 
 def rgb(colour):
@@ -113,11 +120,37 @@ def test_zeroed_out_filters_are_named_in_the_figure(trained):
     assert "features" in titles[4]
 
 
+def test_amplification_shows_the_fluctuation_of_each_layer_and_marks_where_it_was_amplified(trained, capsys):
+    options = (*TINY, "model=resnet20", "recipe.epochs=3", "paths.runs=runs")
+    summaries = [train(*options, f"method={name}") for name in ("baseline", "amplification", "amplification_std")]
+    figure = figures.draw("amplification", Path("runs"), "custom")
+    panels = [axis for axis in figure.axes if axis.get_title()]
+    assert len(panels) == 2  # the baseline has none
+    for axis, summary in zip(panels, summaries[1:], strict=True):
+        records = read_epochs(Path("runs/custom") / summary.run_id, 3)
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        values = axis.images[0].get_array()
+        assert values.shape == (19, 3)
+        marks = {(round(x), names[int(y)]) for x, y in axis.collections[0].get_offsets()}
+        assert marks == {
+            (record["epoch"] + 1, name) for record in records for name in names if record[f"amplification/{name}"] == 2
+        }
+        assert {epoch for epoch, _ in marks} == {2, 3}
+        assert values[names.index("blocks.3.conv1"), 1] == records[1]["fluctuation/blocks.3.conv1"]
+    assert main(["figure", "amplification", "custom"]) == 0
+    assert rgb("#D55E00") in drawn("amplification.png")
+    with pytest.raises(InputError, match="has amplified: `pgt train"):
+        figures.draw("amplification", trained, "custom")
+    assert f"{len([m for m in marks if m[0] == 3])} of 19 layers" in log(summary)
+
+
 def test_what_cannot_be_drawn_says_why(trained, capsys):
     for arguments, message in (
         (["figure", "3"], "there is no figure 3 here: choose one of 2, 4"),
+        (["figure", "amplify"], ", amplification"),
         (["figure", "2", "demo/bn"], "figure 2 needs no runs"),
         (["figure", "10"], "pgt train experiment=grid/alpha_resnet18"),
+        (["figure", "amplification"], "pgt train -m experiment=amplification/all"),
         (["figure", "7"], "record.norms_every=50"),
         (["figure", "4"], "pgt train -m experiment=table1/resnet18_cosine_baseline,"),
         (["figure", "2", "--output", "x.gif"], "end the name in one of"),

@@ -130,7 +130,7 @@ def test_unknown_runs_folder_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table", "4"], "there is no experiment of this name; name one out of demo, fig4, grid, table1"),
+        (["table", "4"], "there is no experiment of this name; name one out of amplification, demo, fig4, grid"),
         (["table", "demo/bm"], "did you mean demo/bn?"),
         (["table", "demo/bn"], "run `pgt train experiment=demo/bn` first"),
         (["table", "demo/"], "run `pgt train -m experiment=demo/all` first"),
@@ -179,3 +179,20 @@ def test_csv_is_data(capsys):
     assert [line["method"] for line in lines] == ["baseline", "gc", "agc", "pgt"]
     assert (lines[3]["test_diff"], lines[3]["seeds"], lines[3]["alpha"]) == ("1.0", "0 1 2", "0.25")
     assert (lines[2]["test_top1_final"], lines[2]["n"]) == ("", "0")
+
+
+def test_the_table_of_amplification_has_the_published_gains(monkeypatch, capsys):
+    monkeypatch.setenv("CIFAR", ".")
+    for data, rate in (("cifar10", 0.1), ("cifar10", 0.4), ("cifar100", 0.1)):
+        for method, top1 in (("baseline", 60.0), ("amplification_std", 61.0)):
+            plant(f"amplification/resnet18_{data}", method, 0, 90.0, top1, overrides=[f"recipe.lr_peak={rate}"])
+    assert main(["table", "amplification"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("Diff: published")
+    rows = [line.split() for line in lines if line.startswith("amplification/")]
+    assert [row[-1] for row in rows if row[1].startswith("amplification")] == ["+2.5", "+2.5", "+4.5"]
+    assert [row[-1] for row in rows if row[1].startswith("baseline")] == ["(n=1)"] * 3
+    assert sum("+1.00 (n=1)" in line for line in lines) == 3
+    plant("demo/bn", "baseline", 0, 90.0, 60.0)
+    assert main(["table", "demo"]) == 0
+    assert "published" not in capsys.readouterr().out

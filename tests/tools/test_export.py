@@ -25,8 +25,8 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 ALPHA = 0.25  # of method=pgt
 
 
-def ours(run, name, weights="best"):
-    model = build(name, 10)
+def ours(run, name, weights="best", stem="standard"):
+    model = build(name, 10, stem)
     model.load_state_dict(torch.load(run / "checkpoints" / f"{weights}.pt", weights_only=True)["model"])
     return model.eval()
 
@@ -69,15 +69,30 @@ def test_without_norm_timm_loads_it_as_the_card_says_and_not_otherwise(trained):
         timm.create_model("local-dir:out", pretrained=True)
 
 
-def test_our_own_network_comes_back_by_the_code_of_its_card(trained):
-    run = trained("model=resnet20")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=resnet20"],
+        ["model=resnet18", "model.stem=small"],
+        pytest.param(["model=vgg19_bn"], marks=pytest.mark.slow),
+    ],
+)
+def test_our_own_network_comes_back_by_the_code_of_its_card(trained, overrides, capsys):
+    run = trained(*overrides)
     assert main(["export", str(run), "--output", "out"]) == 0
     card = Path("out/README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0].replace("PATH", "out")
     scope = {}
     exec(code, scope)
-    assert torch.equal(logits(scope["model"]), logits(ours(run, "resnet20")))
+    name, stem = overrides[0].removeprefix("model="), "small" if overrides[1:] else "standard"
+    assert torch.equal(logits(scope["model"]), logits(ours(run, name, stem=stem)))
     assert ModelCard.load("out/README.md").data.library_name is None
+    assert json.loads(Path("out/config.json").read_text())["pretrained_cfg"]["first_conv"] in dict(
+        scope["model"].named_modules()
+    )
+    capsys.readouterr()
+    assert main(["validate", "out", "--data-name", "synthetic"]) == 0
+    assert f"{name}, 10 classes" in capsys.readouterr().out
 
 
 def test_calibrated_softmax_is_the_softmax_of_alpha_z(trained):

@@ -12,23 +12,26 @@ STEPS = 20
 
 
 def trained(configs, ranks):
-    """Weights and buffers after 20 steps of each config, and what an evaluation says then."""
+    """Weights and buffers after 20 steps of each config, what an evaluation says then, and each rank's records of its
+    alterations by epoch."""
     found = {}
     for name, config in configs.items():
         options = {key: getattr(config.data, key) for key in ("name", "num_samples", "num_classes", "image_size")}
         torch.manual_seed(config.seed)
         train, test, trainer = assemble(config, open_set(**options), ranks)
         trainer.model.train()
-        step = 0
+        step, records = 0, []
         for epoch in range(-(-STEPS // train.steps_per_epoch)):
             batches = train.epoch(epoch)
             for _ in range(min(train.steps_per_epoch, STEPS - step)):
                 trainer.train_step([next(batches) for _ in range(train.groups_per_step)], step)
                 step += 1
+            records += [alteration.end_epoch(epoch) for alteration in trainer.alterations]
         trainer.share_buffers()
         weights = {key: value.numpy() for key, value in trainer.model.state_dict().items()}
         tested = evaluate(trainer.model, test, config.method.alpha, trainer.precision, ranks)
-        found[name] = {"weights": weights, "tested": tested, "read": trainer.tally.read()}
+        of_ranks = ranks.all_gather_object(records)
+        found[name] = {"weights": weights, "tested": tested, "read": trainer.tally.read(), "of_ranks": of_ranks}
     return found
 
 

@@ -39,6 +39,7 @@ CASES = {
        for method in METHODS for precision in ("fp64", "fp32")},
     **{f"batch norm {rule}": ("method=pgt", "model=resnet20", "trainer.precision=fp64", f"recipe.bn_statistics={rule}")
        for rule in ("first", "mean")},
+    "amplification": ("method=amplification_per_weight", "model=resnet20", "trainer.precision=fp64"),
     "no local batch": ("method=pgt", "model=resnet20_nobn", "trainer.precision=fp64", "recipe.local_batch=null"),
 }  # fmt: skip
 
@@ -72,6 +73,16 @@ def test_one_process_and_several_train_the_same_weights(alone, together, name):
         assert several["tested"][key] == pytest.approx(expected, rel=1e-6), key
     assert several["read"] == pytest.approx(one["read"], rel=1e-6)
     assert one["read"][0] == 20 * 24
+
+
+def test_every_rank_amplifies_the_layers_that_one_process_does(alone, together):
+    [expected], of_ranks = alone["amplification"]["of_ranks"], together["amplification"]["of_ranks"]
+    assert of_ranks == [of_ranks[0]] * len(of_ranks)
+    factors = [[value for key, value in record.items() if key.startswith("amplification/")] for record in expected]
+    assert factors[0] == [1.0] * 19
+    assert all(0 < sum(value == 2 for value in epoch) < 19 for epoch in factors[1:])
+    for one, several in zip(expected, of_ranks[0], strict=True):
+        assert several == pytest.approx(one, rel=1e-6)
 
 
 @pytest.fixture

@@ -86,15 +86,28 @@ def made(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("method", ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value", "authors_hook"])
+@pytest.mark.parametrize(
+    "method", ["baseline", "pgt", "gc_pgt", "agc_pgt", "gc_value", "authors_hook", "amplification_per_weight"]
+)
 @pytest.mark.parametrize("bn_statistics", ["first", "mean"])
 def test_a_step_looks_at_no_tensor(made, method, bn_statistics):
-    options = ("model=resnet20", f"method={method}", f"recipe.bn_statistics={bn_statistics}", "recipe.local_batch=4")
+    options = ("model=resnet20", f"method={method}", f"recipe.bn_statistics={bn_statistics}", "recipe.local_batch=4",
+               "recipe.epochs=2")  # fmt: skip
     _, trainer, groups = made(OnMeta(), *options)
     assert len(groups) == 2
     with NoWaits():
         for step in range(2):
             trainer.train_step(groups, step)
+
+
+@pytest.mark.parametrize("where", ["activations", "weights"])
+def test_neither_does_a_step_that_is_amplified(made, where):
+    options = ("model=resnet20", "method=amplification", f"method.transforms.0.where={where}", "recipe.epochs=2")
+    _, trainer, groups = made(OnMeta(), *options)
+    [amplification] = trainer.alterations
+    amplification.choice = [True] * len(amplification.layers)
+    with NoWaits():
+        trainer.train_step(groups, 0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

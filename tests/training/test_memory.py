@@ -23,12 +23,15 @@ def trained(*overrides):
         return tensor
 
     trainer.train_step(batches[:2], 0)
+    for alteration in trainer.alterations:
+        alteration.end_epoch(0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.train_step(batches[2:], 1)
     return trainer.model.state_dict(), sum(kept.values())
 
 
-@pytest.mark.parametrize("options", [("method=agc_pgt",), ("recipe.bn_statistics=mean", "trainer.precision=bf16")])
+@pytest.mark.parametrize("options", [("method=agc_pgt",), ("recipe.bn_statistics=mean", "trainer.precision=bf16"),
+                                     ("method=amplification", "recipe.epochs=2")])  # fmt: skip
 @pytest.mark.parametrize("model", ["resnet20", "resnet18"])
 def test_activations_computed_again_change_no_number(model, options):
     expected, bytes_kept = trained(f"model={model}", *options)

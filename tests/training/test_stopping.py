@@ -97,7 +97,9 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean"])
+@pytest.mark.parametrize(
+    "override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean", "method=amplification_per_weight"]
+)
 def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
     train(*RUN, override, "paths.runs=whole")
     places = [stopped_at(monkeypatch, look, override) for look in (2, 3)]

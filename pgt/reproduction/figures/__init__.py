@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from pgt.core.errors import InputError
-from pgt.reproduction.figures import curves, filters, grid, style, transform
+from pgt.reproduction.figures import curves, filters, grid, layers, style, transform
 
 NUMBERS = sorted({2, 4, *filters.FIGURES, *grid.EXPERIMENTS})
 
+Name = int | str
+"""One of `NUMBERS`, or `amplification`."""
 
-def draw(number: int, root: Path, experiment: str | None) -> Any:
-    """Draw a figure of the paper.
+
+def draw(number: Name, root: Path, experiment: str | None) -> Any:
+    """Draw a figure of the paper, or of gradient amplification.
 
     Args:
-        number: one of `NUMBERS`.
+        number: see `Name`.
         root: the runs folder.
         experiment: an experiment, or a folder of them, whose runs to show instead of the paper's.
 
@@ -23,12 +26,15 @@ def draw(number: int, root: Path, experiment: str | None) -> Any:
         InputError: there are no runs of it.
     """
     try:
+        if number == layers.NAME:
+            return layers.fluctuation(root, experiment or layers.NAME)
         if number == 2:
             if experiment is not None:
                 raise InputError("figure 2 needs no runs: leave the experiment out")
             return transform.distributions()
         if number == 4:
             return curves.accuracy_by_epoch(root, experiment)
+        number = int(number)
         if number in filters.FIGURES:
             return filters.filter_norms(root, number, experiment)
         show = grid.logits_over_alpha if number == 8 else grid.accuracy_over_alpha
@@ -38,7 +44,7 @@ def draw(number: int, root: Path, experiment: str | None) -> Any:
         raise
 
 
-def save(number: int, root: Path, experiment: str | None, output: Path) -> list[Path]:
+def save(number: Name, root: Path, experiment: str | None, output: Path) -> list[Path]:
     """Draw a figure into a file, or into `.svg` and `.png` if the name has no ending, and return the files."""
     files = style.files(output)
     style.save(draw(number, root, experiment), files)

@@ -1,0 +1,75 @@
+"""Gradient amplification: the fluctuation of every layer by epoch, and when it was amplified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pgt.core.errors import InputError
+from pgt.core.types import Record
+from pgt.reproduction.figures.style import pyplot
+from pgt.reproduction.groups import read_groups
+from pgt.runs.folder import read_epochs
+
+NAME = "amplification"
+"""The name of the figure, and of the experiments that it shows."""
+
+FLUCTUATION, FACTOR = "fluctuation/", "amplification/"
+"""The keys of an epoch's record, before the name of a layer: F, and the factor in that epoch."""
+
+
+def fluctuation(root: Path, experiment: str = NAME) -> Any:
+    """Draw layers × epochs of a run of each setting: the colour is F, a dot marks an epoch with amplification.
+
+    Args:
+        root: the runs folder.
+        experiment: an experiment or a folder of them. Of each setting the lowest seed that has such records is shown.
+
+    Raises:
+        InputError: no run has recorded fluctuations.
+    """
+    panels: list[tuple[str, Sequence[Record]]] = []
+    for group in read_groups(root, experiment):
+        for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
+            records = read_epochs(run["run"], run["epochs"])
+            if records and any(key.startswith(FLUCTUATION) for key in records[0]):
+                panels.append((f"{group.experiment}, seed {run['seed']}\n{group.label}", records))
+                break
+    if not panels:
+        raise InputError(f"no run under {root / experiment} has amplified: `pgt train experiment=... method={NAME}`")
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    layers = max(len(_values(epochs, FLUCTUATION)[0]) for _, epochs in panels)
+    figure, axes = pyplot().subplots(
+        down, across, figsize=(7.5 * across, (1.2 + 0.2 * layers) * down), squeeze=False, layout="constrained"
+    )
+    for axis, (title, epochs) in zip(axes.flat, panels, strict=False):
+        _panel(figure, axis, epochs)
+        axis.set_title(title, fontsize="small")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _panel(figure: Any, axis: Any, epochs: Sequence[Record]) -> None:
+    names, values = _values(epochs, FLUCTUATION)
+    first = epochs[0]["epoch"] + 1
+    end = first + len(epochs)
+    image = axis.imshow(
+        values, aspect="auto", interpolation="nearest", cmap="viridis", extent=(first - 0.5, end - 0.5, len(names), 0)
+    )
+    figure.colorbar(image, ax=axis, label="F")
+    layer, epoch = np.nonzero(_values(epochs, FACTOR)[1] != 1)
+    axis.scatter(epoch + first, layer + 0.5, s=14, color="#D55E00", edgecolors="white", linewidths=0.4)
+    axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize="x-small")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("Epoch")
+
+
+def _values(epochs: Sequence[Record], prefix: str) -> tuple[list[str], Any]:
+    """The layers' names, and an array [layers, epochs] of what the records say of them under keys of that prefix."""
+    keys = [key for key in epochs[0] if key.startswith(prefix)]
+    return [key.removeprefix(prefix) for key in keys], np.array([[record[key] for record in epochs] for key in keys])
