@@ -10,6 +10,8 @@ from torch import nn
 from pgt.core.types import Alteration, NamedParameters
 from pgt.methods.authors_hook import AuthorsHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
+from pgt.methods.correction_ode import StateCorrection
+from pgt.methods.correction_weights import WeightCorrection
 from pgt.methods.power_grad import (
     PowerGradCrossEntropy,
     power_grad_cross_entropy,
@@ -33,6 +35,12 @@ TRANSFORMS: dict[str, Callable[..., None]] = {
 }
 """The gradient transforms by the name that a config's `method.transforms` gives."""
 
+ALTERATIONS: dict[str, Callable[..., Alteration]] = {
+    "gcw": WeightCorrection,
+    "gcode": StateCorrection,
+}
+"""The alterations that are more than a function of the gradients, by the name that `method.transforms` gives."""
+
 
 def build_loss(implementation: str, alpha: float, label_smoothing: float, smoothing: str) -> nn.Module:
     """Make the loss of that implementation (see `LOSSES`): (logits, target) -> scalar."""
@@ -50,17 +58,20 @@ class Transform(Alteration):
 
 
 def build_alteration(name: str, **options: Any) -> Alteration:
-    """Make the alteration of that name (see `TRANSFORMS`) with its options."""
-    return Transform(TRANSFORMS[name], **options)
+    """Make the alteration of that name (see `TRANSFORMS` and `ALTERATIONS`) with its options."""
+    return ALTERATIONS[name](**options) if name in ALTERATIONS else Transform(TRANSFORMS[name], **options)
 
 
 __all__ = [
+    "ALTERATIONS",
     "LOSSES",
     "TRANSFORMS",
     "AuthorsHookCrossEntropy",
     "PowerGradCrossEntropy",
+    "StateCorrection",
     "SurrogateCrossEntropy",
     "Transform",
+    "WeightCorrection",
     "build_alteration",
     "build_loss",
     "clip_grad_norm",

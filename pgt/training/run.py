@@ -185,6 +185,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
     shared = f" on {world} devices" if world > 1 else ""
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
+    for line in filter(None, (alteration.describe() for alteration in trainer.alterations)):
+        console.say(f"{title}: {line}")
     if earlier_commit != job.summary.commit:
         console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
 
