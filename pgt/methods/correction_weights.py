@@ -113,8 +113,8 @@ class WeightCorrection(Alteration):
     ΔG comes from a `Predictor`, one for all layers whose filters have the same number of weights. Every K steps a
     snapshot of each layer is taken; K steps later, the direction D that training has taken from there is known, and the
     predictors take some steps of Adam that bring G + ΔG closer to D over the last snapshots. Their input is detached:
-    the network is not trained by the fit. Everything is computed in the precision of the weights, which is float32
-    under AMP.
+    the network is not trained by the fit. Everything is computed outside autocast, in the precision of the weights,
+    which is float32 under AMP.
 
     All ranks have the same predictors: made after the same seed, fitted to the same gradients.
 
@@ -211,13 +211,12 @@ class WeightCorrection(Alteration):
             pairs = [self._corrected(index, slice(newest, newest + 1)) for index in range(len(self.weights))]
             self._note(BEFORE, [_cosine(gradient, direction) for gradient, _, direction in pairs])
             self._note(AFTER, [_cosine(corrected, direction) for _, corrected, direction in pairs])
-        with torch.enable_grad(), torch.autocast(self.weights[0].device.type, enabled=False):
-            for _ in range(self.fit_steps):
-                losses = [self._loss(*self._corrected(index, slice(known))) for index in range(len(self.weights))]
-                self.optimizer.zero_grad()
-                torch.stack(losses).mean().backward()
-                self.optimizer.step()
-                self._note(LOSS, [loss.detach() for loss in losses])
+        for _ in range(self.fit_steps):
+            losses = [self._loss(*self._corrected(index, slice(known))) for index in range(len(self.weights))]
+            self.optimizer.zero_grad()
+            torch.stack(losses).mean().backward()
+            self.optimizer.step()
+            self._note(LOSS, [loss.detach() for loss in losses])
 
     def _corrected(self, index: int, entries: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return G, G + ΔG and D of some entries of a layer."""

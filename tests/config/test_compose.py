@@ -8,8 +8,7 @@ from pgt.config.resources import choices, conf_dir, read_conf
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS
 from pgt.data import open_set
-from pgt.methods import LOSSES
-from pgt.methods import TRANSFORMS as METHODS
+from pgt.methods import ALTERATIONS, LOSSES, TRANSFORMS
 from pgt.models import MODELS
 from tests.conftest import compose
 
@@ -59,7 +58,7 @@ def test_schema_groups_and_code_name_the_same_things():
         assert compose(f"model={name}").model.name == name
     assert choices("data") == sorted(DATA_SETS)
     used = {t.name for choice in choices("method") for t in compose(f"method={choice}").method.transforms}
-    assert used == set(METHODS), "a transform that no method offers"
+    assert used == {*TRANSFORMS, *ALTERATIONS}, "a transform that no method offers"
     for implementation in LOSSES:
         assert compose(f"method.implementation={implementation}").method.implementation == implementation
     assert open_set.__doc__ is not None

@@ -56,6 +56,19 @@ def test_a_step_looks_at_no_tensor(trainer_and_groups, method, bn_statistics):
             trainer.train_step(groups, step)
 
 
+@pytest.mark.parametrize(
+    ("mode", "solver", "target"), [("gradient", "euler", "weights"), ("additive", "rk4", "gradients")]
+)
+def test_gradient_correction_looks_at_no_tensor(trainer_and_groups, mode, solver, target):
+    """Neither in ordinary steps nor in step 2, which fits."""
+    state = (f"method.transforms.0.mode={mode}", f"method.transforms.0.solver={solver}")
+    weights = ("method.transforms.1.every=2", f"method.transforms.1.target={target}")
+    trainer, groups = trainer_and_groups("model=resnet20", "method=gcgd", *state, *weights)
+    with Copies():
+        for step in range(3):
+            trainer.train_step(groups, step)
+
+
 def test_a_look_is_seen(trainer_and_groups):
     trainer, groups = trainer_and_groups("model=resnet20", "method=pgt")
     trainer.alterations = [lambda parameters, step: parameters[0][1].grad.norm().item()]

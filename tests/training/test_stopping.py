@@ -97,13 +97,17 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean"])
-def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
-    train(*RUN, override, "paths.runs=whole")
-    places = [stopped_at(monkeypatch, look, override) for look in (2, 3)]
+@pytest.mark.parametrize(
+    "overrides",
+    ["trainer.evaluate_every=2", "recipe.bn_statistics=mean", "method=gcgd_pgt method.transforms.1.every=2"],
+)
+def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, overrides):
+    more = overrides.split()
+    train(*RUN, *more, "paths.runs=whole")
+    places = [stopped_at(monkeypatch, look, *more) for look in (2, 3)]
     assert "after step 2 of epoch 1" in places[0]
     assert "of epoch 2" in places[1]
-    train(*RUN, override)
+    train(*RUN, *more)
     assert_same(result("runs"), result("whole"))
 
 
