@@ -6,7 +6,6 @@ Nothing is imported before a command needs it, so that `pgt --help` answers at o
 from __future__ import annotations
 
 import argparse
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,34 +60,20 @@ def plan_options(parser: ArgumentParser) -> None:
 
 
 def plan(options: Namespace) -> int:
-    from pgt.config import sharing
-    from pgt.config.compose import compose_all
-    from pgt.config.identity import identity
-    from pgt.config.rules import check_size
-    from pgt.reproduction import cost, formats, plan
+    from pgt.reproduction import plan
 
-    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
-        os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
-    configs = compose_all(options.overrides, multirun=True)
-    for config in configs:
-        check_size(config)
-    jobs = [(c.experiment or "custom", identity(c), sharing.largest(c.recipe, options.gpus)) for c in configs]
-    items = plan.plan(jobs, options.runs)
-    bench = {name: speed for path in options.bench or () for name, speed in cost.bench_speeds(path).items()}
-    loader = bench.get("loader")
-    if options.loader_images_per_second:
-        loader = cost.Speed(options.loader_images_per_second, "stated")
     if options.probe:
         from pgt.tools import probe
-
-        bench |= probe.speeds((item.identity for item in items), options.gpus)
-
-    def speed(model: str) -> cost.Speed | None:
-        if options.images_per_second:
-            return cost.Speed(options.images_per_second, "stated")
-        return bench.get(model) or cost.published_speed(model, options.gpu)
-
-    print(formats.render([plan.plan_table(items, plan.Machine(speed, loader))], "markdown"))
+    plan.command(
+        options.overrides,
+        options.runs,
+        options.gpus,
+        options.gpu,
+        options.images_per_second,
+        options.bench or (),
+        probe.speeds if options.probe else None,
+        options.loader_images_per_second,
+    )
     return 0
 
 
@@ -161,6 +146,25 @@ def figure(options: Namespace) -> int:
     return 0
 
 
+def mirror_options(parser: ArgumentParser) -> None:
+    parser.add_argument("logger", choices=["wandb", "tensorboard"], help="where their records go")
+    parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
+    add_runs(parser)
+    parser.add_argument("--project", help="of wandb (default: pgt)")
+    parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
+    parser.add_argument("--mode", choices=["online", "offline"], help="of wandb (default: online)")
+
+
+def mirror(options: Namespace) -> int:
+    from pgt.config.resources import read_conf
+    from pgt.runs import mirrors
+
+    values = read_conf(f"logger/{options.logger}")[options.logger]
+    given = {name: vars(options)[name] or value for name, value in values.items()}
+    mirrors.send(options.runs, options.experiment, options.logger, given, print)
+    return 0
+
+
 def report_options(parser: ArgumentParser) -> None:
     add_runs(parser)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
@@ -172,7 +176,7 @@ def report(options: Namespace) -> int:
 
     if options.output.suffix not in (".html", ".htm"):
         raise InputError(f"cannot write a page to {options.output}: end the name in .html")
-    report.write(options.runs, options.output, drawn=not options.no_figures)
+    write_text(options.output, report.page(options.runs, drawn=not options.no_figures))
     print(f"written to {options.output}")
     return 0
 
@@ -214,11 +218,20 @@ def validate_options(parser: ArgumentParser) -> None:
 
 
 def validate(options: Namespace) -> int:
-    from pgt.tools import evaluate
+    from pgt.tools import validate
 
-    given = vars(options)
-    chosen = evaluate.Options(**{name: given[name] for name in evaluate.Options.__dataclass_fields__})
-    evaluate.command(options.checkpoint, options.weights, chosen)
+    validate.command(
+        options.checkpoint,
+        options.weights,
+        options.root,
+        options.data,
+        options.model,
+        options.alpha,
+        options.batch,
+        options.workers,
+        options.image_size,
+        options.precision,
+    )
     return 0
 
 
@@ -245,6 +258,7 @@ COMMANDS = {
     "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),
     "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
     "figure": Command("draw a figure of the paper from runs", figure_options, figure),
+    "mirror": Command("send runs that have ended to wandb or TensorBoard", mirror_options, mirror),
     "report": Command("one HTML page of tables, figures and every run", report_options, report),
     "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
     "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),

@@ -17,11 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pgt.config.hints import paths, unknown, unknown_choice
-from pgt.config.identity import identity, run_id
+from pgt.config.identity import identity, run_id, with_files
 from pgt.config.resources import choices, conf_dir, is_choice, is_group, read_conf
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
@@ -54,7 +55,8 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
     """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
     for config, job in zip(configs, jobs, strict=True):
-        first = seen.setdefault(run_id(identity(config)), job)
+        folder = getattr(config.data, "root", None) if DATA_SETS[config.data.name].any_files else None
+        first = seen.setdefault(run_id(with_files(identity(config), folder)), job)
         if first is not job:
             raise InputError(
                 f"two jobs of this sweep are the same run: '{' '.join(first)}' and '{' '.join(job)}'; an override "

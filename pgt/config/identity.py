@@ -19,6 +19,11 @@ def identity(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value != {}}
 
 
+def with_files(identity: Mapping[str, Any], files: str | None) -> dict[str, Any]:
+    """The identity of a run on data whose name stands for any files: `files` tells which (see `pgt.data.DataSet`)."""
+    return {**identity, "data": {**identity["data"], "files": files}} if files else dict(identity)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(element) for element in value]

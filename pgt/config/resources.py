@@ -10,12 +10,13 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 def conf_dir() -> Path:
     """The folder of the Hydra groups."""
-    return _folder("conf")
+    return folder("conf")
 
 
-def published_dir() -> Path:
-    """The folder of the paper's numbers, as CSV."""
-    return _folder("results/published")
+def folder(name: str) -> Path:
+    """A folder of the repository: inside the installed package, or beside it in a checkout."""
+    inside = PACKAGE / Path(name).name
+    return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def groups() -> list[str]:
@@ -48,9 +49,3 @@ def read_conf(name: str) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if key != "defaults"}
-
-
-def _folder(name: str) -> Path:
-    """Inside the installed package, or beside it in a checkout."""
-    inside = PACKAGE / Path(name).name
-    return inside if inside.is_dir() else PACKAGE.parent / name

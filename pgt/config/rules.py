@@ -140,6 +140,8 @@ def _conflicts(config: Config) -> Iterator[str]:
             sharing.check(recipe, config.trainer.devices)
         except InputError as error:
             yield str(error)
+    if config.trainer.compile and config.trainer.checkpoint_activations:
+        yield "torch.compile chooses what to keep: set trainer.compile or trainer.checkpoint_activations, not both"
     if recipe.warmup_epochs + recipe.cooldown_epochs >= recipe.epochs:
         yield (
             f"recipe.epochs ({recipe.epochs}) must exceed recipe.warmup_epochs + recipe.cooldown_epochs "
@@ -152,5 +154,5 @@ def _conflicts(config: Config) -> Iterator[str]:
         )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
-    if method.implementation == "authors_hook" and recipe.local_batch is None:
+    if method.implementation.startswith("authors_hook") and recipe.local_batch is None:
         yield ("what the authors' hook computes depends on the size of a group: set recipe.local_batch " + whole_batch)

@@ -211,7 +211,7 @@ class StateCorrection(Part):
 
 class Method(Part):
     alpha: Annotated[Number, between(0, 1)]
-    implementation: Literal["exact", "surrogate", "authors_hook"]
+    implementation: Literal["exact", "surrogate", "authors_hook", "authors_hook_fp16"]
     label_smoothing: Annotated[Number, between(0, 1)]
     smoothing: Literal["paper", "uniform"]
     transforms: list[
@@ -235,6 +235,8 @@ class Trainer(Part):
     """Time between two checkpoints within an epoch; there is one at the end of each epoch, too."""
     compile: Annotated[bool, NO_IDENTITY]
     """Compile network and loss with torch.compile."""
+    checkpoint_activations: Annotated[bool, NO_IDENTITY]
+    """Compute activations again in the backward pass in the place of keeping them: less memory, the same numbers."""
     deterministic: Annotated[bool, NO_IDENTITY]
     """Use deterministic kernels only, at some cost of speed."""
     log_every: Annotated[Integer, NO_IDENTITY, Field(ge=1)]

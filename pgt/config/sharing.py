@@ -5,6 +5,9 @@ from __future__ import annotations
 from pgt.config.schema import Recipe
 from pgt.core.errors import InputError
 
+LEAST_SHARE = 64
+"""The fewest images that a device is given if the recipe has no groups: with fewer, more devices make it slower."""
+
 
 def fits(recipe: Recipe, world_size: int) -> bool:
     """Whether that many devices can train the recipe: each has the same number of whole groups."""
@@ -32,3 +35,8 @@ def check(recipe: Recipe, world_size: int) -> None:
 def largest(recipe: Recipe, available: int) -> int:
     """The largest number of devices, of those available, that can train the recipe."""
     return next(n for n in range(max(available, 1), 0, -1) if fits(recipe, n))
+
+
+def sensible(recipe: Recipe, available: int) -> int:
+    """The number of devices to take: the largest; if the recipe has no groups, with `LEAST_SHARE` images for each."""
+    return largest(recipe, available if recipe.local_batch else min(available, recipe.global_batch // LEAST_SHARE))

@@ -17,6 +17,10 @@ def as_input_error(error: InputError | OSError) -> InputError:
     return InputError(f"{where}{error.strerror or error}")
 
 
+class HeldError(InputError):
+    """Another process trains this run; the line names it."""
+
+
 class TrainingError(Exception):
     """The run itself went wrong (for example, the loss is no longer finite); one line says where."""
 
@@ -55,11 +59,12 @@ class Stopped(KeyboardInterrupt):
         self.number, self.place = number, place
 
     def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name} {self.place}; the same command goes on there"
+        by = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"stopped by {by} {self.place}; the same command goes on there"
 
     @property
     def exit_code(self) -> int:
-        """128 plus the signal's number, as shells report it: 143 for SIGTERM, 138 for SIGUSR1."""
+        """128 plus the signal's number, as shells report it: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
         return 128 + self.number
 
 

@@ -1,13 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is said if the disk is full."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from pgt.core.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,14 +29,48 @@ def write_json(path: Path, values: Any) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when it is whole and on the disk, or not at all."""
+def atomic_write(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is whole and on the disk, or not at all.
+
+    Args:
+        before: the name that the file at `path`, if there is one, gets then; by default it is removed.
+
+    Raises:
+        InputError: the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if before is not None and path.exists():
+                path.replace(before)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit that leaves no room."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that writes to the open file `path`: its errors, which the system gives without a name, name it.
+
+    Raises:
+        InputError: the disk is full; it says how much room is left.
+    """
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise InputError(
+                f"{path}: {error.strerror}, with {free:,.1f} MB free: make room, then give the same command again"
+            ) from None
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

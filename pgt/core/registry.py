@@ -25,6 +25,11 @@ class Facts:
     in_folders: bool = False
     hub: str | None = None
 
+    @property
+    def any_files(self) -> bool:
+        """Whether the name stands for whatever files a folder holds, so that a run has to tell which ones."""
+        return self.in_folders and self.classes is None
+
 
 DATA_SETS = {
     "imagenet": Facts("ImageNet-1K", (1_281_167, 50_000), 1000, in_folders=True, hub="imagenet-1k"),

@@ -1,4 +1,4 @@
-"""Requests to stop: the signals by which clusters announce the end of a process."""
+"""Requests to stop: Ctrl-C, and the signals by which clusters announce the end of a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from threading import Thread
 from types import FrameType, TracebackType
+from typing import Any
 
 from pgt.core.errors import Stopped
 
@@ -16,13 +17,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """SIGTERM comes from schedulers that preempt, from `kill`, and from torchrun. Slurm sends SIGUSR1 if a job asks for a
 warning (`#SBATCH --signal=USR1@120`)."""
 
+NOTICE = b"\npgt: stops after this step and saves; Ctrl-C again ends at once\n"
+
 
 class Stop:
-    """A context in which a stop signal does not end the process: it is remembered in `wanted`.
+    """A context in which a stop signal or a first Ctrl-C does not end the process: it is remembered in `wanted`.
 
     Schedulers signal all processes of a job at once, some of them twice, but only a training process has something to
     save: `Breaks.pause` in pgt/training/epochs.py reads `wanted` and raises `Stopped`. Processes started within this
-    context inherit the blocked signals and never see them.
+    context inherit the blocked signals and never see them. Ctrl-C (SIGINT) reaches every process of a terminal; it is
+    not blocked, since the second one has to end a process that hangs: it raises KeyboardInterrupt.
     """
 
     unanswered = 0
@@ -44,7 +48,9 @@ class Stop:
         resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM when it starts the tracker, so start it first
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         # Threads that are older than this context do not block the signals and may receive them: hence the handlers.
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if ignored, as in a script's background
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note_ctrl_c)
         return self
 
     def __exit__(
@@ -56,12 +62,21 @@ class Stop:
         while pending := _pending():
             signal.sigwait(pending)
         for number, handler in self._before.items():  # a second request must not disturb a process that is ending
-            signal.signal(number, signal.SIG_IGN if stopped else handler)
+            signal.signal(number, signal.SIG_IGN if stopped and number != signal.SIGINT else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._owner:
             self._number = number
+
+    def _note_ctrl_c(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked data worker: this process ends it
+            return
+        if self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._number = number
+        if os.isatty(2):  # somebody is waiting; `print` may not be called while another `print` is interrupted
+            os.write(2, NOTICE)
 
 
 def _pending() -> set[signal.Signals]:
@@ -69,7 +84,11 @@ def _pending() -> set[signal.Signals]:
 
 
 def leave_with_parent_only() -> None:
-    """End this helper process at a SIGTERM of its parent; ignore a SIGTERM of anybody else, such as a scheduler."""
+    """End this helper process at a SIGTERM of its parent; ignore a SIGTERM of anybody else, such as a scheduler.
+
+    It never sees Ctrl-C, which a terminal sends to all processes: the parent finishes its step first.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if not hasattr(signal, "sigwaitinfo"):  # macOS, which has no schedulers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
+from pgt.core.registry import DATA_SETS
 from pgt.data.tree import check_counts, check_manifest, check_root, read_tree
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ class DataSet:
     Attributes:
         manifest: a short text that changes if the list of its samples changes.
         loaders: makes the training and the test loader for a `Delivery`.
+        files: tells the files of a data set whose name stands for any files; they are part of a run's identity.
     """
 
     manifest: str
     loaders: Callable[[Delivery], tuple[Loader, Loader]]
+    files: str | None = None
 
 
 def check(name: str, **options: Any) -> None:
@@ -81,7 +84,8 @@ def _open_folder(name: str, root: str, manifest: str | None, on_bad_file: str, b
     digest, skip = tree.digest(), on_bad_file == "skip"
     unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)
     known = [tree.root / path for path in unreadable]
-    return DataSet(digest, _loaders("images", tree=tree, unreadable=known, skip=skip, backend=backend, **options))
+    loaders = _loaders("images", tree=tree, unreadable=known, skip=skip, backend=backend, **options)
+    return DataSet(digest, loaders, tree.fingerprint(digest) if DATA_SETS[name].any_files else None)
 
 
 def _open_cifar(name: str, root: str) -> DataSet:

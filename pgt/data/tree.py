@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS
 from pgt.core.words import some
+from pgt.data.image_file import contents
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
@@ -26,6 +28,8 @@ COUNTS = {
 """Classes, training and validation images of the data sets of folders that have a fixed number."""
 SHOWN = 5
 """The number of names in a message."""
+SAMPLED = 64
+"""The number of files of a split that are read for a fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,18 @@ class Tree:
         for files in (self.train, self.test):
             for line in files.lines():
                 sha.update(line)
+        return sha.hexdigest()[:16]
+
+    def fingerprint(self, digest: str) -> str:
+        """Return a short hash of the digest and of the bytes of some files, which differ if the pixels do.
+
+        It reads up to `SAMPLED` files of each split, spread evenly: an image folder may have millions.
+        """
+        sha = hashlib.sha256(digest.encode())
+        for files in (self.train, self.test):
+            for index in np.linspace(0, len(files) - 1, min(len(files), SAMPLED)).astype(int):
+                with suppress(OSError, ValueError):  # a bad file, which is said when training reads it
+                    sha.update(contents(files.path(index)))
         return sha.hexdigest()[:16]
 
     def counts(self) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -18,12 +19,12 @@ from pgt.config.compose import check_shown, compose_all, spell_out
 from pgt.config.resources import conf_dir
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
-from pgt.core.errors import InputError, Stopped, TrainingError, as_input_error
+from pgt.core.errors import HeldError, InputError, Stopped, TrainingError, as_input_error
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED, FINISHED, read_summary
+from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_summary
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -36,8 +37,14 @@ MULTIRUN = ("-m", "--multirun")
 JOBS = "PGT_JOBS"
 """The environment variable that tells `task` how many jobs the command line has."""
 
-_failures: dict[Path, int] = {}
-"""Exit codes of the jobs of this process that have failed, by run folder."""
+_codes: dict[str, int] = {}
+"""Exit codes of the jobs that ran in this process, by config."""
+
+_put_off: list[tuple[Config, str]] = []
+"""The jobs of this process, with their labels, whose runs other processes were training when their turn came."""
+
+POLL_SECONDS = 2.0
+"""Time between two looks at a run that another process trains."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -68,15 +75,39 @@ def train(arguments: Sequence[str]) -> int:
     configs = compose_all(overrides, multirun)
     _check_all(configs)
     Stop.unanswered = 0
-    _failures.clear()
+    _codes.clear()
+    _put_off.clear()
     os.environ[JOBS] = str(len(configs))
     if multirun:
         with TemporaryDirectory(prefix="pgt-") as notes:  # what Hydra notes of a sweep; the run folders say more
             quoted = notes.replace("'", "\\'")
             _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], task)
+        _share(configs)
     else:
         _hydra(overrides, task)
     return _exit_code(configs)
+
+
+def _share(configs: Sequence[Config]) -> None:
+    """Wait for the runs of a sweep that other processes train, such as the same sweep beside this one.
+
+    A run that this process has put off goes on here if it is left unfinished.
+    """
+    while _put_off:
+        config, label = _put_off.pop(0)
+        _wait(folder_of(config), label)
+        _train(config, label)
+    for config in configs:  # a launcher may have called `task` in processes that are gone
+        if config.model_dump_json() not in _codes:
+            _wait(folder_of(config), "")
+
+
+def _wait(folder: Path, label: str) -> None:
+    """Wait until no process holds a run's folder."""
+    if process := holder(folder):
+        print(f"{label}waits for {folder}, which another process trains ({process})", flush=True)
+    while holder(folder):
+        time.sleep(POLL_SECONDS)
 
 
 def task(composed: DictConfig) -> float:
@@ -85,19 +116,30 @@ def task(composed: DictConfig) -> float:
     Returns:
         The best test top-1 in percent, which a sweeper may optimise; NaN if the job has failed.
     """
+    return _train(validate(composed), _label())
+
+
+def _train(config: Config, label: str) -> float:
+    """Train one job, as `task`. One job of a sweep whose run another process trains is put off."""
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
-    config, label = validate(composed), _label()
     try:
+        if label and (process := holder(folder := folder_of(config))):
+            raise held(folder, process)
         summary = run(config, label)
+        _codes[config.model_dump_json()] = _code_of(summary)
         return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
     except (InputError, TrainingError, OSError) as error:
+        if label and isinstance(error, HeldError):
+            print(f"{label}comes last: {error}", flush=True)
+            _put_off.append((config, label))
+            return math.nan
         failure = as_input_error(error) if isinstance(error, OSError) else error
         print(f"pgt: {label}{failure}", file=sys.stderr)
-        _failures[folder_of(config)] = failure.exit_code
+        _codes[config.model_dump_json()] = failure.exit_code
     except Exception:  # a fault of one run must not cost the others of a night
         traceback.print_exc()
-        _failures[folder_of(config)] = TrainingError.exit_code
+        _codes[config.model_dump_json()] = TrainingError.exit_code
     return math.nan
 
 
@@ -111,20 +153,28 @@ def _label() -> str:
 
 def _exit_code(configs: Sequence[Config]) -> int:
     """The exit code of the command after all jobs have ended; prints how many runs of a sweep have failed."""
-    codes = [_failures.get(folder) or _code_of(folder) for folder in map(folder_of, configs)]
+    codes = []
+    for config in configs:
+        code = _codes.get(config.model_dump_json())
+        codes.append(_code_in(folder_of(config)) if code is None else code)
     failed = sum(code != 0 for code in codes)
     if failed and len(codes) > 1:
         print(f"pgt: {failed} of {len(codes)} runs failed", file=sys.stderr)
     return max(codes)
 
 
-def _code_of(folder: Path) -> int:
-    """The exit code that a run folder tells of: 0 if its run has finished."""
+def _code_in(folder: Path) -> int:
+    """The exit code that a run folder tells of, if its run was trained by another process."""
     try:
         summary = read_summary(folder)
     except InputError as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
+    return _code_of(summary)
+
+
+def _code_of(summary: Summary | None) -> int:
+    """The exit code of a run: 0 if it has finished."""
     return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
 
 

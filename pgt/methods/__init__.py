@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from pgt.core.types import Alteration, NamedParameters
-from pgt.methods.authors_hook import AuthorsHookCrossEntropy
+from pgt.methods.authors_hook import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
 from pgt.methods.correction_ode import StateCorrection
 from pgt.methods.correction_weights import WeightCorrection
@@ -25,6 +25,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "exact": PowerGradCrossEntropy,
     "surrogate": SurrogateCrossEntropy,
     "authors_hook": AuthorsHookCrossEntropy,
+    "authors_hook_fp16": EmulatedHookCrossEntropy,
 }
 """The implementations of PGT by the name that a config's `method.implementation` gives."""
 
@@ -67,6 +68,7 @@ __all__ = [
     "LOSSES",
     "TRANSFORMS",
     "AuthorsHookCrossEntropy",
+    "EmulatedHookCrossEntropy",
     "PowerGradCrossEntropy",
     "StateCorrection",
     "SurrogateCrossEntropy",

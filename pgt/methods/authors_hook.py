@@ -94,3 +94,27 @@ class AuthorsHookCrossEntropy(nn.Module):
         if abs(ratio - 1) <= TOLERANCE:
             return found
         return {**found, "warning": f"S/N² is {ratio:.3g}: the authors' hook computes Eq. 9 only if it is 1"}
+
+
+class EmulatedHookCrossEntropy(AuthorsHookCrossEntropy):
+    """`AuthorsHookCrossEntropy` as it runs in fp16 at the one right loss scale, S = N², for a network in any precision.
+
+    Logits are rounded to fp16, and their gradient is scaled by N², rounded, replaced by the hook and unscaled: what
+    truncation does to the method, without a GPU. The network's own fp16 is left out.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        scale = len(logits) ** 2
+        own = logits.view_as(logits)  # a hook on the logits themselves would change the gradient of other losses, too
+        loss = super().forward(own.half(), target)
+        if not loss.requires_grad:
+            return loss
+        factor = torch.ones_like(loss)
+
+        def scaled(incoming: Tensor) -> Tensor:
+            factor.copy_(incoming / scale)
+            return torch.full_like(incoming, scale)
+
+        loss.register_hook(scaled)
+        own.register_hook(lambda grad: grad * factor)
+        return loss

@@ -87,10 +87,16 @@ def clip_grad_unitwise(
         for name, p in _named(parameters, exclude is not None)
         if p.grad is not None and not (exclude is not None and re.search(exclude, name))
     ]
-    for weight, grad in chosen:
-        bound = unitwise_norm(weight).clamp_(min=eps).mul_(clip_factor)
-        norm = unitwise_norm(grad)
-        grad.mul_(bound / torch.maximum(norm, bound))
+    if not chosen:
+        return
+    grads = [grad for _, grad in chosen]
+    norms = [unitwise_norm(grad) for grad in grads]
+    bounds = [unitwise_norm(weight) for weight, _ in chosen]
+    torch._foreach_clamp_min_(bounds, eps)
+    torch._foreach_mul_(bounds, clip_factor)
+    torch._foreach_clamp_min_(norms, bounds)
+    torch._foreach_div_(bounds, norms)
+    torch._foreach_mul_(grads, bounds)
 
 
 def unitwise_norm(x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -11,12 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import published_dir
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS
-
-SIZE = 224
-"""Pixels of ImageNet's images, a side."""
+from pgt.reproduction import published
+from pgt.reproduction.published import IMAGE_SIZE
 
 FORWARD_SHARE = 1 / 3
 """The share of a training step's time that a test image takes: a backward pass costs about two forward passes."""
@@ -68,10 +65,9 @@ def published_speed(model: str, gpu: str) -> Speed | None:
 def _published() -> dict[tuple[str, str], tuple[float, str]]:
     """(model, card) -> (images per second of a GPU, source): of the run on the most GPUs that is published."""
     found: dict[tuple[str, str], tuple[float, str]] = {}
-    with (published_dir() / "speeds.csv").open(newline="") as file:
-        for line in sorted(csv.DictReader(file), key=lambda line: int(line["gpus"])):
-            if line["precision"] == "amp-fp16":
-                found[line["model"], line["gpu"]] = float(line["images_per_s_per_gpu"]), line["source"]
+    for line in sorted(published.read("speeds"), key=lambda line: int(line["gpus"])):
+        if line["precision"] == "amp-fp16":
+            found[line["model"], line["gpu"]] = float(line["images_per_s_per_gpu"]), line["source"]
     return found
 
 
@@ -82,7 +78,7 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
     `precision` and `compiled`), `loop`, `images_per_second` and `machine`.
 
     Returns:
-        Each network's fastest PGT step on images of `SIZE` pixels, and the fastest of our loaders as `loader`.
+        Each network's fastest PGT step on images of `IMAGE_SIZE` pixels, and the fastest of our loaders as `loader`.
 
     Raises:
         InputError: the file is not such a list, or has neither.
@@ -100,16 +96,16 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
             "loader.py wrote with --json"
         ) from None
     if not found:
-        raise InputError(f"{path} has no speed of a PGT step on images of {SIZE} pixels, and none of our loaders")
+        raise InputError(f"{path} has no speed of a PGT step on images of {IMAGE_SIZE} pixels, and none of our loaders")
     return found
 
 
 def _benched(line: Mapping[str, Any]) -> tuple[str, str]:
-    """The network whose step was measured, or `loader`, and what was measured exactly; empty for what is not ours."""
+    """The network whose step was measured, or `loader`, and a description; both empty for a rival's."""
     case, loop = line["case"], line["loop"]
-    if line["benchmark"] == "step" and case["size"] == SIZE and loop.startswith("pgt, PGT"):
+    if line["benchmark"] == "step" and case["size"] == IMAGE_SIZE and loop.startswith("pgt, PGT"):
         compiled = ", compiled" if case["compiled"] else ""
-        what = f"{case['network']}, {case['batch']} x {SIZE} x {SIZE}, {case['precision']}{compiled}"
+        what = f"{case['network']}, {case['batch']} x {IMAGE_SIZE} x {IMAGE_SIZE}, {case['precision']}{compiled}"
         return case["network"], what
     return ("loader", loop) if line["benchmark"] == "loader" and loop.startswith("pgt, ") else ("", "")
 

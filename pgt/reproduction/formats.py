@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from pgt.core.errors import InputError
 from pgt.reproduction.statistics import Sample
@@ -31,6 +32,22 @@ LATEX = {
 """Letters that LaTeX needs a command for."""
 
 
+T = TypeVar("T")
+Column: TypeAlias = tuple[str, Callable[[T], str]]
+"""The header of a column, and a function from the thing that a line is about to its cell."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note below a table: a paragraph, a list, or a paragraph with a list below it."""
+
+    text: str = ""
+    items: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([*filter(None, [self.text]), *(f"- {item}" for item in self.items)])
+
+
 @dataclass(frozen=True)
 class Table:
     """Headers, cells and the notes below them.
@@ -38,13 +55,18 @@ class Table:
     Attributes:
         title: stands above the table; empty for none.
         rows: each has as many cells as there are headers.
-        notes: paragraphs; a line of one that begins with `- ` is an item of a list.
     """
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[Note] = ()
+
+
+def table(things: Iterable[T], columns: Sequence[Column[T]], title: str = "", notes: Sequence[Note] = ()) -> Table:
+    """A table with a line for each thing."""
+    rows = [[cell(thing) for _, cell in columns] for thing in things]
+    return Table(title, [header for header, _ in columns], rows, notes)
 
 
 def format_of(path: Path) -> str:
@@ -73,7 +95,7 @@ def _render(table: Table, form: str) -> str:
     if form == "latex":
         return "\n\n".join(part for part in (_tex(table.title), _letters(body), *map(_tex_note, table.notes)) if part)
     title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
-    return "\n\n".join([*title, body, *table.notes])
+    return "\n\n".join([*title, body, *map(str, table.notes)])
 
 
 def data_table(rows: Sequence[Mapping[str, object]]) -> Table:
@@ -100,12 +122,10 @@ def _tex(text: str) -> str:
     return _letters(re.sub(r"\*([^*]+)\*", r"\\emph{\1}", text))
 
 
-def _tex_note(note: str) -> str:
-    lines = note.splitlines()
-    text = " ".join(_tex(line) for line in lines if line[:2] != "- ")
-    items = [f"\\item[] {_tex(line[2:])}" for line in lines if line[:2] == "- "]
-    listed = "\n".join([r"\begin{itemize}", *items, r"\end{itemize}"]) if items else ""
-    return "\n".join(part for part in (text, listed) if part)
+def _tex_note(note: Note) -> str:
+    items = [f"\\item[] {_tex(item)}" for item in note.items]
+    listed = [r"\begin{itemize}", *items, r"\end{itemize}"] if items else []
+    return "\n".join([*filter(None, [_tex(note.text)]), *listed])
 
 
 def _csv(table: Table) -> str:

@@ -1,11 +1,11 @@
-"""Runs in groups of one setting, whatever their seeds."""
+"""Runs in groups of one setting, whatever their seeds, and two such groups side by side."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,73 @@ import pandas as pd
 
 from pgt.config.resources import choices
 from pgt.core.errors import InputError
-from pgt.reproduction.statistics import Sample, sample
+from pgt.reproduction.formats import Note
+from pgt.reproduction.statistics import Difference, Sample, difference, paired_difference, sample
 from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import config_names, frame
 from pgt.runs.labels import with_alpha
 
-METHODS = ("baseline", "gc", "agc", "pgt", "gc+pgt", "agc+pgt")
-"""The paper's order."""
+METHODS = {
+    "baseline": "baseline",
+    "gc": "GC",
+    "agc": "AGC",
+    "pgt": "PGT",
+    "gc+pgt": "GC + PGT",
+    "agc+pgt": "AGC + PGT",
+}
+"""The paper's methods in their order: label -> how its tables print it."""
+
+
+TRAIN, LAST, BEST = "train_top1", "test_top1_final", "test_top1_best"
+"""Training top-1 of the last epoch, test top-1 of the last and of the best epoch, percent. Verdicts go by the best."""
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """The seeds of one setting of an experiment.
+class Comparison:
+    """The runs of a setting beside those of its baseline: rows of the frame of any status, or none."""
+
+    runs: pd.DataFrame
+    baseline: pd.DataFrame
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the finished runs."""
+        return sorted(by_seed(self.runs, "epochs"))
+
+    @property
+    def count(self) -> str:
+        """The number of seeds, and of the runs of each status other than finished: `3, 1 diverged`."""
+        return ", ".join([str(len(self.seeds)), *(f"{n} {status}" for status, n in unfinished(self.runs).items())])
+
+    def measured(self, name: str) -> Sample | None:
+        """Mean and deviation of a measured value over the finished runs; None if there are none."""
+        values = list(by_seed(self.runs, name).values())
+        return sample(values) if values else None
+
+    def paired(self, name: str) -> Sample | None:
+        """The difference to the baseline, seed by seed; None if no seed has both."""
+        return paired_difference(by_seed(self.runs, name), by_seed(self.baseline, name))
+
+    def difference(self, name: str) -> Difference | None:
+        """The difference to the baseline with its interval; None if either side has no finished run."""
+        return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
+
+
+@dataclass(frozen=True, eq=False)
+class Group(Comparison):
+    """The seeds of one setting of an experiment, beside those of the experiment's baseline of the same recipe.
 
     Attributes:
-        experiment, group_id, method, alpha: as in `pgt.runs.frame`.
+        experiment, method, alpha: as in `pgt.runs.frame`.
         setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty if nothing does.
         recipe: every config value outside the method, as text. A group and its baseline have the same.
-        runs: the rows of the frame, of any status.
     """
 
     experiment: str
-    group_id: str
     method: str
     alpha: float
     setting: str
     recipe: tuple[str, ...]
-    runs: pd.DataFrame
 
     @property
     def label(self) -> str:
@@ -65,38 +105,42 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
 
 def grouped(runs: pd.DataFrame) -> list[Group]:
     """Runs in groups: by experiment, the baseline first."""
-    heads = runs.drop_duplicates(["experiment", "group_id"])
     of_method = [name for name in config_names(runs) if name.startswith("method.")]
     others = [name for name in config_names(runs) if name not in of_method]
-    recipes = _settings(heads, ["experiment"], others)
-    methods = _settings(heads, ["experiment", "method", "alpha"], of_method)
-    shared = dict(zip(heads.index, zip(*(heads[name].astype(str) for name in others), strict=True), strict=True))
-    members = dict(iter(runs.groupby(["experiment", "group_id"])))
-    found = [
-        Group(name, group, method, alpha, joined(recipes[at], methods[at]), shared[at], members[name, group])
-        for at, name, group, method, alpha in zip(
-            heads.index, heads.experiment, heads.group_id, heads.method, heads.alpha, strict=True
+    found: list[Group] = []
+    for _, own in runs.groupby("experiment"):
+        differing = varying(own, others)
+        for _, alike in own.groupby(["method", "alpha"], sort=False):
+            told = [*differing, *varying(alike, of_method)]
+            for _, members in alike.groupby("group_id", sort=False):
+                head = members.iloc[0]
+                recipe = tuple(head[others].astype(str))
+                named = head.experiment, head.method, head.alpha, overrides(head[told])
+                found.append(Group(members, members[:0], *named, recipe))
+    order = list(METHODS)
+    found.sort(
+        key=lambda group: (
+            group.experiment,
+            order.index(group.method) if group.method in order else len(order),
+            -group.alpha,
+            group.setting,
         )
-    ]
-    return sorted(found, key=lambda group: (group.experiment, _position(group.method), -group.alpha, group.setting))
+    )
+    bases = [group for group in found if group.method == "baseline" and not group.finished.empty]
 
+    def baseline(group: Group) -> pd.DataFrame:
+        alike = (b for b in bases if (b.experiment, b.recipe) == (group.experiment, group.recipe) and b is not group)
+        return next((base.runs for base in alike), group.baseline)
 
-def _settings(heads: pd.DataFrame, by: list[str], names: Sequence[str]) -> dict[Any, str]:
-    """For each row, by index: its values, as overrides, in the columns that differ among rows with equal `by`."""
-    found: dict[Any, str] = {}
-    for _, alike in heads.groupby(by):
-        told = varying(alike, names)
-        texts = [overrides(values) for values in alike[told].to_dict("records")]
-        found.update(zip(alike.index, texts, strict=True))
-    return found
+    return [replace(group, baseline=baseline(group)) for group in found]
 
 
 def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """Those of the columns that have more than one value."""
+    """The columns among `names` that have more than one value."""
     return [name for name in names if any(value != runs[name].iloc[0] for value in runs[name])]
 
 
-def overrides(values: Mapping[Any, Any]) -> str:
+def overrides(values: Mapping[Any, Any] | pd.Series[Any]) -> str:
     """Values as the command line takes them: `recipe.epochs=2 data.backend=null`."""
     return " ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
 
@@ -124,16 +168,17 @@ def unfinished(runs: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(runs.status[runs.status != FINISHED]))
 
 
+def warnings(runs: pd.DataFrame) -> list[Note]:
+    """A line for each run whose last epoch had a warning, as if its network learns nothing."""
+    warned = runs[runs.warning.notna()]
+    lines = [f"{run}: {warning}" for run, warning in zip(warned.run, warned.warning, strict=True)]
+    return [Note("Warnings of the last epoch:", lines)] if lines else []
+
+
 def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
     """A measured value of the finished runs of one setting, by their seeds."""
     done = finished(runs)
     return dict(zip(done.seed.tolist(), done[name].tolist(), strict=True))
-
-
-def measured(runs: pd.DataFrame, name: str) -> Sample | None:
-    """Mean and deviation of a measured value over the finished runs of one setting; None if there are none."""
-    values = list(by_seed(runs, name).values())
-    return sample(values) if values else None
 
 
 def data_of(runs: pd.DataFrame) -> str:
@@ -157,7 +202,3 @@ def _way_out(experiment: str) -> str:
     nearest = difflib.get_close_matches(experiment, [*names, *folders], n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"name one out of {', '.join(folders)}, or of your own"
     return f"there is no experiment of this name; {hint}"
-
-
-def _position(method: str) -> int:
-    return METHODS.index(method) if method in METHODS else len(METHODS)

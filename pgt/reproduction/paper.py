@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,29 +12,17 @@ import pandas as pd
 
 from pgt.config.resources import read_conf
 from pgt.reproduction import published
-from pgt.reproduction.groups import by_seed, farthest, finished, measured, overrides, unfinished, unlike
-from pgt.reproduction.published import Row
-from pgt.reproduction.statistics import (
-    NOT_RUN,
-    Difference,
-    Sample,
-    Verdict,
-    difference,
-    judge_accuracy,
-    judge_difference,
-)
+from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
+from pgt.reproduction.published import IMAGE_SIZE, Row
+from pgt.reproduction.statistics import NOT_RUN, Verdict, judge_accuracy, judge_difference
 from pgt.runs.folder import DIVERGED
 from pgt.runs.frame import config_names, dotted
+from pgt.runs.labels import as_pgt
 
 EXACT, HOOK = "exact", "authors_hook"
 
-DATA, IMAGE_SIZE = "imagenet", 224
-
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
-
-BEST = "test_top1_best"
-"""The value that verdicts go by."""
 
 DECODER = "data.backend"
 """The decoder of images, which depends on the machine."""
@@ -60,31 +48,18 @@ ARMS = tuple(Arm(recipe, implementation) for implementation in (EXACT, HOOK) for
 
 
 @dataclass(frozen=True, eq=False)
-class Line:
-    """The runs of a row, in one arm and one setting, beside those of the baseline.
+class Line(Comparison):
+    """The runs of a row, in one arm and one setting, beside those of the row's baseline.
 
     Attributes:
         setting: overrides that lead from the row's experiment to these runs; empty if there are none.
-        runs, baseline: rows of the frame of runs; empty if there are none.
+        first: whether it is the first line of its row.
     """
 
     row: Row
     arm: Arm
     setting: str
-    runs: pd.DataFrame
-    baseline: pd.DataFrame
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of the finished runs."""
-        return sorted(by_seed(self.runs, "epochs"))
-
-    def measured(self, name: str) -> Sample | None:
-        return measured(self.runs, name)
-
-    def difference(self, name: str) -> Difference | None:
-        """The difference to the baseline."""
-        return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
+    first: bool
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -115,18 +90,12 @@ class Stray:
     count: int
     differing: str
 
-
-@dataclass(frozen=True)
-class Place:
-    """The row and arm nearest to some runs; `differing` says what keeps them from filling it (empty: nothing does)."""
-
-    setting: tuple[Any, ...]
-    arm: Arm
-    differing: str = ""
+    def __str__(self) -> str:
+        return f"{self.count} run{'s' if self.count > 1 else ''} of {self.experiment}: {self.differing}"
 
 
-Filling = Mapping[Place, Sequence[pd.DataFrame]]
-"""The runs of each place, a frame for each setting."""
+Filling = Mapping[tuple[Row, Arm], Sequence[pd.DataFrame]]
+"""The runs that fill a row in an arm, a frame for each setting."""
 
 
 @cache
@@ -136,7 +105,7 @@ def expected(row: Row, arm: Arm) -> Mapping[str, Any]:
     values = {
         **_settings(row.model, row.schedule, arm.recipe),
         "model.name": row.model,
-        "data.name": DATA,
+        "data.name": "imagenet",
         "data.image_size": IMAGE_SIZE,
         "data.drop_last": True,
         "method.alpha": row.alpha,
@@ -191,18 +160,17 @@ def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
     rows = published.rows(table)
     by_setting = {row.setting: row for row in rows}
     by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
-    filling: dict[Place, list[pd.DataFrame]] = defaultdict(list)
-    strays: dict[tuple[str, str], int] = defaultdict(int)
+    filling: dict[tuple[Row, Arm], list[pd.DataFrame]] = defaultdict(list)
+    strays: Counter[tuple[str, str]] = Counter()
     for _, members in farthest(runs).groupby("group_id", sort=False):
-        config = _config(members)
-        row = by_setting.get(_setting(members.iloc[0]))
-        place = _place(config, row) if row else None
-        if place and not place.differing:
-            filling[place].append(members)
+        config, row = _config(members), by_setting.get(_setting(members.iloc[0]))
+        arm, differing = _nearest_arm(config, row) if row else (ARMS[0], "")
+        if row and not differing:
+            filling[row, arm].append(members)
             continue
         for experiment in members.experiment:
             if own := by_experiment.get(experiment):
-                strays[experiment, (place or _place(config, own)).differing] += 1
+                strays[experiment, differing or _nearest_arm(config, own)[1]] += 1
     lines = [line for row in rows for line in _lines(row, filling, runs.iloc[:0])]
     return lines, [Stray(name, count, differing) for (name, differing), count in strays.items()]
 
@@ -218,36 +186,37 @@ def _setting(run: pd.Series[Any]) -> tuple[Any, ...]:
         run["model.name"],
         run["schedule.name"],
         run["recipe.global_batch"],
-        run["method"].replace(run["method.implementation"], "pgt"),
+        as_pgt(run["method"], run["method.implementation"]),
         run["alpha"],
         run["method.label_smoothing"],
     )
 
 
-def _place(config: Mapping[str, Any], row: Row) -> Place:
-    """The place of a config in a row: in the arm that it is nearest to."""
-    found = []
-    for position, arm in enumerate(ARMS):
-        differing = [d for d in unlike(config, expected(row, arm)) if not is_free(d[0], arm)]
-        text = ", ".join(f"{key}={own} (not {wanted})" for key, own, wanted in differing)
-        other = any(key == "method.implementation" for key, _, _ in differing)
-        found.append((other, len(differing), position, text))
-    _, _, position, text = min(found)
-    return Place(row.setting, ARMS[position], text)
+def _nearest_arm(config: Mapping[str, Any], row: Row) -> tuple[Arm, str]:
+    """The arm of a row that a config is nearest to, and what keeps it from filling the row there (empty: nothing)."""
+
+    def differing(arm: Arm) -> list[tuple[str, Any, Any]]:
+        return [d for d in unlike(config, expected(row, arm)) if not is_free(d[0], arm)]
+
+    def distance(arm: Arm) -> tuple[bool, int]:
+        keys = [key for key, _, _ in differing(arm)]
+        return "method.implementation" in keys, len(keys)
+
+    arm = min(ARMS, key=distance)
+    return arm, ", ".join(f"{key}={own} (not {wanted})" for key, own, wanted in differing(arm))
 
 
 def _lines(row: Row, filling: Filling, nothing: pd.DataFrame) -> list[Line]:
     """A line for each arm and setting that has runs, and for both recipes of Eq. 9 in any case."""
-    lines = []
+    lines: list[Line] = []
     for arm in ARMS:
-        groups = filling.get(Place(row.setting, arm), [])
-        configs = [_config(runs) for runs in groups]
-        several = len({config.get(DECODER) for config in configs}) > 1
-        for runs, config in zip(groups, configs, strict=True):
-            baseline = next(iter(_baselines(row, arm, config, filling)), nothing)
-            lines.append(Line(row, arm, _label(row, arm, config, several), runs, baseline))
+        groups = filling.get((row, arm), [])
+        several = len({_config(runs).get(DECODER) for runs in groups}) > 1
+        for runs in groups:
+            baseline = _baseline(row, arm, _config(runs), filling, nothing)
+            lines.append(Line(runs, baseline, row, arm, _label(row, arm, runs, several), first=not lines))
         if not groups and arm.implementation == EXACT:
-            lines.append(Line(row, arm, "", nothing, nothing))
+            lines.append(Line(nothing, nothing, row, arm, "", first=not lines))
     return lines
 
 
@@ -256,24 +225,26 @@ def _config(runs: pd.DataFrame) -> dict[str, Any]:
     return {str(name): value for name, value in runs[config_names(runs)].iloc[0].items()}
 
 
-def _label(row: Row, arm: Arm, config: Mapping[str, Any], several: bool) -> str:
-    """The overrides that lead from the row's experiment to a config.
+def _label(row: Row, arm: Arm, runs: pd.DataFrame, several: bool) -> str:
+    """The overrides that lead from the row's experiment to the config of some runs.
 
     Args:
         several: the row's runs in this arm have more than one decoder, so that it is named, too.
     """
+    config = _config(runs)
     values = {key: value for key, value, _ in unlike(config, expected(row, arm)) if key != DECODER}
     return overrides(values | ({DECODER: config.get(DECODER)} if several else {}))
 
 
-def _baselines(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling) -> list[pd.DataFrame]:
-    """The runs that a line may be compared with, the most alike first: of the baseline's row, by the same recipe, alike
-    but for the method and the decoder. The hook's group size makes no difference to a baseline."""
+def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling, nothing: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a line is compared with: of the baseline's row, by the same recipe, alike but for the method and
+    the decoder; the most alike if there are several. The hook's group size makes no difference to a baseline."""
     base = published.baseline(row)
     free = {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}
-    found = []
-    for runs in filling.get(Place(base.setting, Arm(arm.recipe, EXACT)), []) if base else []:
-        differing = {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
-        if differing <= free and not finished(runs).empty:
-            found.append((len(differing), runs))
-    return [runs for _, runs in sorted(found, key=lambda one: one[0])]
+
+    def differing(runs: pd.DataFrame) -> set[str]:
+        return {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
+
+    found = filling.get((base, Arm(arm.recipe, EXACT)), []) if base else []
+    alike = [runs for runs in found if differing(runs) <= free and not finished(runs).empty]
+    return min(alike, key=lambda runs: len(differing(runs)), default=nothing)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
-from pgt.reproduction.cost import Speed, Work, work
-from pgt.reproduction.formats import Table
+from pgt.config import sharing
+from pgt.config.compose import compose_all
+from pgt.config.identity import identity
+from pgt.config.rules import check_size
+from pgt.reproduction.cost import Speed, Work, bench_speeds, published_speed, work
+from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import farthest
 from pgt.runs.folder import UNFINISHED
 from pgt.runs.frame import config_names, dotted, frame, records
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
-HEADERS = (
-    "Experiment",
-    "Runs",
-    "Done",
-    "Partial",
-    "Missing",
-    "Steps left",
-    "Images left",
-    "GPU-hours",
-    "Hours",
-    "Bound",
-)
+Identity: TypeAlias = Mapping[str, Any]
+"""The config values of a run that change its numbers (see `pgt.config.identity`)."""
 
 UNKNOWN = "speed not known; name one by --images-per-second, --bench or --probe"
 
@@ -38,20 +34,61 @@ class Item:
     """A run of the plan.
 
     Attributes:
-        experiment, identity: the run's (see `pgt.config.identity`).
+        experiment, identity: the run's.
         gpus: how many share it.
         status: `done` (a diverged run, too), `partial` or `missing`.
         work: what is left of it.
     """
 
     experiment: str
-    identity: Mapping[str, Any]
+    identity: Identity
     gpus: int
     status: str
     work: Work
 
 
-def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], root: Path) -> list[Item]:
+def command(
+    overrides: Sequence[str],
+    root: Path,
+    gpus: int,
+    gpu: str,
+    images_per_second: float | None,
+    bench: Iterable[Path],
+    probe: Callable[[Iterable[Identity], int], dict[str, Speed]] | None,
+    loader_images_per_second: float | None,
+) -> None:
+    """Print the plan of a command line of `pgt train -m`.
+
+    Args:
+        overrides: the command line.
+        root: the runs folder.
+        gpus: that share a run, if its batch allows.
+        gpu: the card whose published speeds hold for what is not stated or measured.
+        images_per_second: stated speed of one GPU, for every network.
+        bench: files of the benchmarks, with measured speeds.
+        probe: (runs, gpus) -> the speed of each network, measured now; None: nothing is measured.
+        loader_images_per_second: stated speed of the loader.
+
+    Raises:
+        InputError: an override, a file or the card cannot be used.
+    """
+    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
+        os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
+    configs = compose_all(overrides, multirun=True)
+    for config in configs:
+        check_size(config)
+    items = plan([(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, gpus)) for c in configs], root)
+    measured = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
+    if probe:
+        measured |= probe((item.identity for item in items), gpus)
+    loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else measured.get("loader")
+    stated = Speed(images_per_second, "stated") if images_per_second else None
+    networks = dict.fromkeys(item.identity["model"]["name"] for item in items)
+    speeds = {name: stated or measured.get(name) or published_speed(name, gpu) for name in networks}
+    print(render([plan_table(items, speeds, loader)], "markdown"))
+
+
+def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
     """The distinct runs among those that are wanted, each once, with what the runs folder has of them.
 
     Args:
@@ -62,102 +99,94 @@ def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], root: Path) -> li
     runs = farthest(runs.assign(key=[_key(config) for config in records(runs[names])]), by="key")
     known = dict(zip(runs.key, zip(runs.status, runs.epochs, strict=True), strict=True))
     items: dict[str, Item] = {}
-    for experiment, identity, gpus in wanted:
-        config = dotted(identity)
-        key = _key(config | {"seed": identity["seed"]})
+    for experiment, values, gpus in wanted:
+        config = dotted(values)
+        key = _key(config | {"seed": values["seed"]})
         status, epochs = known.get(key, (UNFINISHED, 0))
-        if status == UNFINISHED:
-            item = Item(experiment, identity, gpus, PARTIAL if epochs else MISSING, work(config, int(epochs)))
+        if status != UNFINISHED:
+            status, epochs = DONE, config["recipe.epochs"]
         else:
-            item = Item(experiment, identity, gpus, DONE, work(config, config["recipe.epochs"]))
-        items.setdefault(key, item)
+            status = PARTIAL if epochs else MISSING
+        items.setdefault(key, Item(experiment, values, gpus, status, work(config, int(epochs))))
     return list(items.values())
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """A name for a run that leaves its decoder out: the machine that plans need not be the one that trains."""
-    return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name != "data.backend"))
+    """A name for a run without its decoder and its files: the machine that plans need not be the one that trains."""
+    left_out = ("data.backend", "data.files")
+    return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name not in left_out))
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The machine that runs are trained on.
+def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:
+    """Wall-clock seconds that a run still takes, by its two parts, which go on side by side: `step` and `loader`.
 
-    Attributes:
-        speed: network -> images per second of one GPU; None if it is not known.
-        loader: images per second that the machine's CPUs deliver; None if it is not known.
+    Args:
+        speed: of the network on one GPU; None if it is not known, and the time is NaN, as for data of unknown size.
+        loader: what the machine's CPUs deliver; None if it is not known, and they count as fast enough.
     """
-
-    speed: Callable[[str], Speed | None]
-    loader: Speed | None = None
-
-    def seconds(self, item: Item) -> float | None:
-        """Wall-clock time of what is left of a run: that of the slower of network and loader. None if not known."""
-        network = self._network(item)
-        return None if network is None else max(network, self._loader(item))
-
-    def bound(self, item: Item) -> str:
-        """The slower part of a run, which the other waits for: `step`, or `loader`."""
-        network = self._network(item)
-        return "loader" if network is not None and self._loader(item) > network else "step"
-
-    def _network(self, item: Item) -> float | None:
-        speed = self.speed(item.identity["model"]["name"])
-        if speed is None or item.work.images is None:
-            return None
-        return item.work.gpu_seconds(speed.images_per_second * item.gpus)
-
-    def _loader(self, item: Item) -> float:
-        return item.work.loader_seconds(self.loader.images_per_second) if self.loader else 0.0
+    if speed is None or item.work.images is None:
+        return {"step": math.nan}
+    waiting = item.work.loader_seconds(loader.images_per_second) if loader else 0.0
+    return {"step": item.work.gpu_seconds(speed.images_per_second * item.gpus), "loader": waiting}
 
 
-def plan_table(items: Sequence[Item], machine: Machine) -> Table:
-    """A line for each experiment, a line of totals, and where the speeds are from."""
-    rows = [
-        (item.experiment, item.status, item.work.steps, item.work.images, machine.seconds(item), item.gpus,
-         machine.bound(item))
-        for item in items
-    ]  # fmt: skip
-    columns = ["experiment", "status", "steps", "images", "seconds", "gpus", "bound"]
-    runs = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["steps", "images", "seconds"], float))
-    lines = [_line(str(name), members) for name, members in runs.groupby("experiment", sort=False)]
+def _total(values: pd.Series[float], text: Callable[[float], str]) -> str:
+    """The sum of what is known, and a question mark if something is not."""
+    return text(values.sum()) + (" + ?" if values.isna().any() else "")
+
+
+def _hours(hours: float) -> str:
+    """Hours with one decimal; if there is less than one, with two digits."""
+    return f"{hours:,.1f}" if hours >= 1 or hours == 0 else f"{hours:.2g}"
+
+
+COLUMNS: Sequence[Column[pd.DataFrame]] = (
+    ("Experiment", lambda runs: runs.experiment.iloc[0]),
+    ("Runs", lambda runs: str(len(runs))),
+    ("Done", lambda runs: str((runs.status == DONE).sum())),
+    ("Partial", lambda runs: str((runs.status == PARTIAL).sum())),
+    ("Missing", lambda runs: str((runs.status == MISSING).sum())),
+    ("Steps left", lambda runs: _total(runs.steps, "{:,.0f}".format)),
+    ("Images left", lambda runs: _total(runs.images, "{:,.0f}".format)),
+    ("GPU-hours", lambda runs: _total(runs.seconds * runs.gpus / 3600, _hours)),
+    ("Hours", lambda runs: _total(runs.seconds / 3600, _hours)),
+    ("Bound", lambda runs: ", ".join(sorted(runs.bound.unique()))),
+)
+"""Header and cell of each column, for the runs of a line."""
+
+
+def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader: Speed | None) -> Table:
+    """A line for each experiment, a line of totals, and where the speeds are from.
+
+    Args:
+        speeds: of each network on one GPU; None if it is not known.
+        loader: what the machine's CPUs deliver; None if it is not known.
+    """
+    parts = [seconds(item, speeds[item.identity["model"]["name"]], loader) for item in items]
+    runs = pd.DataFrame(
+        {
+            "experiment": [item.experiment for item in items],
+            "status": [item.status for item in items],
+            "steps": pd.Series([item.work.steps for item in items], dtype=float),
+            "images": pd.Series([item.work.images for item in items], dtype=float),
+            "gpus": [item.gpus for item in items],
+            "seconds": [max(part.values()) for part in parts],
+            "bound": [max(part, key=part.__getitem__) for part in parts],
+        }
+    )
+    lines = [members for _, members in runs.groupby("experiment", sort=False)]
     if len(lines) > 1:
-        lines.append(_line("all", runs))
+        lines.append(runs.assign(experiment="all"))
     gpus = " or ".join(map(str, sorted(runs.gpus.unique())))
     said = (
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
         f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
     )
-    return Table("", HEADERS, lines, ["\n".join([said, *_sources(items, machine)])])
-
-
-def _line(name: str, runs: pd.DataFrame) -> list[str]:
-    unsized = " + ?" if runs.images.isna().any() else ""
-    untimed = " + ?" if runs.seconds.isna().any() else ""
-    return [
-        name,
-        str(len(runs)),
-        *(str((runs.status == status).sum()) for status in (DONE, PARTIAL, MISSING)),
-        f"{runs.steps.sum():,.0f}{unsized}",
-        f"{runs.images.sum():,.0f}{unsized}",
-        f"{_short((runs.seconds * runs.gpus).sum() / 3600)}{untimed}",
-        f"{_short(runs.seconds.sum() / 3600)}{untimed}",
-        ", ".join(sorted(runs.bound.unique())),
+    sources = [
+        f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"
+        for name, speed in speeds.items()
     ]
-
-
-def _short(hours: float) -> str:
-    """Hours with one decimal; if there is less than one, with two digits."""
-    return f"{hours:,.1f}" if hours >= 1 or hours == 0 else f"{hours:.2g}"
-
-
-def _sources(items: Sequence[Item], machine: Machine) -> list[str]:
-    found = []
-    for model in dict.fromkeys(item.identity["model"]["name"] for item in items):
-        speed = machine.speed(model)
-        said = f"{speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else UNKNOWN
-        found.append(f"- {model}: {said}")
-    if machine.loader:
-        found.append(f"- loader: {machine.loader.images_per_second:,.0f} images/s, {machine.loader.source}")
-    return found
+    if loader:
+        sources.append(f"loader: {loader.images_per_second:,.0f} images/s, {loader.source}")
+    return table(lines, COLUMNS, notes=[Note(said, sources)])

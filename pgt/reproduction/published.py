@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pgt.config.resources import published_dir
+from pgt.config.resources import folder
 
-BATCH = 1024
-"""The batch of Tables 1 and 3."""
+IMAGE_SIZE = 224
+"""Pixels of a training image, a side."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Row:
     label_smoothing: float
     train_top1: float
     test_top1: float
-    readme_top1: float | None
-    experiment: str
+    readme_top1: float | None = None
+    experiment: str = ""
 
     @property
     def setting(self) -> tuple[Any, ...]:
@@ -50,39 +50,68 @@ class Row:
 
     @property
     def notes(self) -> tuple[int, ...]:
-        """The numbers of the `NOTES` about it, without the two about all rows (4 and 7)."""
-        power, claim = self.alpha != 1, difference(self)
-        holds = {
-            1: power and (self.model, self.schedule) == ("resnet50", "step"),
-            2: self.table == 1 and power and self.model in ("resnet50", "seresnet50") and self.schedule == "cosine",
-            3: self.table == 2 and self.batch == 256 and self.method == "pgt",
-            5: self.label_smoothing > 0,
-            6: self.method.split("+")[0] in ("gc", "agc"),
-            8: claim is not None and abs(claim) < SMALL,
-            9: self.table == 1 and power and (self.model, self.schedule) == ("resnet50", "cosine"),
-            10: power and self.alpha <= TRUNCATED,
-        }
-        return tuple(number for number, about in holds.items() if about)
+        """The numbers of the `NOTES` about it, without those about all rows."""
+        return tuple(number for number, note in NOTES.items() if note.about and note.about(self))
 
 
-NOTES: Mapping[int, str] = {
-    1: "ResNet-50, step, 76.494 / 79.56: Table 1 says α = 0.05, Table 3 (row 2) and the README say α = 0.3. "
-    "Both are experiments here.",
-    2: "The abstract gives +0.73 to ResNet-50 and +0.66 to SE-ResNet-50; Table 1 gives +0.656 and +0.734.",
-    3: "Table 2 says 67.814, the README 67.796.",
-    4: "All rows. Peak learning rate: 0.4 from 4e-4 in the paper, 0.1 from 0.01 in the README's commands. "
-    "recipe=paper and recipe=authors are the two readings.",
-    5: "Label smoothing: ε/(K−1) on each wrong class in the paper (Eq. 7), ε/K on each class in the code.",
-    6: "Eq. 5 is called clipping by value but clips by norm; the thresholds of GC and AGC are unpublished "
-    "(here 1.0 and 0.01).",
-    7: "All rows with PGT. The published listing computes Eq. 9 only if the loss scale equals the squared batch "
-    "of a process.",
-    8: "One run a row: differences this small rest on one seed on either side.",
-    9: "The caption of Fig. 4(b) gives α = 0.3 for ResNet-50 and refers to Table 1, which has 0.05.",
-    10: "In fp16 the authors' code flushes small probabilities to zero before the power, the more the larger the "
-    "logits, which grow as α falls. experiment=truncation/... repeats it.",
+@dataclass(frozen=True)
+class Doubt:
+    """A place where the paper disagrees with itself or with its code.
+
+    Attributes:
+        text: what stands where.
+        about: whether a row is concerned; None: every row is.
+    """
+
+    text: str
+    about: Callable[[Row], bool] | None = None
+
+
+NOTES: Mapping[int, Doubt] = {
+    1: Doubt(
+        "ResNet-50, step, 76.494 / 79.56: Table 1 says α = 0.05, Table 3 (row 2) and the README say α = 0.3. "
+        "Both are experiments here.",
+        lambda row: row.alpha != 1 and (row.model, row.schedule) == ("resnet50", "step"),
+    ),
+    2: Doubt(
+        "The abstract gives +0.73 to ResNet-50 and +0.66 to SE-ResNet-50; Table 1 gives +0.656 and +0.734.",
+        lambda row: (row.table, row.method, row.schedule) == (1, "pgt", "cosine") and "resnet50" in row.model,
+    ),
+    3: Doubt(
+        "Table 2 says 67.814, the README 67.796.",
+        lambda row: (row.table, row.batch, row.method) == (2, 256, "pgt"),
+    ),
+    4: Doubt(
+        "All rows. Peak learning rate: 0.4 from 4e-4 in the paper, 0.1 from 0.01 in the README's commands. "
+        "recipe=paper and recipe=authors are the two readings."
+    ),
+    5: Doubt(
+        "Label smoothing: ε/(K−1) on each wrong class in the paper (Eq. 7), ε/K on each class in the code.",
+        lambda row: row.label_smoothing > 0,
+    ),
+    6: Doubt(
+        "Eq. 5 is called clipping by value but clips by norm; the thresholds of GC and AGC are unpublished "
+        "(here 1.0 and 0.01).",
+        lambda row: row.method.split("+")[0] in ("gc", "agc"),
+    ),
+    7: Doubt(
+        "All rows with PGT. The published listing computes Eq. 9 only if the loss scale equals the squared batch "
+        "of a process."
+    ),
+    8: Doubt(
+        "One run a row: differences this small rest on one seed on either side.",
+        lambda row: (claim := difference(row)) is not None and abs(claim) < SMALL,
+    ),
+    9: Doubt(
+        "The caption of Fig. 4(b) gives α = 0.3 for ResNet-50 and refers to Table 1, which has 0.05.",
+        lambda row: (row.table, row.model, row.schedule, row.method) == (1, "resnet50", "cosine", "pgt"),
+    ),
+    10: Doubt(
+        "In fp16 the authors' code flushes small probabilities to zero before the power, the more the larger the "
+        "logits, which grow as α falls. experiment=truncation/... repeats it.",
+        lambda row: row.alpha <= TRUNCATED,
+    ),
 }
-"""The places where the paper disagrees with itself or with its code."""
 
 SMALL = 0.2
 """Points of accuracy; a smaller published difference gets note 8."""
@@ -99,14 +128,41 @@ def rows(table: int) -> list[Row]:
 @cache
 def all_rows() -> tuple[Row, ...]:
     """The rows of all three tables."""
-    found = [_row(table, number, line) for table in (1, 2, 3) for number, line in enumerate(_read(f"table{table}"), 1)]
-    first: dict[tuple[Any, ...], Row] = {}
-    for row in found:
-        first.setdefault(row.setting, row)
-    readme = {_readme_setting(line): float(line["test_top1"]) for line in reversed(_read("authors_readme"))}
-    return tuple(
-        replace(row, experiment=_experiment(first[row.setting]), readme_top1=readme.get(row.setting)) for row in found
-    )
+    readme = {tuple(_setting(line).values()): float(line["test_top1"]) for line in reversed(read("authors_readme"))}
+    first: dict[tuple[Any, ...], str] = {}
+    found = []
+    for table in (1, 2, 3):
+        for number, line in enumerate(read(f"table{table}"), start=1):
+            train, test = float(line["train_top1"]), float(line["test_top1"])
+            row = Row(table, number, train_top1=train, test_top1=test, **_setting(line))
+            name = first.setdefault(row.setting, _experiment(row))  # rows that share a run have the name of the first
+            found.append(replace(row, experiment=name, readme_top1=readme.get(row.setting)))
+    return tuple(found)
+
+
+def _setting(line: Mapping[str, str]) -> dict[str, Any]:
+    """The values of `Row.setting` in a line of a CSV, by their names there. Networks without batch norm have a batch of
+    256 if it is not stated."""
+    alpha = float(line["alpha"] or 1)
+    batch = 256 if line["model"].endswith("_nobn") else 1024
+    return {
+        "model": line["model"],
+        "schedule": line["scheduler"],
+        "batch": int(line.get("batch_size") or batch),
+        "method": line.get("method") or ("baseline" if alpha == 1 else "pgt"),
+        "alpha": alpha,
+        "label_smoothing": float(line.get("label_smoothing") or 0),
+    }
+
+
+def _experiment(row: Row) -> str:
+    """The name of a row's config."""
+    names = {
+        1: f"{row.model}_{row.schedule}_{row.method}",
+        2: f"batch{row.batch}_{row.method.replace('+', '_')}",
+        3: f"row{row.number}",
+    }
+    return f"table{row.table}/{names[row.table]}"
 
 
 def baseline(row: Row) -> Row | None:
@@ -127,41 +183,7 @@ def difference(row: Row) -> float | None:
     return row.test_top1 - other.test_top1 if other else None
 
 
-def _read(name: str) -> list[dict[str, str]]:
-    with (published_dir() / f"{name}.csv").open(newline="") as file:
+def read(name: str) -> list[dict[str, str]]:
+    """The lines of one of the CSV files of published numbers, in results/published/."""
+    with (folder("results/published") / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _row(table: int, number: int, line: Mapping[str, str]) -> Row:
-    alpha = float(line["alpha"] or 1)
-    return Row(
-        table=table,
-        number=number,
-        model=line["model"],
-        schedule=line["scheduler"],
-        batch=int(line.get("batch_size") or BATCH),
-        method=line.get("method") or ("baseline" if alpha == 1 else "pgt"),
-        alpha=alpha,
-        label_smoothing=float(line.get("label_smoothing") or 0),
-        train_top1=float(line["train_top1"]),
-        test_top1=float(line["test_top1"]),
-        readme_top1=None,
-        experiment="",
-    )
-
-
-def _experiment(row: Row) -> str:
-    """The name of a row's config. Rows that share one take the name of the first of them."""
-    names = {
-        1: f"{row.model}_{row.schedule}_{row.method}",
-        2: f"batch{row.batch}_{row.method.replace('+', '_')}",
-        3: f"row{row.number}",
-    }
-    return f"table{row.table}/{names[row.table]}"
-
-
-def _readme_setting(line: Mapping[str, str]) -> tuple[Any, ...]:
-    """The same as `Row.setting`, of a line of the README, whose networks without batch norm have a batch of 256."""
-    alpha, batch = float(line["alpha"]), 256 if line["model"].endswith("_nobn") else BATCH
-    method = "baseline" if alpha == 1 else "pgt"
-    return line["model"], line["scheduler"], batch, method, alpha, float(line["label_smoothing"] or 0)

@@ -16,15 +16,15 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from pgt.core.errors import InputError
-from pgt.core.files import write_text
 from pgt.core.machine import now
-from pgt.reproduction import figures, norms, paper, paper_tables, published, tables
+from pgt.reproduction import figures, paper, paper_tables, published, tables
 from pgt.reproduction.figures import grid
 from pgt.reproduction.formats import Table
 from pgt.reproduction.groups import unlike
 from pgt.runs.folder import FINISHED, read_epochs
 from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
+from pgt.runs.norms import read_norms
 
 Run = Mapping[str, Any]
 """A row of the frame of runs (see `pgt.runs.frame`)."""
@@ -33,45 +33,42 @@ WIDTH, HEIGHT = 460, 170
 """Size of a run's curve, in pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Section:
     """The part of the page about one run.
 
     Attributes:
-        title: names the run.
         run: its row of the frame.
-        curves: name, colour and SVG points of accuracy by epoch.
         difference: (key, value, the baseline's value); None without a baseline of the same seed.
         environment: name and value.
+        curves: name, colour and SVG points of accuracy by epoch.
         layers: (index, name, filters, zeroed out, least and median norm) at the last recorded step.
-        trouble: why a part of the folder could not be read.
+        trouble: why curves or layers could not be read.
     """
 
-    title: str
     run: Run
-    curves: Sequence[tuple[str, str, str]]
     difference: Sequence[tuple[str, Any, Any]] | None
     environment: Mapping[str, Any]
-    layers: Sequence[tuple[Any, ...]]
-    trouble: str
+    curves: Sequence[tuple[str, str, str]] = ()
+    layers: Sequence[tuple[Any, ...]] = ()
+    trouble: str = ""
+
+    @property
+    def title(self) -> str:
+        run = self.run
+        return f"{run['experiment']} {with_alpha(run['method'], run['alpha'])} seed {run['seed']}"
 
 
-def write(root: Path, output: Path, drawn: bool) -> None:
-    """Write the page.
+def page(root: Path, drawn: bool) -> str:
+    """The page's HTML.
 
     Args:
         root: the runs folder.
-        output: the file, replaced when the page is whole.
         drawn: whether with figures, which take a second or two each.
 
     Raises:
         InputError: there is no run under `root`.
     """
-    write_text(output, page(root, drawn))
-
-
-def page(root: Path, drawn: bool) -> str:
-    """The page's HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     runs = frame(root)
@@ -94,18 +91,13 @@ def page(root: Path, drawn: bool) -> str:
         sections=_sections(runs),
         width=WIDTH,
         height=HEIGHT,
-        items=_items,
+        notes=_notes,
     )
 
 
-def _items(table: Table) -> list[tuple[Markup, list[Markup]]]:
+def _notes(table: Table) -> list[tuple[Markup, list[Markup]]]:
     """The notes of a table as text and list items; without the rule, which the page shows once."""
-    found = []
-    for note in table.notes:
-        lines = note.splitlines() if note != paper_tables.RULE else []
-        text, items = [x for x in lines if x[:2] != "- "], [x[2:] for x in lines if x[:2] == "- "]
-        found.append((_html(" ".join(text)), [_html(item) for item in items]))
-    return found
+    return [(_html(note.text), list(map(_html, note.items))) for note in table.notes if note.text != paper_tables.RULE]
 
 
 def _html(text: str) -> Markup:
@@ -148,22 +140,19 @@ def _embedded(figure: Any) -> str:
 
 def _sections(runs: pd.DataFrame) -> list[Section]:
     """A section for each run: by experiment, method and α, the baseline first, and seed."""
-    order = runs.assign(first=runs.method != "baseline", fall=-runs.alpha)
-    order = order.sort_values(["experiment", "first", "method", "fall", "seed"], kind="stable")
-    baselines = runs[runs.method == "baseline"].astype({"seed": object}).groupby(["experiment", "seed"])
-    candidates = {key: records(members) for key, members in baselines}
-    return [_section(run, _baseline(run, candidates)) for run in records(runs.loc[order.index])]
+    order = sorted(
+        records(runs),
+        key=lambda run: (run["experiment"], run["method"] != "baseline", run["method"], -run["alpha"], run["seed"]),
+    )
+    baselines = [run for run in order if run["method"] == "baseline"]
+    return [_section(run, _baseline(run, baselines)) for run in order]
 
 
-def _baseline(run: Run, candidates: Mapping[Any, Sequence[Run]]) -> Run | None:
-    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with.
-
-    Args:
-        candidates: the runs of baselines by (experiment, seed).
-    """
+def _baseline(run: Run, baselines: Sequence[Run]) -> Run | None:
+    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with."""
     rows = [r for r in published.all_rows() if run["experiment"] in (r.experiment, paper.truncation(r.experiment))]
     names = {run["experiment"], *(base.experiment for base in map(published.baseline, rows) if base)}
-    found = [other for name in sorted(names) for other in candidates.get((name, run["seed"]), ())]
+    found = [other for other in baselines if other["experiment"] in names and other["seed"] == run["seed"]]
     others = [other for other in found if other["run_id"] != run["run_id"]]
     return min(others, key=lambda other: len(unlike(_config(run), _config(other))), default=None)
 
@@ -173,23 +162,14 @@ def _config(run: Run) -> dict[str, Any]:
 
 
 def _section(run: Run, baseline: Run | None) -> Section:
-    curves: Sequence[tuple[str, str, str]] = ()
-    layers: Sequence[tuple[Any, ...]] = ()
-    trouble = ""
+    difference = unlike(_config(run), _config(baseline)) if baseline else None
+    section = Section(run, difference, _environment(run["run"]))
     try:
-        curves = _curves(read_epochs(run["run"], run["epochs"]))
-        layers = _layers(run["run"])
+        section.curves = _curves(read_epochs(run["run"], run["epochs"]))
+        section.layers = _layers(run["run"])
     except InputError as error:
-        trouble = str(error)
-    return Section(
-        title=f"{run['experiment']} {with_alpha(run['method'], run['alpha'])} seed {run['seed']}",
-        run=run,
-        curves=curves,
-        difference=unlike(_config(run), _config(baseline)) if baseline else None,
-        environment=_environment(run["run"]),
-        layers=layers,
-        trouble=trouble,
-    )
+        section.trouble = str(error)
+    return section
 
 
 def _curves(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
@@ -224,13 +204,12 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 
 def _layers(folder: Path) -> list[tuple[Any, ...]]:
-    recorded = norms.read_norms(folder)
-    if recorded is None or not len(recorded.steps):
+    """Index, name, filters, zeroed-out filters, least and median norm of each layer at the last recorded step."""
+    norms = read_norms(folder)
+    if norms is None or not len(norms.steps):
         return []
-    gone = norms.zeroed_out(recorded)
-    rows = []
-    for layer in recorded.layers:
-        values = recorded.filters(layer.index)[-1]
-        least, median = f"{values.min():.3g}", f"{np.median(values):.3g}"
-        rows.append((layer.index, layer.name, layer.filters, gone[layer.index], least, median))
+    gone, rows = norms.zeroed_out(), []
+    for index, layer in enumerate(norms.layers, start=1):
+        values = norms.filters(index)[-1]
+        rows.append((index, layer.name, layer.filters, gone[index], f"{values.min():.3g}", f"{np.median(values):.3g}"))
     return rows

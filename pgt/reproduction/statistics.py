@@ -5,6 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign, + for 0, and a true minus: `+0.12`, `−0.30`."""
+    return _minus(f"{value:+z.{digits}f}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -16,22 +26,21 @@ class Sample:
     n: int
 
     def __str__(self) -> str:
-        if self.n == 1:
-            return f"{self.mean:.2f} (n=1)"
-        return f"{self.mean:.2f} ± {self.deviation:.2f}"
+        return self._beside(f"{self.mean:.2f}")
 
     def signed(self) -> str:
         """The text of a difference: with its sign."""
-        return ("−" if round(self.mean, 2) < 0 else "+") + str(Sample(abs(self.mean), self.deviation, self.n))
+        return self._beside(signed(self.mean))
+
+    def _beside(self, mean: str) -> str:
+        return f"{mean} (n=1)" if self.n == 1 else f"{mean} ± {self.deviation:.2f}"
 
 
 def sample(values: Sequence[float]) -> Sample:
     """Mean and deviation of at least one value."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Sample(mean, math.nan, 1)
-    return Sample(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1)), n)
+    n, mean = len(values), fmean(values)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Sample(mean, math.sqrt(squares / (n - 1)) if n > 1 else math.nan, n)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Sample | None:
@@ -74,24 +83,20 @@ class Difference:
     paired: bool
 
     def __str__(self) -> str:
-        sign = "−" if round(self.mean, 2) < 0 else "+"
-        mean = f"{sign}{abs(self.mean):.2f}"
         how = f"{self.n} pair{'s' if self.n > 1 else ''}" if self.paired else f"n={self.n}, Welch"
-        if math.isnan(self.low):
-            return f"{mean} ({how})"
-        return f"{mean} [{_minus(self.low)}, {_minus(self.high)}] ({how})"
-
-
-def _minus(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+        ends = "" if math.isnan(self.low) else _minus(f" [{self.low:.2f}, {self.high:.2f}]")
+        return f"{signed(self.mean)}{ends} ({how})"
 
 
 def interval(values: Sample) -> tuple[float, float]:
     """The confidence interval of a mean (Student's t); NaN for a single measurement."""
-    if values.n < 2:
-        return math.nan, math.nan
-    half = _quantile(values.n - 1) * values.deviation / math.sqrt(values.n)
+    half = _half_width(values.deviation, values.n) if values.n > 1 else math.nan
     return values.mean - half, values.mean + half
+
+
+def _half_width(deviation: float, n: int) -> float:
+    """Half of the confidence interval of the mean of n measurements."""
+    return _quantile(n - 1) * deviation / math.sqrt(n)
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -128,13 +133,11 @@ def seeds_needed(effect: float, deviation: float) -> int:
     """
     from scipy.special import nctdtr
 
-    n = 2
-    while n < MANY:
-        quantile, noncentral = _quantile(n - 1), abs(effect) / max(deviation, 1e-9) * math.sqrt(n)
-        if noncentral > 30 or 1 - nctdtr(n - 1, noncentral, quantile) >= POWER:  # beyond 30 it is 1
-            return n
-        n += 1
-    return MANY
+    def power(n: int) -> float:
+        noncentral = abs(effect) / max(deviation, 1e-9) * math.sqrt(n)
+        return 1.0 if noncentral > 30 else 1 - float(nctdtr(n - 1, noncentral, _quantile(n - 1)))
+
+    return next((n for n in range(2, MANY) if power(n) >= POWER), MANY)
 
 
 MANY = 1000
@@ -212,7 +215,4 @@ def judge_accuracy(published: float, measured: Sample) -> Verdict:
     if high < published - MARGIN or low > published + MARGIN:
         return Verdict(NOT_REPRODUCED)
     room = abs(MARGIN - abs(measured.mean - published))
-    n = measured.n + 1
-    while n < MANY and _quantile(n - 1) * measured.deviation / math.sqrt(n) > room:
-        n += 1
-    return undecided(n)
+    return undecided(next((n for n in range(measured.n + 1, MANY) if _half_width(measured.deviation, n) <= room), MANY))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pgt.reproduction.cost import work
-from pgt.reproduction.formats import Table
+from pgt.reproduction.formats import Column, Note, Table, table
+from pgt.reproduction.groups import warnings
 from pgt.runs.folder import DIVERGED, UNFINISHED, holder, last_record
 from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
 
 TRAINING, STOPPED = "training", "stopped"
 """An unfinished run that a process holds, and one that no process holds, to be resumed."""
-
-HEADERS = ("Run", "Method", "Seed", "Status", "Epochs", "Best top-1", "Images/s", "Left", "Last record")
 
 
 def standings(root: Path, experiment: str | None = None) -> pd.DataFrame:
@@ -61,27 +60,27 @@ def status_table(found: pd.DataFrame, root: Path) -> Table:
     """A line for each run; below, how many runs have each status, and what to know of those that do not finish."""
     rows = records(found)
     counted = ", ".join(f"{number} {status}" for status, number in found.status.value_counts().sort_index().items())
-    notes = [f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}"]
-    notes += [f"- {row['run']}: trained by {row['holder']}" for row in rows if row["status"] == TRAINING]
-    notes += [f"- {row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
+    notes = [f"{row['run']}: trained by {row['holder']}" for row in rows if row["status"] == TRAINING]
+    notes += [f"{row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
     if any(row["status"] == STOPPED for row in rows):
-        notes.append("- to resume a stopped run, repeat its command (environment.json in its folder has it)")
-    return Table("", HEADERS, [_cells(row, root) for row in rows], ["\n".join(notes)])
+        notes.append("to resume a stopped run, repeat its command (environment.json in its folder has it)")
+    columns: Sequence[Column[Mapping[str, Any]]] = (
+        ("Run", lambda row: str(row["run"].relative_to(root))),
+        ("Method", lambda row: with_alpha(row["method"], row["alpha"])),
+        ("Seed", lambda row: str(row["seed"])),
+        ("Status", lambda row: row["status"]),
+        ("Epochs", lambda row: f"{row['epochs']}/{row['recipe.epochs']}"),
+        ("Best top-1", lambda row: _known(row["test_top1_best"], "{:.2f}".format)),
+        ("Images/s", lambda row: _known(row["images_per_second"], "{:,.0f}".format)),
+        ("Left", lambda row: _known(row["left"], duration)),
+        ("Last record", lambda row: _known(row["silent"], lambda seconds: f"{duration(seconds)} ago")),
+    )
+    counts = Note(f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}", notes)
+    return table(rows, columns, notes=[counts, *warnings(found)])
 
 
-def _cells(row: Mapping[str, Any], root: Path) -> list[str]:
-    top1, speed, left, silent = (row[name] for name in ("test_top1_best", "images_per_second", "left", "silent"))
-    return [
-        str(row["run"].relative_to(root)),
-        with_alpha(row["method"], row["alpha"]),
-        str(row["seed"]),
-        row["status"],
-        f"{row['epochs']}/{row['recipe.epochs']}",
-        "" if top1 is None else f"{top1:.2f}",
-        f"{speed:,.0f}" if speed else "",
-        "" if left is None else duration(left),
-        "" if silent is None else f"{duration(silent)} ago",
-    ]
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return "" if value is None else text(value)
 
 
 def duration(seconds: float) -> str:

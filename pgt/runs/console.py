@@ -10,6 +10,7 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from pgt.core.files import writing
 from pgt.core.streams import silence
 from pgt.core.types import Record
 
@@ -57,7 +58,7 @@ class Console:
     def __init__(self, title: str, total_steps: int, log: Path, terminal: Terminal | None = None) -> None:
         self.terminal = terminal or Screen()
         self._title, self._total = title, total_steps
-        self._log = log.open("a")
+        self._path, self._log = log, log.open("a")
         self._spoke = time.monotonic()
         self._warned: set[str] = set()
         self._progress: Progress | None = None
@@ -81,7 +82,7 @@ class Console:
             self._warned.add(warning.split(":")[-1])
             self.say(f"{self._title}: warning: {warning}")
         if record["event"] == "epoch":
-            print(state, file=self._log, flush=True)
+            self._note(state)
         if self._progress is not None:
             shown = state if self.terminal.width >= WIDE else state.replace("  ", " ")
             self._progress.update(self._task, completed=step + 1, state=shown)
@@ -92,12 +93,17 @@ class Console:
     def say(self, text: str) -> None:
         """Print a line that stays on the screen, and log it."""
         self.terminal.print(text, markup=False)
-        print(text, file=self._log, flush=True)
+        self._note(text)
+
+    def _note(self, text: str) -> None:
+        with writing(self._path):
+            print(text, file=self._log, flush=True)
 
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-        self._log.close()
+        with writing(self._path):  # after a write that failed, closing tries again
+            self._log.close()
 
 
 def line(record: Record) -> str:

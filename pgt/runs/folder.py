@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pgt.core.errors import InputError, as_input_error
-from pgt.core.files import write_json
+from pgt.core.errors import HeldError, InputError, as_input_error
+from pgt.core.files import write_json, writing
 
 SCHEMA_VERSION = 1
 
@@ -41,6 +41,7 @@ class Summary:
         commit: of this program, with `+` if the tree was not clean; its version if installed without git.
         started, finished: ISO 8601, UTC.
         reason: why a run diverged.
+        warning: of the last epoch, if there was one: files were left out, or the network learns nothing so far.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class Summary:
     world_size: int = 1
     finished: str | None = None
     reason: str | None = None
+    warning: str | None = None
     version: int = field(default=SCHEMA_VERSION)
 
 
@@ -95,6 +97,41 @@ def read_summary(folder: Path) -> Summary | None:
         raise InputError(
             f"cannot read {path} ({kind}): delete this file, and its run goes on from its checkpoint"
         ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a run's `config.yaml`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    from omegaconf import OmegaConf  # not for a command that only reads summaries
+
+    path = folder / "config.yaml"
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(config, dict)
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}: copy it beside its summary.json") from None
+    except Exception as error:  # the errors of YAML and OmegaConf have no common base class
+        raise InputError(f"cannot read {path} ({type(error).__name__}): it is damaged") from None
+    return dict(config)
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """Read the starts of a run from `environment.json`, the first one first; empty if there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / "environment.json"
+    try:
+        return [dict(start) for start in json.loads(path.read_text())["starts"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        kind = type(error).__name__
+        raise InputError(f"cannot read {path} ({kind}): delete it, and its run goes on without its history") from None
 
 
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
@@ -193,8 +230,8 @@ def lock(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     Raises:
-        InputError: another process holds it, and keeps it for `LOCK_SECONDS`, or the file system does not
-            support flock.
+        HeldError: another process holds it, and keeps it for `LOCK_SECONDS`.
+        InputError: the file system does not support flock.
     """
     with (folder / "lock").open("a+") as file:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -205,9 +242,7 @@ def lock(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     file.seek(0)
-                    raise InputError(
-                        f"{folder} is being trained by another process ({file.read()}): wait for it, or stop it"
-                    ) from None
+                    raise held(folder, file.read()) from None
                 time.sleep(0.2)
             except OSError as error:
                 raise InputError(
@@ -215,12 +250,17 @@ def lock(folder: Path) -> Iterator[None]:
                     "paths.runs to another one"
                 ) from None
         try:
-            file.truncate(0)
-            file.write(f"{platform.node()}, process {os.getpid()}")
-            file.flush()
+            with writing(folder / "lock"):
+                file.truncate(0)
+                os.write(file.fileno(), f"{platform.node()}, process {os.getpid()}".encode())
             yield
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def held(folder: Path, process: str) -> HeldError:
+    """Make the error for a run that another process, which `holder` names, is training."""
+    return HeldError(f"{folder} is being trained by another process ({process}): wait for it, or stop it")
 
 
 def holder(folder: Path) -> str:

@@ -18,11 +18,17 @@ def method_label(identity: Mapping[str, Any]) -> str:
     return "+".join(parts) or "baseline"
 
 
+def as_pgt(method: str, implementation: str) -> str:
+    """A method's label with PGT by any implementation called `pgt`, as in the paper's rows."""
+    return method.replace(implementation, "pgt")
+
+
 def with_alpha(method: str, alpha: float) -> str:
     """A method's label with its α: `gc+pgt α=0.25`."""
     return method + (f" α={alpha:g}" if alpha != 1 else "")
 
 
-def method_title(identity: Mapping[str, Any]) -> str:
-    """The method of a run with its α."""
-    return with_alpha(method_label(identity), identity["method"]["alpha"])
+def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    name = experiment or f"{identity['model']['name']} on {identity['data']['name']}"
+    return f"{name} {with_alpha(method_label(identity), identity['method']['alpha'])} seed {identity['seed']}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import netrc
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +18,8 @@ import numpy as np
 
 from pgt.core.errors import InputError
 from pgt.core.types import Record, Sink
-from pgt.runs.folder import last_record, read_metrics
+from pgt.runs.folder import UNFINISHED, Summary, find, last_record, read_config, read_metrics, read_starts
+from pgt.runs.labels import title
 from pgt.runs.norms import FOLDER, Floats, last_norms
 
 INIT_SECONDS = 60
@@ -59,7 +61,8 @@ def check(loggers: Mapping[str, Any]) -> None:
             raise InputError(f"logger={name} needs the package {name}: pip install {name}, or take logger=none")
     if loggers.get("wandb", {}).get("mode") == "online" and not has_wandb_key():
         raise InputError(
-            "wandb has no API key: run `wandb login`, export WANDB_API_KEY=..., or add logger.wandb.mode=offline"
+            "wandb has no API key: run `wandb login`, export WANDB_API_KEY=..., or add "
+            "logger.wandb.mode=offline (`pgt mirror`: --mode offline)"
         )
 
 
@@ -112,8 +115,13 @@ class Mirror:
             if failed is not None:
                 with suppress(Exception):
                     failed.close()
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            self._say(f"warning: {self._name} has failed and is left alone ({reason}); metrics.jsonl has everything")
+            self._say(
+                f"warning: {self._name} has failed and is left alone ({_reason(error)}); metrics.jsonl has everything"
+            )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class WandbRun:
@@ -152,7 +160,9 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")  # an interrupted run logs some steps twice
 
     def write(self, step: int, record: Record) -> None:
-        norms = {tag: self._wandb.Histogram(values) for tag, values in norms_by_layer(self._folder, record).items()}
+        norms = {
+            tag: self._wandb.Histogram(values) for tag, values in norms_by_layer(self._folder, step, record).items()
+        }
         self._run.log({"step": step, **_named(record), **norms})
 
     def close(self) -> None:
@@ -184,7 +194,7 @@ class TensorBoard:
         for tag, value in _named(record).items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(tag, value, step)
-        for tag, norms in norms_by_layer(self._folder, record).items():
+        for tag, norms in norms_by_layer(self._folder, step, record).items():
             self._writer.add_histogram(tag, norms, step, BINS)
 
     def close(self) -> None:
@@ -199,20 +209,64 @@ def start_mirrors(loggers: Mapping[str, Mapping[str, Any]], about: About, say: C
         about: the run.
         say: takes a line for the user.
     """
-    kinds: dict[str, Callable[..., Sink]] = {"wandb": WandbRun, "tensorboard": TensorBoard}
-    return [Mirror(name, partial(kinds[name], about, **options), say) for name, options in loggers.items()]
+    return [Mirror(name, partial(KINDS[name], about, **options), say) for name, options in loggers.items()]
 
 
-def norms_by_layer(folder: Path, record: Record) -> dict[str, Floats]:
+KINDS: dict[str, Callable[..., Sink]] = {"wandb": WandbRun, "tensorboard": TensorBoard}
+
+
+def send(root: Path, experiment: str | None, name: str, options: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Send the records of runs that have ended to a mirror, as if it had been there from their start.
+
+    A run whose folder holds files of such a mirror already is left alone.
+
+    Args:
+        root: the runs folder.
+        experiment: only this one, or all that its name is a folder of; a run's own folder, too.
+        name, options: of the mirror, as in the config's `logger`.
+        say: takes a line for the user.
+
+    Raises:
+        InputError: there is no such run, its folder lacks a file, or the mirror has failed.
+    """
+    check({name: options})
+    ended = [found for found in find(root, experiment) if found[1].status != UNFINISHED]
+    if not ended:
+        raise InputError(f"no run has ended under {root / (experiment or '')}: only those are sent")
+    for folder, summary in ended:
+        if (folder / name).exists():
+            say(f"{folder}: left alone, since {folder / name} is there: delete it to send this run again")
+            continue
+        try:
+            _send(folder, summary, partial(KINDS[name], **options))
+        except BaseException as error:
+            shutil.rmtree(folder / name, ignore_errors=True)  # what is there in part would be taken for all
+            if isinstance(error, InputError) or not isinstance(error, Exception):
+                raise
+            raise InputError(f"{folder}: {name} has failed ({_reason(error)})") from error
+        say(f"{folder}: sent to {name}")
+
+
+def _send(folder: Path, summary: Summary, start: Callable[[About], Sink]) -> None:
+    config = read_config(folder)
+    environment = (read_starts(folder) or [{}])[-1]
+    name = title(summary.experiment, summary.identity)
+    with closing(start(About(summary.run_id, summary.group_id, name, folder, config, environment, 0))) as sink:
+        for record in read_metrics(folder):
+            sink.write(record.pop("step"), record)
+
+
+def norms_by_layer(folder: Path, step: int, record: Record) -> dict[str, Floats]:
     """Return the finite filter norms of each layer at the end of an epoch, by tag; histograms take no other values.
 
     Args:
         folder: of the run.
+        step: of the record.
         record: for any but the record of an epoch of a run that records norms, the result is empty.
     """
     if "zeroed_filters" not in record:
         return {}
-    finite = {f"norms/{name}": norms[np.isfinite(norms)] for name, norms in last_norms(folder / FOLDER).items()}
+    finite = {f"norms/{name}": norms[np.isfinite(norms)] for name, norms in last_norms(folder / FOLDER, step).items()}
     return {tag: norms for tag, norms in finite.items() if norms.size}
 
 

@@ -1,4 +1,4 @@
-"""The weight norms that a run records: the format of the files, and which filter counts as zeroed out. No torch.
+"""The weight norms that a run records (`record.norms_every`), written and read back. No torch.
 
 `norms/norms.bin` holds records of one size, little-endian; `norms/layers.json` describes a record.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgt.core.errors import InputError
+from pgt.core.files import writing
 
 FOLDER, LAYERS, RECORDS = "norms", "layers.json", "norms.bin"
 
@@ -40,15 +42,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution.
+    """A convolution. Its index is its position among the network's modules, from 1, including those that downsample.
 
     Attributes:
-        index: from 1, in the order of the network's modules, including those that downsample.
         name: of the module.
         filters: number of its output channels.
     """
 
-    index: int
     name: str
     filters: int
 
@@ -83,7 +83,7 @@ class RecordFormat:
         return {
             "norms_every": norms_every,
             "features": self.features,
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [{"index": index, **asdict(layer)} for index, layer in enumerate(self.layers, start=1)],
             "record": self.record.descr,
         }
 
@@ -98,10 +98,8 @@ class RecordFormat:
         Args:
             filters: norms of the filters of all layers, in order.
         """
-        parts = self.split(filters)
         return {
-            layer.index: int(np.count_nonzero(part < ZEROED_OUT))
-            for layer, part in zip(self.layers, parts, strict=True)
+            index: int(np.count_nonzero(part < ZEROED_OUT)) for index, part in enumerate(self.split(filters), start=1)
         }
 
 
@@ -116,7 +114,8 @@ class NormsFile:
 
     def __init__(self, folder: Path, record_format: RecordFormat, step: int = 0) -> None:
         kept = int(np.count_nonzero(read_records(folder, record_format)["step"] < step))
-        self._file = (folder / RECORDS).open("ab")
+        self._path = folder / RECORDS
+        self._file = self._path.open("ab")
         self._file.truncate(kept * record_format.record.itemsize)
 
     def write(self, step: int, values: Floats) -> None:
@@ -125,15 +124,18 @@ class NormsFile:
         Args:
             values: the whole record without its step, flat.
         """
-        self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(np.array(step, "<i8").tobytes() + values.astype("<f4").tobytes())
+            self._file.flush()
 
     def sync(self) -> None:
         """Put everything on the disk."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # after a write that failed, closing tries again
+            self._file.close()
 
 
 def read_format(folder: Path) -> RecordFormat | None:
@@ -147,12 +149,10 @@ def read_format(folder: Path) -> RecordFormat | None:
         return None
     try:
         values = json.loads(path.read_text())
-        layers = tuple(Layer(int(item["index"]), str(item["name"]), int(item["filters"])) for item in values["layers"])
+        layers = tuple(Layer(str(item["name"]), int(item["filters"])) for item in values["layers"])
         found = RecordFormat(layers, int(values["features"]))
-        if [layer.index for layer in layers] != list(range(1, len(layers) + 1)):
-            raise ValueError("layers are numbered from 1")
-        if json.loads(json.dumps(found.record.descr)) != values["record"]:
-            raise ValueError("the description of the record does not fit the layers")
+        if json.loads(json.dumps(found.describe(values["norms_every"]))) != values:
+            raise ValueError("the description does not agree with itself")
     except (KeyError, TypeError, ValueError) as error:
         kind = type(error).__name__
         raise InputError(
@@ -168,8 +168,11 @@ def read_records(folder: Path, record_format: RecordFormat) -> NDArray[Any]:
     return np.memmap(path, kind, "r", shape=(count,)) if count else np.empty(0, kind)
 
 
-def last_norms(folder: Path) -> dict[str, Floats]:
-    """Read the filter norms of the last record by layer (`01 conv1`, ...); empty if there is no record.
+def last_norms(folder: Path, step: int) -> dict[str, Floats]:
+    """Read the filter norms of the last record up to a step, by layer (`01 conv1`, ...); empty if there is none.
+
+    Args:
+        folder: `norms/` of a run.
 
     Raises:
         InputError: `layers.json` is damaged.
@@ -178,7 +181,86 @@ def last_norms(folder: Path) -> dict[str, Floats]:
     if found is None:
         return {}
     records = read_records(folder, found)
-    if not len(records):
+    count = bisect_right(records["step"], step)  # reads a few of what may be gigabytes
+    if not count:
         return {}
-    parts = found.split(np.array(records[-1]["filters"]))
-    return {f"{layer.index:02} {layer.name}": part for layer, part in zip(found.layers, parts, strict=True)}
+    names = [f"{index:02} {layer.name}" for index, layer in enumerate(found.layers, start=1)]
+    return dict(zip(names, found.split(np.array(records[count - 1]["filters"])), strict=True))
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The records of T steps, of the weights before each step's update. Values are read when asked for."""
+
+    record_format: RecordFormat
+    records: NDArray[Any]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every convolution, in the order of the network's modules."""
+        return self.record_format.layers
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer steps from 0, ascending [T]."""
+        return np.array(self.records["step"], np.int64)
+
+    def filters(self, index: int) -> Floats:
+        """2-norm of each filter of layer `index` (from 1) [T, filters].
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if not 1 <= index <= len(self.layers):
+            raise InputError(f"there is no layer {index}: choose one of 1 to {len(self.layers)}")
+        return np.array(self.record_format.split(self.records["filters"])[index - 1], np.float32)
+
+    @property
+    def features(self) -> Floats:
+        """Root mean square of each input of the classifier, over the samples of a group [T, F]."""
+        return np.array(self.records["features"])
+
+    @property
+    def logits(self) -> dict[str, Floats]:
+        """Statistics of the logits, each a mean over the samples of a group: `norm` (2-norm), `mean`, `max` and
+        `variance` over the classes [T]."""
+        return {name: np.array(self.records[f"logit_{name}"]) for name in LOGITS}
+
+    @property
+    def gradient_norm(self) -> Floats:
+        """2-norm of all gradients together, before the method's transforms [T]."""
+        return np.array(self.records["gradient_norm"])
+
+    @property
+    def gradient_norm_after(self) -> Floats:
+        """2-norm of all gradients together, after the method's transforms [T]."""
+        return np.array(self.records["gradient_norm_after"])
+
+    def zeroed_out(self, record: int = -1) -> dict[int, int]:
+        """Count the filters of each layer, by its index, that are zeroed out: their 2-norm is below `ZEROED_OUT`.
+
+        Args:
+            record: place of a record among the T; the last one by default.
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        return self.record_format.count_zeroed(self.records["filters"][record])
+
+
+def read_norms(run: Path) -> Norms | None:
+    """Read the norms in a run's folder; None if none were recorded. What a crash cut short is left out.
+
+    Raises:
+        InputError: `layers.json` is damaged, or the steps of `norms.bin` are in disorder.
+    """
+    folder = run / FOLDER
+    found = read_format(folder)
+    if found is None:
+        return None
+    norms = Norms(found, read_records(folder, found))
+    if (np.diff(norms.steps) <= 0).any():
+        raise InputError(
+            f"the steps in {folder / RECORDS} do not ascend: it is damaged; put it back, or delete {folder}"
+        )
+    return norms

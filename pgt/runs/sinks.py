@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pgt.core.errors import InputError
+from pgt.core.files import writing
 from pgt.core.types import Record, Sink
 
 
@@ -25,7 +26,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
         if self._file.tell() < size:
             self._file.close()
             raise InputError(
@@ -36,16 +37,19 @@ class JsonLines:
     def write(self, step: int, record: Record) -> None:
         """Append a record. NaN and infinite numbers become null, since JSON cannot express them."""
         plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-        self._file.write((json.dumps({"step": step, **plain}) + "\n").encode())
-        self._file.flush()
+        with writing(self._path):
+            self._file.write((json.dumps({"step": step, **plain}) + "\n").encode())
+            self._file.flush()
 
     def sync(self) -> int:
         """Put everything on the disk and return the size in bytes."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):  # after a write that failed, closing tries again
+            self._file.close()
 
 
 class Sinks:

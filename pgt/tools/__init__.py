@@ -1,1 +1,1 @@
-"""Instruments beside training: benchmarks and studies."""
+"""Tools beside training: doctor, export, validation of weights, speed probe."""

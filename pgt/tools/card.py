@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from pgt.config.resources import read_conf
 from pgt.core.registry import DATA_SETS
-from pgt.tools.weights import BEST, Source
+from pgt.runs.labels import with_alpha
+from pgt.tools.weights import Source
 
 LICENSE = "apache-2.0"
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -26,46 +27,32 @@ def render(source: Source, which: str, config: Mapping[str, Any], calibrated: bo
         config: the exported config.json.
         calibrated: whether the classifier is multiplied by α.
     """
-    run, summary, shown = source.config, source.summary, config["pretrained_cfg"]
+    run, summary = source.config, source.summary
     assert summary is not None
-    method = summary.identity["method"]
-    alpha = f"{source.alpha:g}"
-    mean, deviation = (", ".join(f"{value:.4g}" for value in shown[key]) for key in ("mean", "std"))
     card = ModelCard.from_template(
         metadata(source, config),
         template_path=str(TEMPLATE),
         title=title(source),
-        model=source.model,
-        classes=config["num_classes"],
-        size=shown["input_size"][1],
+        source=source,
+        config=config,
+        run=run,
+        summary=summary,
         data_set=_data_set(source, config),
-        method=_method(alpha, method["implementation"]),
-        on_imagenet=run["data"]["name"] == "imagenet",
-        seed=run["seed"],
-        chosen=_chosen(source, which),
-        precision=run["trainer"]["precision"],
-        skipped=summary.skipped_files,
+        which=which,
         measures=_measures(source.recorded, calibrated),
-        alpha=alpha,
-        implementation=method["implementation"],
+        alpha=f"{source.alpha:g}",
+        implementation=run["method"]["implementation"],
         calibrated=calibrated,
-        experiment=run["experiment"],
-        commit=summary.commit,
-        run_id=summary.run_id,
         changed=OmegaConf.to_yaml(OmegaConf.create(_changed(summary.identity))).strip(),
         in_timm=_in_timm(source),
-        without_norm=str(source.model).endswith("_nobn"),
-        mean=mean,
-        deviation=deviation,
     )
     return f"{str(card).rstrip()}\n"
 
 
 def title(source: Source) -> str:
     """Return a network's name in a few words: `resnet18 pgt α=0.25 cifar10 seed 0`."""
-    alpha = f" α={source.alpha:g}" if source.alpha != 1 else ""
-    run = source.config
-    return f"{source.model} {source.known['method']}{alpha} {run['data']['name']} seed {run['seed']}"
+    run, method = source.config, with_alpha(source.known["method"], source.known["alpha"])
+    return f"{source.model} {method} {run['data']['name']} seed {run['seed']}"
 
 
 def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
@@ -106,21 +93,6 @@ def _data_set(source: Source, config: Mapping[str, Any]) -> str:
     manifest = source.summary.manifest if source.summary else ""
     files = f" of {config['num_classes']:,} classes (file list {manifest})" if name == "imagefolder" else ""
     return DATA_SETS[name].title + files
-
-
-def _method(alpha: str, implementation: str) -> str:
-    if alpha == "1":
-        return "plain cross-entropy"
-    hook = " as published (`authors_hook`, in the precision of the logits)" if implementation == "authors_hook" else ""
-    return f"the PowerGrad Transform{hook} at α = {alpha}"
-
-
-def _chosen(source: Source, which: str) -> str:
-    epochs = source.config["recipe"]["epochs"]
-    if which == BEST:
-        epoch = source.recorded["epoch"] + 1
-        return f"epoch {epoch} of {epochs}, the best by top-1 on the test set, so chosen on it"
-    return f"the last of {epochs} epochs"
 
 
 def _measures(record: Mapping[str, Any], calibrated: bool) -> list[tuple[str, float]]:

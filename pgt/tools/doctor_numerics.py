@@ -65,14 +65,9 @@ def torch_and_gpus() -> Iterator[Finding]:
         yield Finding(NOTE, f"GPUs of different kinds ({', '.join(names)}): the slowest sets the pace of a run on all")
 
 
-def devices() -> list[torch.device]:
-    """Return the CPU and each GPU."""
-    return [torch.device("cpu"), *(torch.device("cuda", index) for index in range(visible_gpus()))]
-
-
 def gradients() -> Iterator[Finding]:
     """Check PGT's gradient on every device, for logits in 32 and in 16 bits."""
-    for device in devices():
+    for device in [torch.device("cpu"), *(torch.device("cuda", index) for index in range(visible_gpus()))]:
         errors = {dtype: gradient_error(device, dtype) for dtype in TOLERANCES}
         said = ", ".join(
             f"{str(dtype).removeprefix('torch.')} {error:.0e} (at most {TOLERANCES[dtype]:.0e})"

@@ -13,7 +13,6 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from pgt import data
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
 from pgt.core.registry import DATA_SETS
@@ -57,7 +56,7 @@ def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
         raise InputError(f"the run {run} is {status}: only a finished one has results to export")
     if calibrate and source.alpha == 0:
         raise InputError("a network of α = 0 has no calibrated probabilities, softmax(0·z) is uniform: no --calibrate")
-    if calibrate and source.summary.identity["method"]["implementation"] == "authors_hook":
+    if calibrate and source.summary.identity["method"]["implementation"].startswith("authors_hook"):
         raise InputError("what the authors' hook trains is not calibrated by α, it is no exact PGT: no --calibrate")
     networks.fit(source.path, source.state, source.model)
     state = exported_state(source, calibrate)
@@ -102,16 +101,17 @@ def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
 def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     """Describe an evaluation's preprocessing to timm: size, crop, and mean and deviation of pixels in [0, 1]."""
     name = config["data"]["name"]
-    if name in data.FOLDERS:
+    facts = DATA_SETS[name]
+    if facts.in_folders:
         size = config["data"]["image_size"]
         crop = math.floor(1e4 * size / round(size * EVALUATION_RESIZE)) / 1e4  # timm rounds size / crop down
     else:
-        size, crop = DATA_SETS[name].image_size or config["data"]["image_size"], 1.0
+        size, crop = facts.image_size or config["data"]["image_size"], 1.0
     mean, deviation = [0.0] * 3, [1.0] * 3
-    if name in (*data.CIFAR, *data.FOLDERS):
-        mean, deviation = list(MEAN), list(DEVIATION)
-    elif name == "digits":
+    if name == "digits":
         mean, deviation = ([value] * 3 for value in digits.normalisation())
+    elif name != "synthetic":
+        mean, deviation = list(MEAN), list(DEVIATION)
     return {
         "input_size": [3, size, size],
         "interpolation": config["model"]["interpolation"],

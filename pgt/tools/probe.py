@@ -16,10 +16,9 @@ from pgt.core.registry import DATA_SETS
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.reproduction.cost import Speed
-from pgt.runs.norms import Floats
 from pgt.training import optimizer
 from pgt.training.precision import Precision
-from pgt.training.recorder import Recorder
+from pgt.training.recorder import File, Recorder
 from pgt.training.trainer import Trainer
 
 STEPS, WARM_UP = 50, 5
@@ -64,9 +63,9 @@ def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Spee
     """
     found: dict[str, Speed] = {}
     for identity in identities:
-        name = identity["model"]["name"]
-        if name not in found:
-            found[name] = _speed(_case(identity, gpus))
+        case = _case(identity, gpus)
+        if case.network not in found:
+            found[case.network] = _speed(case)
     return found
 
 
@@ -109,21 +108,11 @@ def build_network(case: Case, device: torch.device) -> nn.Module:
     return network.to(device).to(memory_format=torch.channels_last).train()
 
 
-class Nowhere:
-    """A file of norms that drops its records."""
-
-    def write(self, step: int, values: Floats) -> None:
-        pass
-
-    def sync(self) -> None:
-        pass
-
-
-def training_steps(case: Case, batch: Batch, loss: nn.Module, recording: bool = False) -> Steps:
+def training_steps(case: Case, batch: Batch, loss: nn.Module, norms: File | None = None) -> Steps:
     """Return the training steps of `pgt train`, without its files.
 
     Args:
-        recording: whether norms are recorded at each step.
+        norms: takes the norms of each step, if they are to be recorded.
     """
     device = batch.images.device
     network, precision = build_network(case, device), Precision(case.precision, device.type)
@@ -137,7 +126,7 @@ def training_steps(case: Case, batch: Batch, loss: nn.Module, recording: bool = 
         scaler=precision.scaler(65536, 2000),
         accumulating=False,
         compiled=case.compiled,
-        recorder=Recorder(network, 1, 0, Nowhere()) if recording else None,
+        recorder=Recorder(network, 1, 0, norms) if norms else None,
     )
 
     def loop(count: int) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,7 +29,7 @@ from pgt.core.errors import InputError
 from pgt.core.types import ADDED_BRANCHES, is_own
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
-from pgt.runs.labels import method_label
+from pgt.runs.labels import as_pgt, method_label
 
 BEST = "best"
 PLAIN: list[Any] = [
@@ -111,7 +110,7 @@ def read_run(folder: Path, which: str) -> Source:
     path = folder / "checkpoints" / f"{which}.pt"
     if not path.is_file():
         raise InputError(f"no {path}: {folder} is no run folder, or has no such checkpoint yet")
-    config, summary = _read_config(folder), runs.read_summary(folder)
+    config, summary = runs.read_config(folder), runs.read_summary(folder)
     loaded = _load(path)
     state = _weights(path, loaded)
     try:
@@ -119,7 +118,7 @@ def read_run(folder: Path, which: str) -> Source:
             "schedule": config["schedule"]["name"],
             "batch": config["recipe"]["global_batch"],
             "label_smoothing": config["method"]["label_smoothing"],
-            "method": method_label(config).replace(config["method"]["implementation"], "pgt"),
+            "method": as_pgt(method_label(config), config["method"]["implementation"]),
             "alpha": config["method"]["alpha"],
         }
         name = config["model"]["name"]
@@ -130,22 +129,12 @@ def read_run(folder: Path, which: str) -> Source:
     return Source(path, state, name, known["alpha"], known, config, summary, recorded)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        assert isinstance(config, dict)
-    except Exception as error:  # the errors of YAML and OmegaConf have no common base class
-        raise InputError(f"cannot read {folder / 'config.yaml'} ({type(error).__name__}): it is damaged") from None
-    return dict(config)
-
-
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
     """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
-    if not summary.epochs:
-        return {}
-    evaluated = [record for record in runs.read_epochs(folder, summary.epochs) if "test_top1" in record]
-    if which == BEST and evaluated:
-        return max(evaluated, key=lambda record: record["test_top1"])
+    epochs = runs.read_epochs(folder, summary.epochs) if summary.epochs else []
+    evaluated = [record for record in epochs if "test_top1" in record]
+    if which == BEST:
+        return max(evaluated, key=lambda record: record["test_top1"], default={})
     return next((record for record in evaluated if record["epoch"] == summary.epochs - 1), {})
 
 

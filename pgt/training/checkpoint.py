@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,19 @@ from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain types); `path` holds a whole checkpoint at any time."""
-    with atomic_write(path) as file:
-        torch.save(state, file)
+def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
+    """Write `state` (tensors and plain types); a checkpoint is whole at any time.
+
+    Args:
+        before: the name that the checkpoint which was at `path` gets.
+
+    Raises:
+        InputError: the disk is full. The checkpoints that were there are left as they are.
+    """
+    whole = io.BytesIO()
+    torch.save(state, whole)  # into memory: if torch meets a full disk, its traceback hides the cause
+    with atomic_write(path, before) as file:
+        file.write(whole.getbuffer())
 
 
 def load(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from torch import nn
 
 from pgt.config.schema import Config
 from pgt.core.errors import Stopped, TrainingError
@@ -14,8 +16,10 @@ from pgt.core.signals import Stop
 from pgt.core.types import Loader, Sink
 from pgt.core.words import some
 from pgt.runs.folder import Summary
+from pgt.runs.norms import ZEROED_OUT
 from pgt.training.evaluation import evaluate
 from pgt.training.ranks import Ranks
+from pgt.training.recorder import filter_norms
 from pgt.training.trainer import Trainer
 
 
@@ -101,6 +105,8 @@ def _epoch(
             trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
         )
     record |= _left_out(_skipped(trainer.ranks, *loaders))
+    if epoch + 1 >= max(SURE_EPOCHS, config.recipe.warmup_epochs + 1):
+        record |= _no_progress(record, trainer.model, train_loader)
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
@@ -126,27 +132,42 @@ def _left_out(skipped: list[str]) -> dict[str, Any]:
     return {"skipped_files": len(skipped), "warning": f"{len(skipped)} unreadable files left out: {some(skipped, 3)}"}
 
 
+SURE_EPOCHS = 3
+"""Epochs, besides those of the warmup, after which a network that learns has left chance."""
+
+
+def _no_progress(record: dict[str, Any], model: nn.Module, loader: Loader) -> dict[str, Any]:
+    """The warning of an epoch in which the network has learned nothing so far; empty if it has.
+
+    Guessing has a loss of ln C at least, and an accuracy of 1 / C, which varies with the number n of samples by
+    sqrt(1/C · (1 − 1/C) / n), or somewhat more: the guess follows the batches. With α = 0 the loss grows without bound,
+    so any larger loss counts, too.
+    """
+    classes, top1, loss = loader.num_classes, record["train_top1"] / 100, record["train_loss"]
+    chance = 1 / classes
+    deviation = math.sqrt(chance * (1 - chance) / loader.num_samples)
+    if classes == 1 or loss < 0.99 * math.log(classes) or top1 > chance + 5 * deviation:
+        return {}
+    filters = filter_norms(model)
+    zeroed = int((filters < ZEROED_OUT).sum())
+    return {
+        "warning": f"it learns nothing: after epoch {record['epoch'] + 1} the training loss is {loss:.4g} (guessing: "
+        f"ln {classes} = {math.log(classes):.3f}), the accuracy {100 * top1:.2f}%, and {zeroed} of {len(filters)} "
+        "filters are zeroed out: try a smaller recipe.lr_peak, more recipe.warmup_epochs or a larger method.alpha"
+    }
+
+
+MEASURED = {item.name for item in fields(Summary)} - {"images_per_second"}
+"""The values that a summary takes from an epoch's record under the same name."""
+
+
 def _updated(summary: Summary, record: dict[str, Any]) -> Summary:
     """The summary after the epoch of `record`."""
     speed, epoch = summary.images_per_second or record["images_per_second"], record["epoch"]
-    trained = replace(
-        summary,
-        epochs=epoch + 1,
-        train_top1=record["train_top1"],
-        train_loss=record["train_loss"],
-        skipped_files=record.get("skipped_files", 0),
-        images_per_second=speed + (record["images_per_second"] - speed) / (epoch + 1),
-    )
-    if "test_top1" not in record:  # not every epoch is evaluated
-        return trained
-    return replace(
-        trained,
-        test_top1_best=max(summary.test_top1_best or 0.0, record["test_top1"]),
-        test_top1_final=record["test_top1"],
-        test_top5_final=record["test_top5"],
-        test_loss=record["test_loss"],
-        test_loss_alpha=record["test_loss_alpha"],
-        test_logit_norm=record["test_logit_norm"],
-        test_ece=record["test_ece"],
-        test_ece_alpha=record["test_ece_alpha"],
-    )
+    mean_speed = speed + (record["images_per_second"] - speed) / (epoch + 1)
+    measured = {"warning": None, **{name: value for name, value in record.items() if name in MEASURED}}
+    if "test_top1" in record:  # not every epoch is evaluated
+        best = max(summary.test_top1_best or 0.0, record["test_top1"])
+        final = {"test_top1_final": record["test_top1"], "test_top5_final": record["test_top5"]}
+        measured |= {"test_top1_best": best, **final}
+    return replace(summary, epochs=epoch + 1, images_per_second=mean_speed, **measured)

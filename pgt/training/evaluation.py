@@ -50,12 +50,10 @@ def evaluate(
         pause()
         with precision.autocast():
             logits = model(batch.images)
-        kept = (batch.labels != IGNORE_INDEX).nonzero()[:, 0]  # waits for the device, once a batch
-        logits, labels = logits[kept].double(), batch.labels[kept]
-        if len(labels) == 0:
-            continue
-        sums += _sums(logits, labels, alpha)
-        calibration += torch.stack([calibration_sums(z, labels) for z in (logits, alpha * logits)])
+        # a padded sample gets zero logits, of which each sum below is zero: leaving it out would wait for the device
+        logits = torch.where((batch.labels != IGNORE_INDEX)[:, None], logits.double(), 0.0)
+        sums += _sums(logits, batch.labels, alpha)
+        calibration += torch.stack([calibration_sums(z, batch.labels) for z in (logits, alpha * logits)])
     ranks.all_reduce_sum(sums)
     ranks.all_reduce_sum(calibration)
     count = sums[0].item()
@@ -84,12 +82,14 @@ def calibration_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: float64 [N, C].
-        labels: int64 [N].
+        labels: int64 [N]; samples labelled `IGNORE_INDEX` do not count.
     """
     confidence, predicted = logits.softmax(1).max(1)
     inner_bounds = torch.linspace(0, 1, BINS + 1, dtype=confidence.dtype, device=confidence.device)[1:-1]
-    bins = F.one_hot(torch.bucketize(confidence, inner_bounds, right=True), BINS).double()
-    return torch.stack([torch.ones_like(confidence), (predicted == labels).double(), confidence]) @ bins
+    index = torch.bucketize(confidence, inner_bounds, right=True)
+    bins = (index[:, None] == torch.arange(BINS, device=index.device)).double()
+    counted = (labels != IGNORE_INDEX).double()
+    return torch.stack([counted, (predicted == labels).double(), confidence * counted]) @ bins
 
 
 def calibration_error(sums: Tensor) -> Tensor:
@@ -105,10 +105,16 @@ def calibration_error(sums: Tensor) -> Tensor:
 
 
 def _sums(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    """Add up over float64 logits [N, C]: 1, top-1, top-5, the loss at z and at α·z, and `logit_statistics`; [9]."""
+    """Add up 1, top-1, top-5, the loss at z and at α·z, and `logit_statistics` over the samples with a label; [9].
+
+    Args:
+        logits: float64 [N, C], zero for a sample without a label.
+        labels: int64 [N].
+        alpha: α.
+    """
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     parts = [
-        torch.ones_like(labels).sum(),
+        (labels != IGNORE_INDEX).sum(),
         best[:, 0].sum(),
         best.sum(),
         F.cross_entropy(logits, labels, reduction="sum"),

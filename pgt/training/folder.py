@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,13 @@ from pgt.training import checkpoint
 from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
 
+LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
+"""What a run resumes from: the last checkpoint, and if that cannot be read, the one before it."""
+
 
 def clear(folder: Path) -> None:
     """Remove what a run would resume from."""
-    for name in ("checkpoints/last.pt", "checkpoints/best.pt", "metrics.jsonl", "environment.json", "summary.json"):
+    for name in ("checkpoints/best.pt", *CHECKPOINTS, "metrics.jsonl", "environment.json", "summary.json"):
         (folder / name).unlink(missing_ok=True)
     for name in ("tensorboard", weight_norms.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -43,6 +45,8 @@ def save(
 ) -> None:
     """Write the checkpoint `last.pt`, and the weights as `best.pt` if they are the best so far.
 
+    What was `last.pt` becomes `previous.pt`.
+
     Args:
         state: of trainer and loader.
         best: whether the epoch that has just ended is the best one.
@@ -52,26 +56,44 @@ def save(
     if best:
         checkpoint.save(folder / "checkpoints" / "best.pt", {"model": state["model"]})
     whole = {**state, "metrics_size": metrics.sync(), "summary": asdict(summary)}
-    checkpoint.save(folder / "checkpoints" / "last.pt", whole)
+    checkpoint.save(folder / LAST, whole, before=folder / PREVIOUS)
     runs.write_summary(folder, summary)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint, on the CPU; None if there is none."""
-    path = folder / "checkpoints" / "last.pt"
-    return checkpoint.load(path, "cpu") if path.is_file() else None
+    """The last checkpoint that can be read, on the CPU; None if there is none.
+
+    Its entry `warning`, if it has one, says that a later one is damaged.
+
+    Raises:
+        InputError: the only checkpoint, or both, are damaged.
+    """
+    paths = [path for path in (folder / name for name in CHECKPOINTS) if path.is_file()]
+    if not paths:
+        return None
+    try:
+        return checkpoint.load(paths[0], "cpu")
+    except InputError as error:
+        if len(paths) == 1:
+            raise
+        with suppress(InputError):
+            state = checkpoint.load(paths[1], "cpu")
+            return state | {"warning": f"{paths[0]} cannot be read: goes on from {paths[1].name}, the one before it"}
+        raise error
 
 
 def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
     """Restore trainer and loader from the folder's checkpoint `state`; without one, they stay as they are.
 
     Returns:
-        step: optimizer steps done so far; metrics_size: bytes of `metrics.jsonl` that they wrote; summary: its values.
+        step: optimizer steps done so far; metrics_size: bytes of `metrics.jsonl` that they wrote; summary: its values;
+        warning: None, or what `load` has to say.
 
     Raises:
         InputError: the checkpoint is damaged, or of an older format.
     """
-    path = folder / "checkpoints" / "last.pt"
+    path = folder / LAST
+    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
     if state is not None and "progress" not in state and "epoch" in state:
         commit = state["summary"].get("commit", "unknown")
         raise InputError(
@@ -79,13 +101,13 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
             "start over"
         )
     if state is None:
-        return {"step": 0, "metrics_size": 0, "summary": {}}
+        return {"step": 0, "metrics_size": 0, "summary": {}, "warning": None}
     try:
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
         loader.skipped.update(map(Path, state["skipped"]))
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
-        return {"step": step, **{key: state[key] for key in ("metrics_size", "summary")}}
+        return {"step": step, "warning": state.get("warning"), **{k: state[k] for k in ("metrics_size", "summary")}}
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise checkpoint.damaged(path, error) from None
 
@@ -96,11 +118,9 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     with atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    path = folder / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
     start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
-    starts.append(start)
-    write_json(path, {"manifest": summary.manifest, "starts": starts})
+    starts = [*runs.read_starts(folder), start]
+    write_json(folder / "environment.json", {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
     return start
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pgt import data
-from pgt.config.identity import group_id, identity, run_id
+from pgt.config.identity import group_id, identity, run_id, with_files
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
+from pgt.core.registry import DATA_SETS
 from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Screen
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
-from pgt.runs.labels import method_title
+from pgt.runs.labels import title
+from pgt.runs.norms import FOLDER as NORMS
 
 OLD_DIGITS = "scikit-learn "
 """How the manifest of the digits began when they came from there: the same images as today's."""
@@ -41,8 +44,27 @@ class Job:
 
 
 def folder_of(config: Config) -> Path:
-    """The folder of the config's run."""
-    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(identity(config))
+    """The folder of the config's run. It lists the files of an image folder, which are part of the run's identity.
+
+    Raises:
+        InputError: the data cannot be used.
+    """
+    if not DATA_SETS[config.data.name].any_files:
+        return _folder(config, identity(config))
+    return _folder(config, _identity(config, data.open_set(**data_options(config))))
+
+
+def _folder(config: Config, values: Mapping[str, Any]) -> Path:
+    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(values)
+
+
+def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
+    """The identity of the config's run. A run of the same data that began before files were part of it goes on."""
+    without_files = identity(config)
+    earlier = runs.read_summary(_folder(config, without_files)) if dataset.files else None
+    if earlier is not None and earlier.manifest == dataset.manifest:
+        return without_files
+    return with_files(without_files, dataset.files)
 
 
 def prepare(config: Config, label: str = "") -> Job | Summary:
@@ -52,24 +74,37 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
         InputError: the data cannot be used, or the run was made from other data.
     """
     dataset = data.open_set(**data_options(config))
-    fresh = _new_summary(config, dataset.manifest)
-    folder = folder_of(config)
+    fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
+    folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)
     if before is not None and before.manifest != fresh.manifest and not before.manifest.startswith(OLD_DIGITS):
         raise InputError(
             f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
             "add another paths.runs=... to keep both, or trainer.force=true to start over"
         )
+    if before is not None and (moved := _other_root(config, folder)):
+        Screen().print(f"{label}{folder}: {moved}, the same data ({fresh.manifest})", markup=False)
     if before is not None and before.status in (FINISHED, DIVERGED):
-        report_earlier(before, fresh, folder, label)
+        report_earlier(config, before, fresh, folder, label)
         return before
     if before is not None:
         fresh = replace(fresh, started=before.started)  # the checkpoint says what has been measured
     return Job(config, dataset, fresh, folder, label)
 
 
-def _new_summary(config: Config, manifest: str) -> Summary:
-    values = identity(config)
+def _other_root(config: Config, folder: Path) -> str | None:
+    """Words about the folder of the data, if it is another one than the run's config.yaml names."""
+    root = getattr(config.data, "root", None)
+    if root is None:
+        return None
+    try:
+        before = str(runs.read_config(folder)["data"]["root"])
+    except (InputError, KeyError, TypeError):  # config.yaml is missing or damaged; this start writes it anew
+        return None
+    return None if Path(before).resolve() == Path(root).resolve() else f"data.root was {before} and is now {root}"
+
+
+def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summary:
     return Summary(
         run_id=run_id(values),
         group_id=group_id(values),
@@ -82,11 +117,26 @@ def _new_summary(config: Config, manifest: str) -> Summary:
     )
 
 
-def report_earlier(before: Summary, fresh: Summary, folder: Path, label: str) -> None:
+def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path, label: str) -> None:
+    """Print what a run that ended earlier came to, and which records of it the config asks for in vain."""
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
-    text = f"{label}{folder}: {before.status} earlier{other}{again}\n{label}{result_line(before)}"
-    Screen().print(text, markup=False)
+    lines = [f"{folder}: {before.status} earlier{other}{again}", result_line(before), *_not_recorded(config, folder)]
+    Screen().print("\n".join(label + line for line in lines), markup=False)
+
+
+def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
+    """Lines about records that the config asks for, and that a run which has ended lacks."""
+    if config.record.norms_every and not (folder / NORMS).exists():
+        yield (
+            "it recorded no norms and trains no more: trainer.force=true trains it again, with "
+            f"record.norms_every={config.record.norms_every}"
+        )
+    where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"
+    for name in config.logger.chosen():
+        if not (folder / name).exists():
+            path = folder.relative_to(config.paths.runs)
+            yield f"its records have not been sent to {name}: `pgt mirror {name} {path}{where}` sends them"
 
 
 def data_options(config: Config) -> dict[str, Any]:
@@ -98,9 +148,8 @@ def data_options(config: Config) -> dict[str, Any]:
 
 
 def describe(config: Config) -> str:
-    """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
-    name = config.experiment or f"{config.model.name} on {config.data.name}"
-    return f"{name} {method_title(identity(config))} seed {config.seed}"
+    """The title of a run."""
+    return title(config.experiment, identity(config))
 
 
 def result_line(summary: Summary) -> str:

@@ -181,8 +181,8 @@ def check_kernels(device: torch.device) -> None:
     if not own and not any(kind == "compute" and (m, n) <= (major, minor) for kind, m, n in found):
         raise InputError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)} (compute capability "
-            f"{major}.{minor}): install a torch for an older CUDA, for a V100 that of CUDA 12.6, and DALI by "
-            "the extra dali-cuda12"
+            f"{major}.{minor}): install an older build; for a V100 torch >= 2.11, < 2.15 of CUDA 12.6 and the "
+            "extra dali-cuda12 (docs/gpus.md)"
         )
 
 
@@ -239,7 +239,9 @@ def process_group(timeout_minutes: float = 10) -> Iterator[Ranks]:
     except Exception as error:  # without destroying the group: that may wait for ranks that wait for this one
         if not _is_lost(error):
             raise
-        raise LostRankError(f"lost the other ranks: {str(error).splitlines()[0]}") from error
+        unreachable = "connectFullMesh" in str(error)  # gloo chose a network that the other machines do not reach
+        mend = "; set GLOO_SOCKET_IFNAME to the name of the network that all machines share" if unreachable else ""
+        raise LostRankError(f"lost the other ranks: {str(error).splitlines()[0]}{mend}") from error
     dist.destroy_process_group()
 
 

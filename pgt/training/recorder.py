@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +16,8 @@ from pgt.training.evaluation import logit_statistics
 
 def record_format(model: nn.Module) -> RecordFormat:
     """Describe the records of a network: its convolutions in order, and the number of features."""
-    layers = [
-        Layer(index, name, module.out_channels) for index, (name, module) in enumerate(_convolutions(model), start=1)
-    ]
-    return RecordFormat(tuple(layers), _classifier(model).in_features)
+    layers = tuple(Layer(name, module.out_channels) for name, module in _convolutions(model))
+    return RecordFormat(layers, _classifier(model).in_features)
 
 
 def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
@@ -29,6 +28,16 @@ def _classifier(model: nn.Module) -> nn.Linear:
     classifier = model.get_submodule("fc")
     assert isinstance(classifier, nn.Linear)
     return classifier
+
+
+@torch.no_grad()
+def filter_norms(model: nn.Module) -> Tensor:
+    """Return the 2-norm of each filter of all convolutions of a network."""
+    return _norms([module.weight for _, module in _convolutions(model)])
+
+
+def _norms(weights: Iterable[Tensor]) -> Tensor:
+    return torch.cat([torch.linalg.vector_norm(weight, dim=(1, 2, 3)) for weight in weights] or [torch.empty(0)])
 
 
 class File(Protocol):
@@ -82,7 +91,7 @@ class Recorder:
         share = (labels != IGNORE_INDEX).double()
         share /= share.sum()
         parts = [*gradient_norms, share @ logit_statistics(logits), (share @ self._features.double().square()).sqrt()]
-        self._send(step, torch.cat([part.reshape(-1).float() for part in (*parts, self._filters())]))
+        self._send(step, torch.cat([part.reshape(-1).float() for part in (*parts, _norms(self._weights))]))
         self.drain(wait=False)
 
     def drain(self, wait: bool = True) -> None:
@@ -104,14 +113,10 @@ class Recorder:
     @torch.no_grad()
     def zeroed_out(self) -> dict[int, int]:
         """Count the filters of each layer, by its index, that are zeroed out now. Waits for the device."""
-        return self.record_format.count_zeroed(self._filters().float().cpu().numpy())
+        return self.record_format.count_zeroed(_norms(self._weights).float().cpu().numpy())
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._features = inputs[0].detach()
-
-    def _filters(self) -> Tensor:
-        """Return the 2-norm of each filter of all convolutions."""
-        return torch.cat([torch.linalg.vector_norm(weight, dim=(1, 2, 3)) for weight in self._weights])
 
     def _send(self, step: int, values: Tensor) -> None:
         """Start the copy to the host."""

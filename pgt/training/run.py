@@ -25,6 +25,7 @@ from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
 from pgt.training import folder as run_folder
+from pgt.training import memory
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
 from pgt.training.job import Job, describe, report_earlier, result_line
@@ -48,6 +49,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
             stack.callback(loader.close)
+        stack.enter_context(memory.explained(job.config, ranks.device))
         checkpoint = ranks.broadcast_result(lambda: _claim(job, stack))
         if isinstance(checkpoint, Summary):
             return checkpoint
@@ -108,7 +110,7 @@ def device_count(config: Config) -> int:
     """
     available, wanted = visible_gpus(), config.trainer.devices
     if wanted is None:
-        return sharing.largest(config.recipe, available)
+        return sharing.sensible(config.recipe, available)
     if available and wanted > available:
         raise InputError(f"trainer.devices={wanted}, but {available} GPUs are visible")
     return wanted
@@ -126,8 +128,9 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
         run_folder.clear(job.folder)
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
-        report_earlier(latest, job.summary, job.folder, job.label)
+        report_earlier(job.config, latest, job.summary, job.folder, job.label)
         return latest
+    runs.read_starts(job.folder)  # damaged, it is refused before a rank waits for another one
     return run_folder.load(job.folder)
 
 
@@ -162,6 +165,7 @@ def _train_and_write(
             raise TrainingError(f"{job.folder}: {error}") from None
         summary = replace(summary, status=FINISHED, finished=machine.now())
         runs.write_summary(job.folder, summary)
+        (job.folder / run_folder.PREVIOUS).unlink(missing_ok=True)  # nothing resumes any more
         console.say(f"{job.label}{result_line(summary)}")
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")
@@ -187,6 +191,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
     for line in filter(None, (alteration.describe() for alteration in trainer.alterations)):
         console.say(f"{title}: {line}")
+    if state["warning"]:
+        console.say(f"{title}: warning: {state['warning']}")
     if earlier_commit != job.summary.commit:
         console.say(f"{title}: begun by commit {earlier_commit}, goes on under {job.summary.commit}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.tree import Tree, scan
 from pgt.tools.jpegs import generate
 from pgt.tools.probe import first_device, wait_for
-from scripts.bench.results import Result, add_json_option, entry, machine, show, table
+from scripts.bench.results import Result, entry, in_turns, machine, options, show, table
 
 SIZE = 224
 REFERENCE = "torchvision, Pillow"
@@ -76,12 +76,8 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
 
 
 def _measure(setting: Setting, batches: int, rounds: int, results: list[Result]) -> str:
-    contenders = {name: _endless(build(setting)) for name, build in _contenders().items()}
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, stream in contenders.items():
-            speeds[name].append(_speed(stream, batches, setting.batch))
-            time.sleep(SETTLE)
+    streams = {name: _endless(build(setting)) for name, build in _contenders().items()}
+    speeds = in_turns(rounds, {name: partial(_speed, s, batches, setting.batch) for name, s in streams.items()})
     slowest = statistics.median(speeds[REFERENCE])
     described = {"batch": setting.batch, "workers": setting.workers, "size": SIZE}
     rows, where = [], machine(torch.device("cpu"))
@@ -115,7 +111,9 @@ def _speed(stream: Iterator[Any], batches: int, batch: int) -> float:
     for _ in range(batches):
         next(stream)
     wait_for(first_device())
-    return batches * batch / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    time.sleep(SETTLE)
+    return batches * batch / seconds
 
 
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
@@ -185,19 +183,16 @@ def _on_device(images: Any) -> Iterator[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--root", type=Path, help="a folder of classes of images (default: generated, 500x375)")
     parser.add_argument("--workers", type=int, default=cpus(), help="of each loader (default: one a CPU)")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch (default: 64)")
     parser.add_argument("--batches", type=int, default=12, help="timed batches of a round (default: 12)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds through all loaders (default: 3)")
-    add_json_option(parser)
-    options = parser.parse_args(arguments)
-    if options.root is not None and not options.root.is_dir():
-        parser.error(f"no folder {options.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
-    results: list[Result] = []
-    text = loaders(options.root, options.batch, options.workers, options.batches, options.rounds, results)
-    show(text, results, options.json)
+    given, results = parser.parse_args(arguments), list[Result]()
+    if given.root is not None and not given.root.is_dir():
+        parser.error(f"no folder {given.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
+    text = loaders(given.root, given.batch, given.workers, given.batches, given.rounds, results)
+    show(text, results, given.json)
 
 
 if __name__ == "__main__":

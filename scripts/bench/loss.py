@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pgt.methods import AuthorsHookCrossEntropy, power_grad_cross_entropy, surrogate_cross_entropy
 from pgt.tools.probe import wait_for
-from scripts.bench.results import Result, add_json_option, each_that_fits, entry, machine, show, table
+from scripts.bench.results import Result, each_that_fits, entry, in_turns, machine, options, show, table
 
 ALPHA = 0.25
 
@@ -77,12 +77,9 @@ def measure(case: Case, rounds: int, compiled: bool, results: list[Result]) -> s
     z = 3 * torch.randn(case.n, case.classes, generator=generator, device=case.device)
     z = z.to(case.dtype)
     y = torch.randint(case.classes, (case.n,), generator=generator, device=case.device)
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(rounds + max(rounds // 10, 3)):
-        for name, loss in candidates.items():
-            seconds = _timed(loss, z, y)
-            if turn >= max(rounds // 10, 3):
-                times[name].append(1e6 * seconds)
+    timed = {name: partial(_timed, loss, z, y) for name, loss in candidates.items()}
+    in_turns(max(rounds // 10, 3), timed)  # to warm up
+    times = {name: [1e6 * seconds for seconds in found] for name, found in in_turns(rounds, timed).items()}
     reference = statistics.median(times["cross_entropy"])
     described = {"samples": case.n, "classes": case.classes, "precision": case.precision}
     rows = []
@@ -152,14 +149,11 @@ def _quartiles(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=300, help="measured rounds (default: 300)")
+    parser = options(__doc__, rounds=300)
     parser.add_argument("--compiled", action="store_true", help="under torch.compile, too (some minutes)")
-    add_json_option(parser)
-    options = parser.parse_args(arguments)
-    results: list[Result] = []
-    text = each_that_fits(cases(), lambda case: measure(case, options.rounds, options.compiled, results))
-    show(text, results, options.json)
+    given, results = parser.parse_args(arguments), list[Result]()
+    text = each_that_fits(cases(), lambda case: measure(case, given.rounds, given.compiled, results))
+    show(text, results, given.json)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,26 @@ def entry(benchmark: str, case: Mapping[str, Any], loop: str, machine: str, **fi
     return {"benchmark": benchmark, "case": dict(case), "loop": loop, **rounded, "machine": machine}
 
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--json FILE`."""
+def in_turns(rounds: int, timed: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Time the contenders in turns, since the machine's speed drifts: one value of each in every round."""
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, time in timed.items():
+            found[name].append(time())
+    return found
+
+
+def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command line, with `--rounds` and `--json FILE`.
+
+    Args:
+        doc: the benchmark's docstring.
+        rounds: unless the command line says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds through all of them (default: {rounds})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there, as JSON")
+    return parser
 
 
 def show(text: str, results: Sequence[Result], path: Path | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
+from pgt.runs.norms import Floats
 from pgt.tools.probe import (
     DECAY,
     MOMENTUM,
@@ -28,13 +29,32 @@ from pgt.tools.probe import (
     synthetic_batch,
     training_steps,
 )
-from scripts.bench.results import Result, add_json_option, each_that_fits, entry, machine, show, table
+from scripts.bench.results import Result, each_that_fits, entry, in_turns, machine, options, show, table
 
 REFERENCE, PLAIN, RECORDING = "bare loop", "pgt, baseline", "pgt, norms each step"
 EVERY = 50
 """Steps between two records of norms for which their cost is stated."""
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12}
-"""Dense 16-bit matrix operations a second, from the makers' data sheets."""
+PEAK = {
+    "H200 NVL": 836e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 836e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "V100-PCIE": 112e12,
+    "V100": 125e12,
+}
+"""Dense 16-bit matrix operations a second, by the first of these that is in the card's name; from data sheets."""
+
+
+class Nowhere:
+    """A file of norms that drops its records."""
+
+    def write(self, step: int, values: Floats) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
 
 
 def cases() -> list[Case]:
@@ -68,7 +88,7 @@ def measure(case: Case, rounds: int, length: int, results: list[Result]) -> str:
     contenders: dict[str, Callable[[Case, Batch], Steps]] = {
         REFERENCE: bare,
         PLAIN: lambda case, batch: training_steps(case, batch, nn.CrossEntropyLoss()),
-        RECORDING: lambda case, batch: training_steps(case, batch, nn.CrossEntropyLoss(), recording=True),
+        RECORDING: lambda case, batch: training_steps(case, batch, nn.CrossEntropyLoss(), Nowhere()),
         "pgt, PGT α = 0.25": lambda case, batch: training_steps(case, batch, PowerGradCrossEntropy(0.25)),
         "timm": timm_step,
     }
@@ -79,10 +99,7 @@ def measure(case: Case, rounds: int, length: int, results: list[Result]) -> str:
         loops[name] = build(case, batch)
         loops[name](3)
         memory[name] = _peak(device) - before
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(rounds):
-        for name, loop in loops.items():
-            times[name].append(seconds_a_step(loop, length, device))
+    times = in_turns(rounds, {name: partial(seconds_a_step, loop, length, device) for name, loop in loops.items()})
     rows = []
     for name, measured in times.items():
         middle = statistics.median(measured)
@@ -184,14 +201,11 @@ def _share(case: Case, seconds: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="rounds through all loops (default: 10)")
+    parser = options(__doc__, rounds=10)
     parser.add_argument("--steps", type=int, default=10, help="steps of a loop in a round (default: 10)")
-    add_json_option(parser)
-    options = parser.parse_args(arguments)
-    results: list[Result] = []
-    text = each_that_fits(cases(), lambda case: measure(case, options.rounds, options.steps, results))
-    show(text, results, options.json)
+    given, results = parser.parse_args(arguments), list[Result]()
+    text = each_that_fits(cases(), lambda case: measure(case, given.rounds, given.steps, results))
+    show(text, results, given.json)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """What Hydra calls for each job, and what is said of a sweep afterwards."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pgt.cli.main import main
-from pgt.core.errors import InputError, TrainingError
+from pgt.core.errors import HeldError, InputError, TrainingError
 from pgt.launch import jobs
-from pgt.runs.folder import DIVERGED, FINISHED
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, lock, read_summary
 from pgt.training import job as training
-from tests.conftest import TINY, compose
+from tests.conftest import ROOT, TINY, compose
 
 SWEEP = ("train", "-m", *TINY, "model=resnet20", "seed=0,1,2")
 
@@ -24,10 +31,10 @@ def outcomes(monkeypatch):
         outcome = found[config.seed]
         if isinstance(outcome, Exception):
             raise outcome
-        summary = training._new_summary(config, "data")
+        summary = training.prepare(config).summary
         summary.status, summary.test_top1_best = outcome, 50.0 + config.seed
         folder = training.folder_of(config)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         training.runs.write_summary(folder, summary)
         return summary
 
@@ -59,9 +66,55 @@ def test_a_job_that_trained_elsewhere_counts_by_its_folder(outcomes, capsys):
     configs = [compose(*TINY, "model=resnet20", f"seed={seed}") for seed in range(3)]
     for seed in (0, 2):
         jobs.run(configs[seed])
-    jobs._failures.clear()
+    jobs._codes.clear()
     assert jobs._exit_code(configs) == 1
     assert "1 of 3 runs failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [FINISHED, UNFINISHED])
+@pytest.mark.parametrize("race", [False, True])
+def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcomes, monkeypatch, capsys, left, race):
+    """The other process ends it while this sweep trains its third run; what it leaves unfinished is trained here."""
+    configs = [compose(*TINY, "model=resnet20", f"seed={seed}") for seed in range(3)]
+    other, stand_in, trained = ExitStack(), jobs.run, []
+    folder = training.folder_of(configs[1])
+
+    def run(config, label=""):
+        trained.append(config.seed)
+        if config.seed == 2:
+            summary = training.prepare(configs[1]).summary
+            training.runs.write_summary(folder, replace(summary, status=left))
+            other.close()
+        if race and trained == [0, 1]:
+            raise HeldError("is being trained")
+        earlier = read_summary(training.folder_of(config))
+        return earlier if earlier is not None and earlier.status == FINISHED else stand_in(config, label)
+
+    monkeypatch.setattr(jobs, "run", run)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
+    outcomes |= dict.fromkeys(range(3), FINISHED)
+    folder.mkdir(parents=True)
+    if not race:
+        other.enter_context(lock(folder))
+    assert main(SWEEP) == 0
+    assert trained == ([0, 1, 2, 1] if race else [0, 2, 1])
+    out, err = capsys.readouterr()
+    assert "[2/3] comes last: " in out
+    assert ("[2/3] trains" in out) == (left == UNFINISHED)
+    assert err == ""
+
+
+@pytest.mark.slow
+def test_two_identical_sweeps_share_the_work():
+    command = [sys.executable, "-m", "pgt.cli", *SWEEP[:-1], "seed=0,1,2,3", "recipe.epochs=20"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    sweeps = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [sweep.communicate(timeout=240)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0], said
+    found = find(Path("runs"))
+    assert [summary.status for _, summary in found] == [FINISHED] * 4
+    assert [len(json.loads((path / "environment.json").read_text())["starts"]) for path, _ in found] == [1] * 4
+    assert all(": 20 epochs of 2 steps  ->" in text for text in said)
 
 
 def test_the_task_returns_what_a_sweeper_optimises(outcomes, monkeypatch):

@@ -1,5 +1,6 @@
 """The loss and the clipping in other people's code: what works with torch's own works with these, or says why not."""
 
+import re
 import subprocess
 import sys
 
@@ -179,6 +180,21 @@ def test_alpha_may_be_set_during_training(backend):
     criterion.alpha = 2.0
     with pytest.raises(ValueError, match="alpha must lie in"):
         criterion(z, y)
+
+
+def test_the_documented_schedule_of_alpha_trains():
+    documented = (ROOT / "docs" / "method.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", documented, re.DOTALL)
+    torch.manual_seed(0)
+    model, seen = nn.Linear(4, 3), []
+    loader = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    model.register_forward_hook(lambda *_: seen.append(names["criterion"].alpha))
+    names = {"PowerGradCrossEntropy": PowerGradCrossEntropy, "model": model, "loader": loader, "epochs": 7}
+    names["optimizer"] = torch.optim.SGD(model.parameters(), 0.1)
+    before = model.weight.detach().clone()
+    exec(block, names)
+    assert seen == pytest.approx([1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.25])
+    assert not torch.equal(before, model.weight)
 
 
 CLIPPING = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pgt import power_grad_cross_entropy, smooth_labels
-from pgt.methods import AuthorsHookCrossEntropy
+from pgt.methods import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from scripts.bench.hook import CLASSES, measure, report
 from tests.conftest import ROOT
 
@@ -94,3 +94,28 @@ def test_smoothed_targets_and_no_hook_at_alpha_1():
     plain(z, y).backward()
     assert torch.equal(z.grad, torch.autograd.grad(F.cross_entropy(z, y), z)[0])
     assert plain.diagnostics() == {}
+
+
+@pytest.mark.parametrize("deviation", [3.0, 20.0])
+def test_the_emulation_is_the_hook_on_fp16_logits_at_the_squared_batch(deviation):
+    torch.manual_seed(0)
+    z, y = deviation * torch.randn(16, CLASSES), torch.randint(CLASSES, (16,))
+    ours, real = z.clone().requires_grad_(), z.half().requires_grad_()
+    loss, reference = EmulatedHookCrossEntropy(0.05), AuthorsHookCrossEntropy(0.05)
+    value = loss(ours, y)
+    (256 * reference(real, y)).backward()
+    (3 * value).backward()  # the gradient that arrives only scales the result
+    assert torch.equal(value, reference(z.half(), y))
+    torch.testing.assert_close(ours.grad, 3 * real.grad.float() / 256, rtol=2e-3, atol=1e-7)
+    assert loss.diagnostics()["hook_flushed"] == reference.diagnostics()["hook_flushed"]
+    with torch.no_grad():
+        loss(z, y)
+
+
+def test_the_emulation_leaves_other_losses_of_the_logits_alone():
+    z, y = torch.randn(16, 10, requires_grad=True), torch.randint(10, (16,))
+    logits = 1 * z
+    alone = torch.autograd.grad(logits.square().sum(), z, retain_graph=True)[0]
+    only = torch.autograd.grad(EmulatedHookCrossEntropy(0.25)(logits, y), z, retain_graph=True)[0]
+    both = torch.autograd.grad(EmulatedHookCrossEntropy(0.25)(logits, y) + logits.square().sum(), z)[0]
+    torch.testing.assert_close(both, alone + only)

@@ -74,6 +74,19 @@ def test_accuracy_over_alpha_shows_means_and_deviations():
     assert heights == pytest.approx([2**0.5, 2**0.5, 2 * 2**0.5])  # ± a deviation: 1/√2, 1/√2, 2/√2
 
 
+def test_runs_that_have_not_measured_their_logits_are_left_out():
+    for alpha in (1, 0.5):
+        plant("demo/bn", "pgt", 0, 90.0, 80.0, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
+    with pytest.raises(InputError, match="no run under runs/demo/bn has measured its logits: draw figure 10"):
+        figures.draw(8, Path("runs"), "demo/bn")
+    for index, path in enumerate(sorted(Path("runs").rglob("summary.json"))):
+        measured = {"test_logit_norm": 5.0 + index, "test_loss": 1.0 + index}
+        path.write_text(json.dumps(json.loads(path.read_text()) | measured))
+    plant("demo/bn", "pgt", 1, 90.0, 80.0, curve=(50, 60))
+    figure = figures.draw(8, Path("runs"), "demo/bn")
+    assert len(figure.axes[2].lines[0].get_xdata()) == 2
+
+
 def test_epochs_to_the_baselines_end():
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=(50, 70, 80, 90))
     plant("demo/bn", "pgt", 0, 95.0, 94.0, curve=(60, 91, 93, 95))
@@ -115,6 +128,8 @@ def test_what_cannot_be_drawn_says_why(trained, capsys):
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=(50, 70))
     with pytest.raises(InputError, match="not two α of one setting"):
         figures.draw(8, Path("runs"), "demo/bn")
+    with pytest.raises(InputError, match=r"record.norms_every=50 trainer.force=true` trains those that have ended"):
+        figures.draw(5, Path("runs"), "demo/bn")  # without `force` the same command would return the same run
     assert list(Path().glob("*.*")) == []
 
 
@@ -190,7 +205,7 @@ def test_tables_plan_and_report_of_many_runs_need_no_torch():
     assert Path("report.html").read_text().count("<details id") == 51
 
 
-def test_norms_that_are_gone_are_not_passed_over(trained):
+def test_missing_norms_of_a_finished_run_are_an_error(trained):
     shutil.copytree(trained, "runs")
     folder = next(path.parent for path in sorted(Path("runs").rglob("norms.bin")))
     (folder / "norms.bin").write_bytes(b"cut")
@@ -199,7 +214,7 @@ def test_norms_that_are_gone_are_not_passed_over(trained):
 
 
 def test_norms_of_a_diverging_run_are_drawn():
-    """Infinite and missing norms leave the axes to the others."""
+    """The limits of the axes come from the finite norms only."""
     from pgt.reproduction.figures.style import pyplot
 
     _, axis = pyplot().subplots()
@@ -209,7 +224,7 @@ def test_norms_of_a_diverging_run_are_drawn():
     pyplot().close("all")
 
 
-def test_runs_of_different_settings_are_no_curve():
+def test_runs_of_different_settings_are_separate_series():
     plant("demo/bn", "pgt", 0, 90.0, 80.0, overrides=["method.alpha=1"])
     plant("demo/bn", "pgt", 0, 90.0, 81.0, overrides=["method.alpha=0.5"])
     plant("demo/bn", "pgt", 0, 90.0, 50.0, overrides=["method.alpha=0.5", "recipe.epochs=3"])

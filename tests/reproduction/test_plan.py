@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pgt.cli.main import main
@@ -12,7 +13,7 @@ from pgt.config.compose import compose_all
 from pgt.config.identity import identity
 from pgt.core.errors import InputError
 from pgt.reproduction import cost
-from pgt.reproduction.plan import Machine, plan
+from pgt.reproduction.plan import plan, plan_table, seconds
 from tests.conftest import ROOT, TINY, train
 from tests.reproduction.helpers import plant
 
@@ -63,19 +64,19 @@ def test_hours_worked_by_hand():
     assert item.work.steps == 100 * 1251  # of 1024 images, the last, partial one left out
     assert item.work.images == 100 * 1251 * 1024
     assert item.work.evaluated == 100 * 50_000
-    machine = Machine(lambda model: cost.Speed(1000, "stated"))
-    assert machine.seconds(item) == pytest.approx((128_102_400 + 5_000_000 / 3) / 4000)
-    assert machine.bound(item) == "step"
-    slow = Machine(lambda model: cost.Speed(1000, "stated"), cost.Speed(2000, "stated"))
-    assert slow.seconds(item) == pytest.approx((128_102_400 + 5_000_000) / 2000)
-    assert slow.bound(item) == "loader"
-    assert Machine(lambda model: None).seconds(item) is None
+    speed, slow = cost.Speed(1000, "stated"), cost.Speed(2000, "stated")
+    step, loader = pytest.approx((128_102_400 + 5_000_000 / 3) / 4000), pytest.approx((128_102_400 + 5_000_000) / 2000)
+    assert seconds(item, speed, None) == {"step": step, "loader": 0}
+    assert seconds(item, speed, slow) == {"step": step, "loader": loader}
+    assert np.isnan(seconds(item, None, slow)["step"])
+    assert plan_table([item], {"resnet50": speed}, None).rows[0][-1] == "step"
+    assert plan_table([item], {"resnet50": speed}, slow).rows[0][-1] == "loader"
 
 
 def test_a_run_takes_no_more_gpus_than_can_share_it(capsys):
     assert main(["plan", "experiment=table1/resnet50_cosine_pgt,table2/batch256_pgt", "--gpus=8"]) == 0
     printed = capsys.readouterr().out
-    assert "each on 4 or 8 GPUs" in printed  # four groups of 256; without batch norm any part of the batch
+    assert "each on 4 GPUs" in printed  # four groups of 256; without batch norm at least 64 images each
     assert main(["plan", "experiment=table1/resnet50_cosine_pgt", "--gpus=3", "--images-per-second=1000"]) == 0
     assert "each on 2 GPUs" in capsys.readouterr().out
     assert main(["plan", "-m", "experiment=demo/bn", "--images-per-second=1000"]) == 0
@@ -93,7 +94,7 @@ def test_published_speeds_and_their_estimates():
 
 
 def benched(path, *lines):
-    """A file as the benchmarks write with --json: of (benchmark, network, size, loop, images per second) each."""
+    """Write a file as the benchmarks do with --json; a line is (benchmark, network, size, loop, images per second)."""
     found = [
         {
             "benchmark": benchmark,
@@ -142,7 +143,7 @@ def test_a_file_without_speeds_exits_2(text, capsys):
     assert "bad.json has no" in capsys.readouterr().err
 
 
-def test_of_two_runs_that_differ_in_their_decoder_alone_the_farther_one_counts():
+def test_of_two_runs_that_differ_only_in_the_decoder_the_farther_one_counts():
     for backend, status in (("torchvision", "finished"), ("dali", "unfinished")):
         plant(
             "table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0, status=status, curve=(1, 2),
@@ -190,7 +191,7 @@ def test_bad_input_exits_2(arguments, message, capsys):
 
 @pytest.mark.parametrize("name", ["1", "2", "3", "demo"])
 def test_the_committed_tables_are_current(name, capsys):
-    """`make tables` has been run since results/runs or the code changed."""
+    """Fails if results/runs or the code has changed and `make tables` was not run."""
     assert main(["table", name, "--runs", str(ROOT / "results/runs"), "--format", "markdown"]) == 0
     file = ROOT / "results/tables" / (f"table{name}.md" if name.isdigit() else f"{name}.md")
     assert file.read_text() == capsys.readouterr().out

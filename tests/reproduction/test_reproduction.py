@@ -11,7 +11,7 @@ from PIL import Image
 from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.reproduction import figures, formats, tables
-from pgt.reproduction.groups import read_groups
+from pgt.reproduction.groups import LAST, read_groups
 from pgt.reproduction.statistics import Sample, paired_difference, sample
 from pgt.runs.folder import find
 from tests.reproduction.helpers import plant
@@ -41,15 +41,15 @@ def test_differences_pair_by_seed():
 
 def test_table_from_planted_runs():
     plant_table()
-    rows = tables.compare(Path("runs"), "demo")
-    assert [row.group.method for row in rows] == ["baseline", "gc", "agc", "pgt"]
+    rows = read_groups(Path("runs"), "demo")
+    assert [row.method for row in rows] == ["baseline", "gc", "agc", "pgt"]
     baseline, gc, agc, pgt = rows
-    assert baseline.measured(tables.TEST) == sample([90.0, 92.0, 94.0])
-    assert baseline.difference(tables.TEST) is None
-    assert pgt.group.alpha == 0.25
-    assert pgt.difference(tables.TEST) == sample([1.0, 1.5, 0.5])
-    assert gc.difference(tables.TEST) == sample([-30.0])
-    assert (agc.measured(tables.TEST), list(agc.group.runs.status)) == (None, ["diverged"])
+    assert baseline.measured(LAST) == sample([90.0, 92.0, 94.0])
+    assert baseline.paired(LAST) is None
+    assert pgt.alpha == 0.25
+    assert pgt.paired(LAST) == sample([1.0, 1.5, 0.5])
+    assert gc.paired(LAST) == sample([-30.0])
+    assert (agc.measured(LAST), list(agc.runs.status)) == (None, ["diverged"])
     text = formats.render([tables.experiment_table(Path("runs"), "demo")], "markdown")
     assert "92.00 ± 2.00" in text
     assert "+1.00 ± 0.50" in text
@@ -58,7 +58,7 @@ def test_table_from_planted_runs():
 
 
 def test_settings_that_differ_get_rows_and_lines_of_their_own():
-    """A sweep over α and epochs: a mean is over seeds and nothing else."""
+    """In a sweep over α and epochs, each mean is over the seeds of one setting."""
     for seed in (0, 1):
         plant("demo/bn", "pgt", seed, 1.0, 80.0, curve=(50, 80))
         plant("demo/bn", "pgt", seed, 1.0, 85.0, curve=(50, 85), overrides=["method.alpha=0.5"])
@@ -70,7 +70,7 @@ def test_settings_that_differ_get_rows_and_lines_of_their_own():
         "pgt α=0.25 recipe.epochs=7",
     ]
     assert [len(group.runs) for group in groups] == [2, 2, 2]
-    assert [row.measured(tables.TEST).mean for row in tables.compare(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
+    assert [row.measured(LAST).mean for row in read_groups(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
     assert "pgt recipe.epochs=7" in formats.render([tables.experiment_table(Path("runs"), "demo/bn")], "markdown")
     figures.save(4, Path("runs"), "demo/bn", Path("curves.svg"))
     assert Path("curves.svg").stat().st_size > 1000
@@ -124,7 +124,7 @@ def test_a_summary_survives_the_round_trip():
 
 def test_unknown_runs_folder_is_refused():
     with pytest.raises(InputError, match="no runs under elsewhere/demo"):
-        tables.compare(Path("elsewhere"), "demo")
+        read_groups(Path("elsewhere"), "demo")
 
 
 @pytest.mark.parametrize(
@@ -167,9 +167,9 @@ def test_a_damaged_summary_leaves_out_its_run_alone(arguments, capsys):
 def test_a_difference_is_between_runs_that_differ_in_the_method_alone():
     plant("demo/bn", "baseline", 0, 90.0, 96.0, overrides=["recipe.epochs=6"])
     plant("demo/bn", "pgt", 0, 60.0, 58.0, overrides=["recipe.epochs=3"])
-    baseline, pgt = tables.compare(Path("runs"), "demo/bn")
-    assert pgt.difference(tables.TEST) is None
-    assert (baseline.group.setting, pgt.group.setting) == ("recipe.epochs=6", "recipe.epochs=3")
+    baseline, pgt = read_groups(Path("runs"), "demo/bn")
+    assert pgt.paired(LAST) is None
+    assert (baseline.setting, pgt.setting) == ("recipe.epochs=6", "recipe.epochs=3")
 
 
 def test_csv_is_data(capsys):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import struct
 import sys
@@ -14,11 +15,10 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.core.errors import InputError
-from pgt.reproduction.norms import read_norms
 from pgt.runs import mirrors
 from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
-from pgt.runs.norms import FOLDER, RECORDS, read_format
+from pgt.runs.norms import FOLDER, RECORDS, read_format, read_norms
 from pgt.training import folder as run_folder
 from tests.conftest import TINY, compose, train
 from tests.training.test_stopping import STEPS, begun
@@ -122,6 +122,46 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
     [config] = events.Tensors("config/text_summary")
     assert b"alpha: 0.25" in config.tensor_proto.string_val[0]
     assert "environment/text_summary" in events.Tags()["tensors"]
+
+
+def test_runs_that_have_ended_are_sent_as_if_the_mirror_had_been_there(capsys):
+    train(*RUN, "record.norms_every=1")
+    [folder] = Path("runs").glob("custom/*")
+    capsys.readouterr()
+    assert main(["train", *RUN, "record.norms_every=1", "logger=tensorboard"]) == 0
+    said = capsys.readouterr().out
+    command = re.search("`pgt (mirror tensorboard .*)`", said)[1].split()
+    assert "recorded no norms" not in said
+    assert main(command) == 0
+    assert f"{folder}: sent to tensorboard" in capsys.readouterr().out
+    events, norms = assert_holds_once(folder), read_norms(folder)
+    series = [events.Histograms(tag) for tag in sorted(events.Tags()["histograms"])]
+    assert [[event.step for event in one] for one in series] == [[1, 3]] * 19
+    for event in series[0]:
+        assert event.histogram_value.max == pytest.approx(norms.filters(1)[event.step].max())
+    assert main(command) == 0
+    assert "left alone" in capsys.readouterr().out
+
+
+def test_a_run_says_which_records_it_has_not_and_a_failed_mirror_leaves_nothing(capsys, monkeypatch):
+    train(*RUN, "paths.runs=other")
+    [folder] = Path("other").glob("custom/*")
+    capsys.readouterr()
+    train(*RUN, "paths.runs=other", "record.norms_every=1", "logger=tensorboard")
+    said = capsys.readouterr().out
+    assert "it recorded no norms and trains no more: trainer.force=true" in said
+    assert f"`pgt mirror tensorboard custom/{folder.name} --runs other`" in said
+    assert main(["mirror", "tensorboard", "nothing", "--runs", "other"]) == 2
+
+    def fails(about):
+        (about.folder / "tensorboard").mkdir()
+        raise RuntimeError("no such service")
+
+    monkeypatch.setitem(mirrors.KINDS, "tensorboard", fails)
+    capsys.readouterr()
+    assert main(["mirror", "tensorboard", "--runs", "other"]) == 2
+    assert capsys.readouterr().err == f"pgt: {folder}: tensorboard has failed (no such service)\n"
+    assert not (folder / "tensorboard").exists()
 
 
 def killed_before_checkpoint(monkeypatch, number, *overrides):
@@ -339,6 +379,6 @@ def test_norms_that_are_not_finite_cost_no_mirror():
     parts = record_format.split(records["filters"])
     parts[0][-1], parts[1][-1][0] = np.nan, np.inf
     records.flush()
-    norms = mirrors.norms_by_layer(folder, {"zeroed_filters": 0})
+    norms = mirrors.norms_by_layer(folder, 10**6, {"zeroed_filters": 0})
     assert [len(values) for values in norms.values()][:2] == [parts[1].shape[1] - 1, parts[2].shape[1]]
     assert all(np.histogram(values)[0].sum() == len(values) for values in norms.values())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pgt.core.errors import InputError
-from pgt.reproduction.norms import read_norms, zeroed_out
 from pgt.runs.folder import find, read_metrics
+from pgt.runs.norms import read_norms
 from pgt.training import epochs
 from tests.conftest import TINY, train
 
@@ -72,7 +72,7 @@ def test_an_interrupted_run_has_the_file_of_a_whole_one():
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [0, 1]), (4, [0, 1, 4, 5])])
-def test_how_often_may_change_on_the_way(every, steps):
+def test_norms_every_may_change_when_a_run_is_resumed(every, steps):
     path = interrupted(*RECORDED)
     train(*RUN, f"record.norms_every={every}")
     assert read_norms(path).steps.tolist() == steps
@@ -99,12 +99,12 @@ def test_zeroed_filters_are_reported(monkeypatch, capsys):
     assert (sum(counts), counts[0]) == (epochs[-1]["zeroed_filters"], int(said[1])) == (int(said[0]), int(said[1]))
     assert 0 < sum(counts) < 688
     # An epoch's count is of the weights behind its last step, a record of those before a step's update.
-    assert list(zeroed_out(read_norms(folder()), 4).values()) == epochs[1]["zeroed_filters_by_layer"]
+    assert list(read_norms(folder()).zeroed_out(4).values()) == epochs[1]["zeroed_filters_by_layer"]
     assert len(epochs) == 3
 
 
 def test_recording_goes_with_accumulation_and_half_precision():
-    """fp16 is slow on the CPU, but runs the same code."""
+    """In fp16, which is slow on the CPU but runs the same code as on a GPU."""
     train(*TINY, "model=resnet20", "recipe.local_batch=2", "trainer.precision=fp16", "trainer.loss_scale=64",
           "data.image_size=8", "method=agc_pgt", "record.norms_every=5")  # fmt: skip
     norms = read_norms(folder())

@@ -1,4 +1,4 @@
-"""`pgt doctor`: all checks on this machine, and each check on a fault."""
+"""`pgt doctor`: all checks on this machine, and each check with something broken."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def test_a_sound_machine(tmp_path):
     assert os.listdir() == ["set"]
 
 
-def test_each_bad_finding_is_told_and_the_others_are_made(monkeypatch, capsys):
+def test_a_check_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     def fails():
         yield Finding(OK, "so far [so good]")
         raise InputError("no such thing: make one")
@@ -81,7 +81,7 @@ def test_whatever_a_check_raises_is_a_finding():
     assert list(made(raising(AssertionError()))) == [Finding(BAD, "AssertionError: no reason given")]
 
 
-def test_it_is_not_one_of_several_processes(monkeypatch, capsys):
+def test_the_doctor_refuses_to_be_one_of_several_processes(monkeypatch, capsys):
     for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
@@ -149,7 +149,7 @@ def test_the_batch_is_one_that_all_can_share(monkeypatch, gpus, batch):
 
 
 @pytest.mark.slow
-def test_a_training_needs_no_plain_path(tmp_path):
+def test_a_training_works_in_a_folder_with_an_odd_name(tmp_path):
     place = tmp_path / "it's, k=[1]"
     place.mkdir()
     weights, loss = doctor_numerics.trained(place, "trainer.devices=1", "recipe.global_batch=449")

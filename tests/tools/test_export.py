@@ -214,10 +214,13 @@ def test_weights_of_every_format_leave_in_float32(trained):
     assert kinds == {torch.float32, torch.int64}
 
 
-def test_what_the_hook_trained_is_not_called_calibrated(trained, capsys):
-    run = trained("model=resnet20", "method=authors_hook", "recipe.lr_peak=1e-6", "recipe.lr_start=1e-6")
+@pytest.mark.parametrize("method", ["authors_hook", "authors_hook_fp16"])
+def test_what_the_hook_trained_is_not_called_calibrated(trained, capsys, method):
+    run = trained("model=resnet20", f"method={method}", "recipe.lr_peak=1e-6", "recipe.lr_start=1e-6")
     assert main(["export", str(run), "--output", "hook"]) == 0
-    assert "Neither softmax(z) nor softmax(α·z)" in Path("hook/README.md").read_text()
+    card = Path("hook/README.md").read_text()
+    assert "Neither softmax(z) nor softmax(α·z)" in card
+    assert f"the PowerGrad Transform as published{', in fp16' if method.endswith('fp16') else ''} (`{method}`" in card
     assert main(["export", str(run), "--output", "calibrated", "--calibrate"]) == 2
     assert "no --calibrate" in capsys.readouterr().err
     assert not Path("calibrated").exists()

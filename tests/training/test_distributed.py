@@ -13,11 +13,20 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from pgt.cli.main import main
 from pgt.config import sharing
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, LostRankError
 from pgt.data import open_set
 from pgt.launch.ranks import start_ranks
 from pgt.training.assemble import assemble
-from pgt.training.ranks import ALONE, Equipment, Ranks, check_gpus, check_kernels, cpu_share, visible_gpus
+from pgt.training.ranks import (
+    ALONE,
+    Equipment,
+    Ranks,
+    check_gpus,
+    check_kernels,
+    cpu_share,
+    process_group,
+    visible_gpus,
+)
 from pgt.training.tally import Tally
 from tests.conftest import compose
 from tests.training.layouts import trained, trained_as_rank
@@ -118,6 +127,10 @@ def test_devices_that_cannot_share_a_batch_are_refused_with_the_nearest_that_can
         compose(*SMALL, "model=resnet20_nobn", "trainer.devices=5", "recipe.local_batch=null")
     paper = compose("method=pgt").recipe
     assert [sharing.largest(paper, n) for n in (0, 1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4, 4]
+    assert [sharing.sensible(paper, n) for n in (0, 1, 3, 8)] == [1, 1, 2, 4]
+    free = paper.model_copy(update={"local_batch": None, "global_batch": 256})
+    assert [sharing.sensible(free, n) for n in (0, 1, 3, 8)] == [1, 1, 2, 4]
+    assert sharing.sensible(free.model_copy(update={"global_batch": 32}), 8) == 1
 
 
 class Threads:
@@ -233,3 +246,14 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_named(monkeypatch, capability, b
         return
     with pytest.raises(InputError, match=r"has no kernels for Tesla V100 \(compute capability \d\.\d\): install"):
         check_kernels(torch.device("cuda", 0))
+
+
+def test_ranks_on_networks_that_do_not_meet_are_told_the_variable(monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("Gloo connectFullMesh failed with [transport/tcp/pair.cc:1] no error")
+
+    monkeypatch.setattr(dist, "init_process_group", fails)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostRankError, match="GLOO_SOCKET_IFNAME"), process_group():
+        pass

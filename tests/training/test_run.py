@@ -1,26 +1,37 @@
+import io
+import itertools
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rich.console import Console as Terminal
 
 from pgt.cli.main import main
 from pgt.config.identity import identity, run_id
 from pgt.config.resources import conf_dir
 from pgt.core.errors import InputError, TrainingError
+from pgt.core.files import write_json
 from pgt.data import open_set
 from pgt.launch.run import run
 from pgt.methods import TRANSFORMS
+from pgt.runs.console import Console
 from pgt.runs.folder import Summary, find, lock, read_metrics, read_summary
+from pgt.runs.norms import NormsFile, RecordFormat
+from pgt.runs.sinks import JsonLines
 from pgt.training import folder as run_folder
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE
@@ -168,6 +179,119 @@ def damaged(path, damage):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage == "half" else damage)
     with pytest.raises(InputError, match=r"^cannot load the checkpoint .*last.pt \(\w+\): it is damaged; delete it"):
         train(*DIGITS)
+
+
+def stopped_before_checkpoint(monkeypatch, number, then=lambda: None):
+    """A run that ends in its third epoch: what `then` does, or a kill, comes before checkpoint `number` is written."""
+    save, saves = run_folder.save, itertools.count(1)
+
+    def dies(*arguments):
+        if next(saves) == number:
+            then()
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.training.folder.save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(*DIGITS)
+    return folder() / "checkpoints"
+
+
+def test_a_damaged_checkpoint_costs_no_more_than_the_one_before_it(monkeypatch, capsys, root_of_finished):
+    """The last one is damaged, or lost between two renames: the run goes on from `previous.pt` to the same curve."""
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink):
+        shutil.rmtree("runs", ignore_errors=True)
+        checkpoints = stopped_before_checkpoint(monkeypatch, 3)
+        assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
+        damage(checkpoints / "last.pt")
+        lost = not (checkpoints / "last.pt").exists()
+        capsys.readouterr()
+        train(*DIGITS)
+        out = capsys.readouterr().out
+        assert "3 epochs of 14 steps, from epoch 2  ->" in out
+        assert out.count("last.pt cannot be read: goes on from previous.pt") == (not lost)
+        assert curve(folder()) == curve(find(root_of_finished)[0][0])
+        assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt"}
+
+
+@contextmanager
+def full(size=0):
+    """No file may grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_gets_one_line_and_leaves_the_checkpoint_before_whole(monkeypatch, capsys, root_of_finished):
+    save, saves = run_folder.save, itertools.count(1)
+
+    def fills(*arguments):
+        with full(100_000 if next(saves) == 3 else resource.RLIM_INFINITY):
+            save(*arguments)
+
+    monkeypatch.setattr("pgt.training.folder.save", fills)
+    assert main(["train", *DIGITS]) == 2
+    path, err = folder() / "checkpoints", capsys.readouterr().err
+    assert re.fullmatch(rf"pgt: {path}/(last|best).pt: .*, with [\d,.]+ MB free: make room, .*\n", err), err
+    assert not list(path.glob(".*"))
+    assert run_folder.load(folder())["summary"]["epochs"] == 2
+    train(*DIGITS)
+    assert "from epoch 3" in capsys.readouterr().out
+    assert curve(folder()) == curve(find(root_of_finished)[0][0])
+
+
+def open_lock():
+    with lock(Path(".")):
+        pass
+
+
+def log_a_line():
+    with closing(Console("run", 1, Path("log.txt"), Terminal(file=io.StringIO()))) as console:
+        console.say("hello")
+
+
+def record_a_step():
+    with closing(JsonLines(Path("metrics.jsonl"))) as file:
+        file.write(0, {"loss": 1.0})
+
+
+def record_norms():
+    form = RecordFormat((), 1)
+    with closing(NormsFile(Path("."), form)) as file:
+        file.write(0, np.zeros(form.record.itemsize // 4 - 2, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("metrics.jsonl", record_a_step),
+        ("norms.bin", record_norms),
+        ("log.txt", log_a_line),
+        ("file", lambda: write_json(Path("file"), {})),
+        ("lock", open_lock),
+    ],
+)
+def test_whatever_meets_a_full_disk_names_its_file(name, write):
+    with full(), pytest.raises(InputError, match=rf"^{name}: .*, with [\d,.]+ MB free: make room, "):
+        write()
+
+
+def test_a_damaged_environment_gets_one_line_and_the_run_goes_on_without_it(unfinished):
+    path = unfinished / "environment.json"
+    for damage in (b"{torn", b"", b"\xff\xfe", b"[]", b'{"starts": [1]}'):
+        path.write_bytes(damage)
+        with pytest.raises(
+            InputError, match=r"^cannot read .*environment.json \(\w+\): delete it, and its run goes on"
+        ):
+            train(*DIGITS)
+        assert path.read_bytes() == damage
+    path.unlink()
+    assert train(*DIGITS).status == "finished"
+    assert len(json.loads(path.read_text())["starts"]) == 1
 
 
 def test_without_its_checkpoint_a_run_begins_anew_and_keeps_nothing_measured(unfinished):
@@ -360,7 +484,7 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
                 "test_loss_alpha", "test_logit_norm", "test_ece", "test_ece_alpha")  # fmt: skip
     monkeypatch.setattr(epochs, "_epoch", lambda *parts: dict.fromkeys(measured, 0.0) | {"epoch": parts[3]})
     config, best = compose(*TINY, "model=resnet20", "recipe.epochs=3"), []
-    fresh = job._new_summary(config, "")
+    fresh = job.prepare(config).summary
     stateful = SimpleNamespace(state_dict=dict, ranks=ALONE, skipped=set())
     epochs.train_epochs(
         config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None

@@ -178,13 +178,17 @@ def begun(*command, steps=10, **options):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+SLOW_TO_ASK = pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW_TO_ASK])
 def test_a_signal_stops_a_process_in_order(capsys, number):
     process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    said = re.fullmatch(rf"pgt: stopped by {number.name} after step (\d) of epoch (\d+); the same .* there\n", err)
+    said = re.fullmatch(rf"pgt: stopped by {NAMES[number]} after step (\d) of epoch (\d+); the same .* there\n", err)
     assert said, err
     step, epoch = map(int, said.groups())
     train(*LONG)
@@ -200,17 +204,18 @@ FILES = tuple(override for override in LONG if not override.startswith(("data=",
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_signal_to_every_process_stops_in_order(backend):
-    """As Slurm sends it, twice: data workers that died of it would fail the run in the middle of a step."""
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_to_every_process_stops_in_order(backend, number, times):
+    """As Slurm sends it, twice, or a terminal: data workers that died of it would fail the run within a step."""
     run = (*FILES, *images("images", backend), "data.workers=1", "recipe.epochs=200")
     process = begun(sys.executable, "-m", "pgt.cli", "train", *run, start_new_session=True)
-    os.killpg(process.pid, signal.SIGTERM)
-    time.sleep(0.2)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+    for _ in range(times):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        time.sleep(0.2)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert re.fullmatch(r"pgt: stopped by SIGTERM after step \d of epoch \d+; .*\n", err), err
+    assert process.returncode == 128 + number, err
+    assert re.fullmatch(rf"pgt: stopped by {NAMES[number]} after step \d of epoch \d+; .*\n", err), err
 
 
 def images(root, backend="torchvision"):
@@ -352,14 +357,15 @@ def test_what_two_processes_began_one_goes_on_with(capsys):
 
 
 @pytest.mark.slow
-def test_torchrun_passes_the_request_on():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_passes_the_request_on(number):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     process = begun(*launcher, "pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=90)
     assert process.returncode != 0
     epoch, steps = place()
-    assert f"pgt: stopped by SIGTERM after step {steps} of epoch {epoch + 1}" in err
+    assert f"pgt: stopped by {NAMES[number]} after step {steps} of epoch {epoch + 1}" in err
 
 
 STOP = """
@@ -409,3 +415,49 @@ def test_a_thread_from_before_may_get_the_signal(monkeypatch):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop.wanted == signal.SIGUSR1
+
+
+CTRL_C = """
+import os, signal
+from pgt.core.signals import Stop
+
+with Stop() as stop:
+    forked = os.fork()
+    if not forked:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 7
+    assert stop.wanted == 0
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.wanted == signal.SIGINT
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        print("ends at once")
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.wanted == 0
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once_and_data_workers_see_none():
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "ends at once\n"), done.stderr
+
+
+def test_ctrl_c_in_a_sweep_stops_the_run_and_the_sweep(monkeypatch, capsys):
+    pause, looks = Breaks.pause, itertools.count(1)
+
+    def interrupted(breaks):
+        if next(looks) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        pause(breaks)
+
+    monkeypatch.setattr("pgt.training.epochs.Breaks.pause", interrupted)
+    assert main(["train", "-m", *RUN, "seed=0,1"]) == 130
+    assert capsys.readouterr().err == "pgt: stopped by Ctrl-C after step 2 of epoch 1; the same command goes on there\n"
+    assert len(find(Path("runs"))) == 1
+    assert place() == (0, 2)

@@ -65,13 +65,12 @@ def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
 
 
 def _panels(root: Path, experiment: str) -> dict[str, list[Curve]]:
-    found: dict[str, list[Curve]] = {}
-    for group in read_groups(root, experiment):
-        if not group.finished.empty:
-            found.setdefault(group.experiment, []).append(_curve(group))
-    if not found:
+    """A panel for each experiment."""
+    groups = [group for group in read_groups(root, experiment) if not group.finished.empty]
+    if not groups:
         raise InputError(f"no finished runs under {root / experiment}: `pgt table {experiment}` shows what there is")
-    return found
+    names = dict.fromkeys(group.experiment for group in groups)
+    return {name: [_curve(group) for group in groups if group.experiment == name] for name in names}
 
 
 def _paper(root: Path) -> dict[str, list[Curve]]:

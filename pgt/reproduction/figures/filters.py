@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import pyplot
 from pgt.reproduction.groups import grouped
-from pgt.reproduction.norms import Norms, read_norms, zeroed_out
-from pgt.runs.folder import FINISHED
+from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import frame
+from pgt.runs.norms import Norms, read_norms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,11 +70,12 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
 
 def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
     """Title and norms of the first run of each setting that has them."""
-    found = []
+    found, again = [], ""
     for name in experiments:
         for group in grouped(frame(root, name)):
             for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
                 norms = read_norms(run["run"])
+                again = again if norms is not None or run["status"] == UNFINISHED else " trainer.force=true"
                 if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
                     raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
@@ -82,8 +83,9 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
                     found.append((f"{group.experiment} on {data}, {group.label}, seed {seed}", norms))
                     break
     if not found:
-        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50"
-        raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`")
+        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50{again}"
+        anew = " trains those that have ended without them again" if again else ""
+        raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`{anew}")
     return found
 
 
@@ -98,7 +100,7 @@ def _panel(axis: Any, norms: Norms, layer: int | str) -> None:
             raise InputError(f"this figure shows layer {index}; the network has {len(norms.layers)} convolutions")
         values = norms.filters(index)
         _lines(axis, norms.steps, values)
-        gone = zeroed_out(norms)[index]
+        gone = norms.zeroed_out()[index]
         axis.set_title(f"layer {index}: {gone} of {values.shape[1]} filters zeroed out", fontsize="medium")
         axis.set_ylabel("L2 norm of a filter")
     axis.set_xlabel("Step")
@@ -109,8 +111,8 @@ def _all_layers(title: str, norms: Norms) -> Any:
     count = len(norms.layers)
     rows = -(-count // 5)
     figure, axes = pyplot().subplots(rows, 5, figsize=(15, 2.5 * rows), squeeze=False, layout="constrained")
-    for axis, layer in zip(axes.flat, norms.layers, strict=False):
-        _panel(axis, norms, layer.index)
+    for index, axis in enumerate(axes.flat[:count], start=1):
+        _panel(axis, norms, index)
         axis.title.set_fontsize("small")
     for axis in axes.flat[count:]:
         axis.set_visible(False)

@@ -73,8 +73,11 @@ def accuracy_over_alpha(root: Path, experiment: str) -> Any:
 
 def logits_over_alpha(root: Path, experiment: str) -> Any:
     """Draw logit norm over α; loss at z and at α·z over α; loss over logit norm with its regression line (Fig. 8)."""
+    measured = {name: runs.dropna(subset="test_logit_norm") for name, runs in read_series(root, experiment).items()}
+    series = {name: runs for name, runs in measured.items() if not runs.empty}
+    if not series:
+        raise InputError(f"no run under {root / experiment} has measured its logits: draw figure 10, which needs none")
     figure, (left, middle, right) = pyplot().subplots(1, 3, figsize=(14, 4.2), layout="constrained")
-    series = read_series(root, experiment)
     for index, (name, runs) in enumerate(series.items()):
         of = f", {name}" if len(series) > 1 else ""
         _bars(left, runs, "test_logit_norm", f"{name} ({_seeds(runs)})", index)

@@ -5,15 +5,14 @@ import numpy as np
 import pytest
 
 from pgt.core.errors import InputError
-from pgt.reproduction.norms import read_norms, zeroed_out
-from pgt.runs.norms import FOLDER, Layer, NormsFile, RecordFormat
+from pgt.runs.norms import FOLDER, Layer, NormsFile, RecordFormat, read_norms
 
-LAYOUT = RecordFormat((Layer(1, "conv1", 3), Layer(2, "block.conv", 2), Layer(3, "last", 4)), features=5)
+LAYOUT = RecordFormat((Layer("conv1", 3), Layer("block.conv", 2), Layer("last", 4)), features=5)
 VALUES = 6 + 5 + 9
 
 
 def plant(steps, every=10):
-    """Records whose values tell where they stand: 100 times the record plus the place."""
+    """Write a record for each step; the value at place p of record r is 100 r + p."""
     path = Path("run") / FOLDER
     path.mkdir(parents=True)
     (path / "layers.json").write_text(json.dumps(LAYOUT.describe(every)))
@@ -27,7 +26,7 @@ def plant(steps, every=10):
 def test_what_was_written_is_read():
     plant([0, 10, 17])
     norms = read_norms(Path("run"))
-    assert norms.layers == list(LAYOUT.layers)
+    assert norms.layers == LAYOUT.layers
     assert (norms.steps.dtype, norms.steps.tolist()) == (np.int64, [0, 10, 17])
     start = np.array([[0], [100], [200]])
     assert norms.gradient_norm.tolist() == [0, 100, 200]
@@ -52,10 +51,10 @@ def test_zeroed_filters_are_counted_exactly():
     file.write(5, later)
     file.close()
     norms = read_norms(Path("run"))
-    assert zeroed_out(norms) == {1: 2, 2: 0, 3: 4}
-    assert zeroed_out(norms, 0) == {1: 0, 2: 0, 3: 0}
+    assert norms.zeroed_out() == {1: 2, 2: 0, 3: 4}
+    assert norms.zeroed_out(0) == {1: 0, 2: 0, 3: 0}
     with pytest.raises(IndexError):
-        zeroed_out(norms, 2)
+        norms.zeroed_out(2)
 
 
 @pytest.mark.parametrize("lost", [1, 8, 4 * VALUES, 4 * VALUES + 7])

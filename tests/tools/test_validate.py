@@ -14,8 +14,7 @@ from pgt.data.tree import COUNTS
 from pgt.models import build
 from pgt.reproduction import published
 from pgt.runs import folder as runs
-from pgt.tools import evaluate as validate
-from pgt.tools import networks, weights
+from pgt.tools import networks, validate, weights
 from tests.conftest import ROOT, TINY, train
 from tests.data.test_cifar import archive
 
@@ -60,7 +59,7 @@ def authors_checkpoint(path, model, **changes):
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_a_run_is_found_again_in_its_own_numbers(trained, which, capsys):
+def test_a_run_measures_as_it_recorded(trained, which, capsys):
     run, summary = trained("model=resnet18"), None
     assert main(["validate", str(run), "--weights", which]) == 0
     text, summary = capsys.readouterr().out, runs.read_summary(run)
@@ -76,7 +75,7 @@ def test_a_run_is_found_again_in_its_own_numbers(trained, which, capsys):
     assert numbers(capsys.readouterr().out) == found
 
 
-def test_an_export_is_found_again_and_calibrated_in_its_other_numbers(trained, folders, capsys):
+def test_an_export_measures_as_its_run_and_a_calibrated_one_as_at_alpha_z(trained, folders, capsys):
     run, on = trained("model=resnet18"), ["--data-name", "imagefolder", "--data", str(folders), "--image-size", "32"]
     main(["export", str(run), "--output", "plain"])
     main(["export", str(run), "--output", "calibrated", "--calibrate"])
@@ -110,7 +109,7 @@ def test_an_authors_checkpoint_is_evaluated_and_says_how_it_was_trained(folders,
     assert "α = 0.25" in text
 
 
-def test_what_a_checkpoint_says_of_its_training_is_printed_before_data_are_asked_for(capsys):
+def test_how_a_checkpoint_was_trained_is_printed_even_if_the_data_are_missing(capsys):
     checkpoint = authors_checkpoint(Path("model_best.pth.tar"), build("resnet18_nobn", 10))
     assert main(["validate", str(checkpoint)]) == 2
     captured = capsys.readouterr()
@@ -126,7 +125,7 @@ def test_an_authors_checkpoint_knows_its_row_of_the_paper():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:3] == ["Table 2, row 8", "cosine", "256"]
     assert cells[6:9] == ["67.814", "67.796", "+0.086"]
-    assert published.NOTES[3] in text
+    assert published.NOTES[3].text in text
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_the_authors_arguments_are_read_as_the_papers_rows(changes, known):
                 and all(getattr(row, key) == value for key, value in source.known.items())]) == 1  # fmt: skip
 
 
-def test_what_is_not_known_leaves_every_row_of_the_network():
+def test_unknown_values_match_every_row_of_the_network():
     rows = [line for line in validate.comparison("resnet50", {}, 76.0).splitlines() if line.startswith("| Table")]
     assert len(rows) == 12
     alone = validate.comparison("resnet50", {"alpha": 0.3, "schedule": "cosine"}, 76.0)
@@ -192,7 +191,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(kind, folders,
     assert not Path("sprung").exists()
 
 
-def test_the_allowance_ends_with_the_reading():
+def test_reading_a_checkpoint_leaves_torchs_safe_globals_as_they_were():
     before = set(torch.serialization.get_safe_globals())
     weights.read(authors_checkpoint(Path("a.pth.tar"), build("resnet18_nobn", 10)))
     assert argparse.Namespace not in before
@@ -265,8 +264,7 @@ def test_counters_of_batch_norm_may_be_missing():
 
 def test_every_network_has_the_evaluation_of_its_config():
     for path in (ROOT / "conf" / "model").glob("*.yaml"):
-        source = weights.Source(Path("x"), {})
-        chosen = validate.data_options(source, validate.Options(root=Path("x"), workers=3), path.stem)
+        chosen = validate.data_options({}, path.stem, root="x", workers=3)
         assert chosen["interpolation"] in path.read_text()
         assert (chosen["image_size"], chosen["workers"], chosen["backend"]) == (224, 3, "torchvision")
 

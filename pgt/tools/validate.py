@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,13 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from tabulate import tabulate
 
 from pgt import data
-from pgt.config.resources import choices, read_conf
+from pgt.config.resources import read_conf
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
-from pgt.core.types import Batch, Loader
+from pgt.core.registry import DATA_SETS
 from pgt.data.delivery import EVALUATION_BATCH, Delivery
-from pgt.reproduction import published
+from pgt.reproduction import formats, published
+from pgt.reproduction.formats import Column
+from pgt.reproduction.published import Row
 from pgt.tools import networks, weights
+from pgt.tools.probe import first_device
 from pgt.tools.weights import Source
 from pgt.training.evaluation import evaluate
 from pgt.training.precision import Precision
@@ -42,105 +44,103 @@ MEASURES = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of the command line. None stands for the checkpoint's own value, or else for the default.
+def command(
+    checkpoint: Path,
+    which: str | None = None,
+    root: Path | None = None,
+    data_name: str | None = None,
+    model_name: str | None = None,
+    alpha: float | None = None,
+    batch: int | None = None,
+    workers: int | None = None,
+    image_size: int | None = None,
+    precision: str | None = None,
+) -> None:
+    """Read weights, evaluate them and print the results. None stands for the checkpoint's own value, or else for the
+    default.
 
-    Attributes:
-        root: folder of the data set.
-        data: name of the data set.
-        model: name of the network.
+    Args:
+        checkpoint: whatever `pgt.tools.weights.read` reads.
+        which: `best` or `last`, of a run folder.
+        root, data_name: folder and name of the data set.
+        model_name: of the network.
         alpha: the α of α·z.
         batch: images of a forward pass.
         workers: number of processes that decode images.
         image_size: pixels a side.
         precision: of the forward pass.
-    """
-
-    root: Path | None = None
-    data: str | None = None
-    model: str | None = None
-    alpha: float | None = None
-    batch: int | None = None
-    workers: int | None = None
-    image_size: int | None = None
-    precision: str | None = None
-
-
-def command(checkpoint: Path, which: str | None, options: Options) -> None:
-    """Read weights, evaluate them and print the results.
 
     Raises:
         InputError: weights, network or data cannot be used or do not fit each other.
     """
-    if options.alpha is not None and not 0 <= options.alpha <= 1:
-        raise InputError(f"--alpha must lie between 0 and 1, got {options.alpha:g}")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise InputError(f"--alpha must lie between 0 and 1, got {alpha:g}")
     source = weights.read(checkpoint, which)
-    name, model = networks.fit(source.path, source.state, options.model or source.model)
+    name, model = networks.fit(source.path, source.state, model_name or source.model)
     print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
     for line in _training_lines(source):
         print(line)
-    chosen = data_options(source, options, name)
-    alpha = next(value for value in (options.alpha, source.alpha, 1.0) if value is not None)
-    if (trained := source.known.get("alpha", alpha)) != alpha and options.alpha is None:
-        inside = f"calibrated export: α = {trained:g} is already in the classifier"
-        print(f"{inside}, so softmax(z) is the calibrated probability")
-    precision = options.precision or source.config.get("trainer", {}).get("precision", "fp32")
-    where = " ".join(str(part) for part in (chosen["name"], chosen.get("root", "")) if part)
+    given = {"root": root and str(root), "workers": workers, "image_size": image_size}
+    chosen = data_options(source.config, name, data_name, **given)
+    known = source.known or ({} if alpha is None else {"alpha": alpha})
+    if alpha is None:
+        alpha = 1.0 if source.alpha is None else source.alpha
+        if (trained := source.known.get("alpha", alpha)) != alpha:
+            inside = f"calibrated export: α = {trained:g} is already in the classifier"
+            print(f"{inside}, so softmax(z) is the calibrated probability")
+    precision = precision or source.config.get("trainer", {}).get("precision", "fp32")
+    measured, count = measure(source.path, model, chosen, alpha, precision, batch or EVALUATION_BATCH)
+    where = " ".join(str(part) for part in (chosen["name"], chosen.get("root")) if part)
     by = f", {chosen['interpolation']}, {chosen['backend']}" if "backend" in chosen else ""
-    measured, count = measure(source.path, model, chosen, alpha, precision, options.batch or EVALUATION_BATCH)
     print(f"\n{count:,} images of {where}{by}, {precision}, α = {alpha:g}\n\n{table(measured, source.recorded)}")
     if chosen["name"] == "imagenet":
-        known = dict(source.known) if source.known or options.alpha is None else {"alpha": options.alpha}
         print(f"\n{comparison(name, known, measured['test_top1'])}")
 
 
-def data_options(source: Source, options: Options, model: str) -> dict[str, Any]:
+def data_options(config: Mapping[str, Any], model: str, name: str | None = None, **given: Any) -> dict[str, Any]:
     """Return the arguments of `pgt.data.open_set`: from the command line, else from the run, else from conf/data.
+
+    Args:
+        config: of the run; empty if the weights are not a run's.
+        model: name of the network, for the interpolation of its images.
+        name: of the data set, if it was given.
+        given: arguments of the command line; None if not given.
 
     Raises:
         InputError: there is no such data set, it lacks an option that was given, or its root is not known.
     """
-    own = dict(source.config.get("data", {}))
-    name = options.data or own.get("name", "imagefolder")
-    chosen = {**_defaults(name), "name": name}
+    own = config.get("data", {})
+    name = name or own.get("name", "imagefolder")
+    if name not in DATA_SETS:
+        raise InputError(f"no data set is called {name}: take one of {', '.join(sorted(DATA_SETS))}")
+    in_folders = DATA_SETS[name].in_folders
+    # imagenet.yaml is imagefolder.yaml with a root
+    chosen = read_conf(f"data/{'imagefolder' if in_folders else name}") | {"name": name}
+    chosen |= {"root": None} if "root" in chosen else {}
     if own.get("name") == name:
         chosen |= {key: value for key, value in own.items() if key in chosen}
     chosen.pop("drop_last", None)
-    given = {"root": options.root, "workers": options.workers, "image_size": options.image_size}
     for key, value in given.items():
-        if value is None:
-            continue
-        if key not in chosen or name == "synthetic":
+        if value is not None and (key not in chosen or name == "synthetic"):
             option = "data" if key == "root" else key.replace("_", "-")
             raise InputError(f"data set {name} has no {key}: leave --{option} out")
-        chosen[key] = str(value) if key == "root" else value
+    chosen |= {key: value for key, value in given.items() if value is not None}
     if "root" in chosen and not chosen["root"]:
         raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")
-    if name in data.FOLDERS:
-        chosen["interpolation"] = (
-            source.config.get("model", {}).get("interpolation") or read_conf(f"model/{model}")["interpolation"]
-        )
+    if in_folders:
+        interpolation = config.get("model", {}).get("interpolation")
+        chosen["interpolation"] = interpolation or read_conf(f"model/{model}")["interpolation"]
         if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
             chosen["backend"] = "torchvision"  # with Pillow's resize, as the authors evaluated
-        if options.root is not None:
+        if given.get("root") is not None:
             chosen["manifest"] = None
     return chosen
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    """Return the config of a data set, without its root."""
-    names = choices("data")
-    if name not in names:
-        raise InputError(f"no data set is called {name}: take one of {', '.join(names)}")
-    file = "imagefolder" if name in data.FOLDERS else name  # imagenet.yaml is imagefolder.yaml with a root
-    return {key: None if key == "root" else value for key, value in read_conf(f"data/{file}").items()}
 
 
 def measure(
     path: Path, model: torch.nn.Module, chosen: Mapping[str, Any], alpha: float, precision_name: str, batch: int
 ) -> tuple[dict[str, float], int]:
-    """Evaluate a network on the first GPU, or on the CPU if there is none.
+    """Evaluate a network on the first GPU, or on the CPU if there is none, with a progress bar if there is a terminal.
 
     Args:
         path: of the weights, for error messages.
@@ -156,7 +156,7 @@ def measure(
     Raises:
         InputError: the data set cannot be read, or its number of classes is not the network's.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = first_device()
     precision = Precision(precision_name, device.type)
     delivery = Delivery(device, precision.dtype, 1, 1, seed=0, drop_last=False, evaluation_batch=batch)
     _, test = data.open_set(**chosen).loaders(delivery)
@@ -164,25 +164,14 @@ def measure(
     if test.num_classes != classes:
         raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
     model = precision.apply(model).to(device).to(memory_format=torch.channels_last)
-    with closing(test):
-        measured = evaluate(model, cast(Loader, _WithProgress(test)), alpha, precision)
+    console = Console(stderr=True)
+    columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with closing(test), bar:
+        task = bar.add_task("", total=test.num_samples)
+        model.register_forward_hook(lambda module, images, logits: bar.advance(task, len(logits)))
+        measured = evaluate(model, test, alpha, precision)
     return measured, test.num_samples - len(test.skipped)
-
-
-class _WithProgress:
-    """The part of a test loader that an evaluation needs, with a progress bar if there is a terminal."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader, self.num_classes = loader, loader.num_classes
-
-    def epoch(self, index: int) -> Iterator[Batch]:
-        columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("", total=self._loader.num_samples)
-            for batch in self._loader.epoch(index):
-                yield batch
-                progress.advance(task, len(batch.labels))
 
 
 def _training_lines(source: Source) -> Iterator[str]:
@@ -203,10 +192,9 @@ def _training_lines(source: Source) -> Iterator[str]:
 
 def table(measured: Mapping[str, float], recorded: Mapping[str, float]) -> str:
     """Return a table of the measures, beside the run's own records of the same weights."""
-    headers = ["", "measured"] + (["recorded"] if recorded else [])
-    columns = [measured] + ([recorded] if recorded else [])
-    rows = [[label, *(_number(column.get(key)) for column in columns)] for key, label in MEASURES.items()]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    columns = {"measured": measured} | ({"recorded": recorded} if recorded else {})
+    rows = [[label, *(_number(values.get(key)) for values in columns.values())] for key, label in MEASURES.items()]
+    return tabulate(rows, ["", *columns], tablefmt="github", disable_numparse=True)
 
 
 def _number(value: float | None) -> str:
@@ -226,24 +214,18 @@ def comparison(model: str, known: Mapping[str, Any], top1: float) -> str:
     if not rows:
         setting = ", ".join(f"{key} {value}" for key, value in known.items())
         return f"the paper has no row of {model}" + (f" with {setting}" if setting else "")
-    headers = ("paper", "schedule", "batch", "method", "α", "ε", "published", "README", "measured − published", "notes")
-    cells = [
-        [
-            f"Table {row.table}, row {row.number}",
-            row.schedule,
-            str(row.batch),
-            row.method,
-            f"{row.alpha:g}",
-            f"{row.label_smoothing:g}",
-            f"{row.test_top1:g}",
-            "" if row.readme_top1 is None else f"{row.readme_top1:g}",
-            f"{top1 - row.test_top1:+.3f}",
-            ", ".join(map(str, row.notes)),
-        ]
-        for row in rows
-    ]
+    columns: Sequence[Column[Row]] = (
+        ("paper", lambda row: f"Table {row.table}, row {row.number}"),
+        ("schedule", lambda row: row.schedule),
+        ("batch", lambda row: str(row.batch)),
+        ("method", lambda row: row.method),
+        ("α", lambda row: f"{row.alpha:g}"),
+        ("ε", lambda row: f"{row.label_smoothing:g}"),
+        ("published", lambda row: f"{row.test_top1:g}"),
+        ("README", lambda row: "" if row.readme_top1 is None else f"{row.readme_top1:g}"),
+        ("measured − published", lambda row: f"{top1 - row.test_top1:+.3f}"),
+        ("notes", lambda row: ", ".join(map(str, row.notes))),
+    )
+    text = formats.render([formats.table(rows, columns)], "markdown")
     notes = sorted({note for row in rows for note in row.notes})
-    parts = [tabulate(cells, headers, tablefmt="github", disable_numparse=True)]
-    if notes:
-        parts += ["", *(f"{number}. {published.NOTES[number]}" for number in notes)]
-    return "\n".join(parts)
+    return "\n".join([text, *([""] if notes else []), *(f"{n}. {published.NOTES[n].text}" for n in notes)])

@@ -1,0 +1,87 @@
+"""Which run a config names: image folders tell which files they hold, and old run folders are found again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pgt.cli.main import main
+from pgt.config.compose import compose_all
+from pgt.config.identity import identity, run_id
+from pgt.core.errors import InputError
+from pgt.launch.run import run
+from pgt.runs.folder import find, read_summary
+from pgt.training.job import folder_of, prepare
+from tests.conftest import TINY, compose
+
+FILES = (*(text for text in TINY if not text.startswith(("data=", "data.num_samples"))), "data=imagefolder",
+         "data.backend=torchvision", "data.workers=0", "model=resnet20")  # fmt: skip
+
+
+def images(root, seed, name="{}.png"):
+    """Eight random images, under the same names whatever the seed."""
+    rng = np.random.default_rng(seed)
+    for split, label, i in [(s, c, i) for s in ("train", "val") for c in "ab" for i in range(4)]:
+        path = Path(root, split, label, name.format(i))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+
+
+def on(root, *more):
+    return compose(*FILES, f"data.root={root}", *more)
+
+
+@pytest.fixture
+def roots():
+    images("one", 0)
+    images("other_pixels", 1)
+    images("other_names", 0, "image{}.png")
+    return ["one", "other_pixels", "other_names"]
+
+
+def test_image_folders_of_one_shape_are_runs_of_their_own(roots):
+    assert main(["train", "-m", *FILES, f"data.root={','.join(roots)}"]) == 0
+    found = find(Path("runs"))
+    assert len(found) == len({summary.run_id for _, summary in found}) == 3
+    assert len({summary.identity["data"]["files"] for _, summary in found}) == 3
+    assert {folder for folder, _ in found} == {folder_of(on(root)) for root in roots}
+    assert {summary.run_id for _, summary in found} == {run_id(summary.identity) for _, summary in found}
+
+
+def test_data_that_have_moved_are_the_same_run_and_a_line_says_so(roots, capsys):
+    first = run(on("one"))
+    assert "data.root" not in capsys.readouterr().out
+    Path("one").rename("moved")
+    assert run(on("moved")) == first
+    assert f"data.root was one and is now moved, the same data ({first.manifest})" in capsys.readouterr().out
+    run(on("./moved", "trainer.force=true"))
+    capsys.readouterr()
+    run(on("moved"))
+    assert "data.root" not in capsys.readouterr().out
+
+
+def test_a_run_that_began_before_files_were_part_of_the_identity_is_found(roots):
+    config = on("one")
+    first = run(config)
+    values = identity(config)
+    earlier = Path("runs/custom") / run_id(values)
+    folder_of(config).rename(earlier)
+    summary = {**json.loads((earlier / "summary.json").read_text()), "run_id": run_id(values), "identity": values}
+    (earlier / "summary.json").write_text(json.dumps(summary))
+    assert run(config) == read_summary(earlier) != first
+    assert folder_of(config) == earlier
+    assert prepare(on("other_names")).folder != earlier
+
+
+def test_a_named_data_set_has_the_id_that_its_config_gives():
+    config = compose("experiment=demo/bn")
+    assert folder_of(config) == Path("runs/demo/bn/2d4294a379e6")
+
+
+def test_a_sweep_over_one_folder_twice_is_refused():
+    with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
+        compose_all([*FILES, "data.root=a", "data.workers=0,1"], multirun=True)
+    with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
+        compose_all(["data=cifar10", "data.root=a,b"], multirun=True)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from pgt.core.errors import InputError
+from pgt.data import open_set
+from pgt.training.assemble import assemble
+from pgt.training.memory import checkpoint_activations
+from pgt.training.ranks import ALONE
+from pgt.training.trainer import Trainer
+from tests.conftest import TINY, compose, train
+
+
+def trained(*overrides):
+    """The weights and buffers after two steps of two groups, and the bytes that autograd kept in the last one."""
+    torch.manual_seed(0)
+    dataset = open_set(name="synthetic", num_samples=16, num_classes=10, image_size=32)
+    loader, _, trainer = assemble(compose(*TINY, "recipe.local_batch=4", *overrides), dataset, ALONE)
+    batches = list(loader.epoch(0))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    trainer.train_step(batches[:2], 0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.train_step(batches[2:], 1)
+    return trainer.model.state_dict(), sum(kept.values())
+
+
+@pytest.mark.parametrize("options", [("method=agc_pgt",), ("recipe.bn_statistics=mean", "trainer.precision=bf16")])
+@pytest.mark.parametrize("model", ["resnet20", "resnet18"])
+def test_activations_computed_again_change_no_number(model, options):
+    expected, bytes_kept = trained(f"model={model}", *options)
+    state, fewer_bytes = trained(f"model={model}", *options, "trainer.checkpoint_activations=true")
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+    assert fewer_bytes < 0.5 * bytes_kept
+
+
+def test_a_network_without_blocks_is_refused():
+    with pytest.raises(InputError, match="checkpoint_activations=false"):
+        checkpoint_activations(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+def test_a_full_device_is_one_line_with_the_mend(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB ...")
+
+    monkeypatch.setattr(Trainer, "train_step", full)
+    with pytest.raises(InputError, match=r"memory of cpu is full .*checkpoint_activations=true") as error:
+        train(*TINY, "model=resnet20")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"local_batch") as error:
+        train(*TINY, "model=resnet20", "trainer.checkpoint_activations=true", "seed=1")
+    assert "checkpoint_activations" not in str(error.value)
