@@ -108,7 +108,10 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["=3"], ["cannot read the override '=3': write key=value"]),
         (["recipe=null"], ["must be a string or a list"]),
         (["method.transforms=[gc]"], ["method.transforms.0 must be a mapping with a name", "got gc"]),
-        (["method.transforms=[{name: nope}]"], ["method.transforms.0.name must be one of gc, value, agc; got nope"]),
+        (
+            ["method.transforms=[{name: nope}]"],
+            ["method.transforms.0.name must be one of gc, value, agc, gcw, gcode; got nope"],
+        ),
         (["method.transforms=[{name: gc, norm: 1}]"], ["unknown key 'method.transforms.0.norm'"]),
         (
             ["method=agc", "method.transforms.0.clip_factor=-1"],
