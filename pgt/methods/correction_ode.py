@@ -62,7 +62,8 @@ class Branch(nn.Module):
         stage: the part of the network that the branch goes around.
         solver: `euler` or `rk4`.
         steps: of the solver.
-        adjoint: compute the gradient by the adjoint equation, whose memory does not grow with the steps.
+        adjoint: compute the gradient by the adjoint equation, through torchdiffeq. Its memory does not grow with the
+            steps, and the host waits for the device in each of them.
     """
 
     def __init__(self, stage: Stage, solver: str, steps: int, adjoint: bool) -> None:
@@ -89,10 +90,11 @@ class Branch(nn.Module):
         """Integrate in float32 at least: the adjoint's backward pass is outside autocast."""
         from torchdiffeq import odeint_adjoint
 
+        solve = torch.compiler.disable(odeint_adjoint)  # it would break a graph at each of its comparisons
         options = {"method": self.solver, "options": {"step_size": 1 / self.steps}}
         with torch.autocast(before.device.type, enabled=False):
             start = before.to(torch.promote_types(before.dtype, torch.float32))
-            end: Tensor = odeint_adjoint(self.field, start, start.new_tensor([0.0, 1.0]), **options)[-1]
+            end: Tensor = solve(self.field, start, start.new_tensor([0.0, 1.0]), **options)[-1]
         return end.to(before.dtype)
 
 

@@ -192,6 +192,20 @@ def test_it_works_under_autocast(dtype, adjoint):
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["gradient", "additive"])
+def test_it_compiles_without_graph_breaks(mode):
+    found = []
+    for compiled in (False, True):
+        model = network(mode=mode)
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        F.cross_entropy(run(IMAGES), LABELS).backward()
+        found.append([p.grad for p in model.parameters()])
+    torch._dynamo.reset()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 def test_the_networks_random_numbers_stay():
     model = nn.Sequential(build("resnet20", 5))
     before = torch.random.get_rng_state()
