@@ -39,6 +39,14 @@ def test_at_rho_0_and_gamma_0_training_is_the_baselines_bit_for_bit():
     assert all(torch.equal(altered[key], value) for key, value in bare.items())
 
 
+def test_activations_computed_again_change_no_number():
+    once, again = (
+        after_steps(2, "method=gcode", f"trainer.checkpoint_activations={again}").model.state_dict()
+        for again in ("false", "true")
+    )
+    assert all(torch.equal(again[key], value) for key, value in once.items())
+
+
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_in_16_bits_the_predictors_stay_in_float32(precision):
     """In fp16 the loss scale overflows at first, so that the first snapshot has gradients that are not finite."""
