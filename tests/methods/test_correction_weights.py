@@ -81,7 +81,7 @@ def test_training_starts_as_plain_descent():
     assert not torch.equal(*pairs[11])  # the first fit was at step 10
 
 
-@pytest.mark.parametrize("target", ["weights", "gradients"])
+@pytest.mark.parametrize("target", ["weights", pytest.param("gradients", marks=pytest.mark.slow)])
 def test_it_turns_noisy_gradients_towards_the_best_direction(target):
     gains = []
     for seed in range(5):
