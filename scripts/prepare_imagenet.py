@@ -179,10 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(prepare(options.archives, options.output, max(1, options.workers)))
-    except InputError as error:
-        print(f"prepare_imagenet: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"prepare_imagenet: {as_input_error(error)}", file=sys.stderr)
         return InputError.exit_code
     except KeyboardInterrupt:

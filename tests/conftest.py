@@ -55,8 +55,16 @@ def program(name: str) -> str:
     return found
 
 
+def last_wins(*arguments: str) -> tuple[str, ...]:
+    """A command line without the overrides of keys that are overridden again, which `pgt` refuses."""
+    last = {text.partition("=")[0]: index for index, text in enumerate(arguments)}
+    return tuple(
+        text for index, text in enumerate(arguments) if "=" not in text or last[text.partition("=")[0]] == index
+    )
+
+
 def compose(*overrides: str) -> Config:
-    [config] = compose_all(overrides)
+    [config] = compose_all(last_wins(*overrides))
     return config
 
 
@@ -67,7 +75,7 @@ def train(*overrides: str) -> Summary:
 
 def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """The `pgt` command in a process of its own."""
-    command = [sys.executable, "-m", "pgt.cli", *arguments]
+    command = [sys.executable, "-m", "pgt.cli", *last_wins(*arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     options = {"timeout": 240, **options}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)

@@ -1,5 +1,7 @@
 """What only a GPU can show. Skipped without one."""
 
+import signal
+import sys
 from contextlib import closing
 
 import pytest
@@ -17,6 +19,7 @@ from pgt.training.recorder import Recorder
 from tests.conftest import TINY, compose, train
 from tests.data.helpers import FOLDER, loaders
 from tests.training.layouts import Kept
+from tests.training.test_stopping import LONG, begun
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -110,6 +113,37 @@ def test_dali_feeds_the_gpu_what_the_cpu_shows(tmp_path, dali_device, dtype):
                 assert torch.equal(x.labels, y.labels.cpu())
                 difference = (x.images - y.images.cpu().float()).abs()
                 assert difference.mean() < 0.05  # nvJPEG is not libjpeg-turbo to the last bit
+
+
+@pytest.mark.skipif(not has_dali(), reason="needs NVIDIA DALI")
+@pytest.mark.parametrize("dali_device", ["cpu", "gpu"])
+def test_the_loader_of_real_trainings_feeds_every_epoch(tmp_path, dali_device):
+    """Eight workers start reader processes, and 224 pixels are what nvJPEG's memory is set aside for."""
+    generate(tmp_path / "train", 160)
+    generate(tmp_path / "val", 40)
+    options = {**FOLDER, "backend": "dali", "image_size": 224}
+    batch = {"global_batch": 64, "local_batch": 32}
+    here = loaders({**options, "workers": 2}, **batch)
+    device = torch.device("cuda")
+    there = loaders({**options, "workers": 8, "dali_device": dali_device}, device=device, dtype=torch.float16, **batch)
+    for epoch in range(2):
+        for a, b in zip(here, there, strict=True):
+            for x, y in zip(a.epoch(epoch), b.epoch(epoch), strict=True):
+                assert torch.equal(x.labels, y.labels.cpu())
+                assert (x.images - y.images.cpu().float()).abs().mean() < 0.05
+
+
+TWO = ("model=resnet20", "recipe.local_batch=2", "trainer.compile=true", "trainer.devices=2")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_compiled_and_accumulating_resume_where_they_were_stopped():
+    process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG, *TWO)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    summary = train(*LONG, *TWO)
+    assert (summary.status, summary.world_size) == ("finished", 2)
 
 
 def test_torchvision_feeds_the_gpu_what_the_cpu_shows(tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m pgt.cli`: the `pgt` command."""
+"""`python -m pgt.cli`: the same as `python -m pgt`."""
 
 from pgt.cli.main import entry
 

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
@@ -196,10 +197,9 @@ def export(options: Namespace) -> int:
     return 0
 
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp64")
-
-
 def validate_options(parser: ArgumentParser) -> None:
+    from pgt.config.schema import Precision
+
     weights = "a run folder, an export, or a .pt, .pth, .pth.tar, .safetensors"
     parser.add_argument("checkpoint", type=Path, help=weights)
     root = "the data set's folder (default: the run's)"
@@ -211,10 +211,12 @@ def validate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, help=alpha)
     parser.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
     parser.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
-    workers = "processes that decode images (default: 8, never more than one a CPU)"
+    workers = "processes that decode images (default: one a CPU, at most 16)"
     parser.add_argument("--workers", type=at_least(0), help=workers)
     parser.add_argument("--image-size", type=at_least(1), help="pixels a side (default: the run's, or 224)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of the forward pass (default: the run's, or fp32)")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="of the forward pass (default: the run's, or fp32)"
+    )
 
 
 def validate(options: Namespace) -> int:
@@ -267,8 +269,9 @@ COMMANDS = {
 
 
 def add_runs(parser: ArgumentParser) -> None:
-    """Add --runs. Its default need not be there; a folder that is named must be."""
+    """Add --runs and --config-dir. The default of --runs need not be there; a folder that is named must be."""
     parser.add_argument("--runs", type=_runs_folder, default=Path("runs"), help="the runs folder (default: runs)")
+    parser.add_argument("--config-dir", metavar="DIR", help="find experiments and other configs in this folder, too")
 
 
 def _runs_folder(text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import NoReturn
 
 from pgt import __version__
 from pgt.cli.commands import COMMANDS
-from pgt.core.errors import InputError, Stopped, TrainingError, as_input_error
-from pgt.core.streams import READER_LEFT, written_out
+from pgt.config.resources import groups, own_conf
+from pgt.core.errors import InputError, expected
+from pgt.core.streams import READER_LEFT, show_all_characters, written_out
 
 TRAIN_HELP = """usage: pgt train [-m] [override ...]
 
@@ -24,7 +26,10 @@ Train one run, or with -m every combination of the overrides' values.
 The same command again returns a finished run at once and goes on with an interrupted one.
 
   --cfg job           print the composed config, train nothing
-  --info defaults     print which groups it is made of (Hydra's other flags work, too)
+  --info defaults     print which groups it is made of
+  --config-dir DIR    find experiments, methods, ... in DIR/experiment, DIR/method, ..., too
+  --hydra-help        Hydra's other flags
+  -sc install=bash    print what completes keys and choices in a shell: eval "$(pgt train -sc install=bash)"
 
 groups: {groups}"""
 
@@ -36,20 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
+        if arguments[:1] == ["-sc"]:
+            return _complete(arguments)
         options = parser(arguments[0] if arguments else "").parse_args(arguments)
-        return COMMANDS[options.command].run(options)
-    except (InputError, TrainingError) as error:
-        print(f"pgt: {error}", file=sys.stderr)
-        return error.exit_code
+        with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
+            return COMMANDS[options.command].run(options)
     except BrokenPipeError:  # of standard output: training runs deal with their own
         return READER_LEFT
-    except OSError as error:
-        print(f"pgt: {as_input_error(error)}", file=sys.stderr)
-        return InputError.exit_code
-    except Stopped as stopped:
-        print(f"pgt: {stopped}", file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        if known := expected(error):
+            print(f"pgt: {known}", file=sys.stderr)
+            return known.exit_code
+        if not isinstance(error, KeyboardInterrupt):
+            raise
         on = "; the same command goes on from its last checkpoint" if arguments[:1] == ["train"] else ""
         print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
@@ -77,6 +81,7 @@ def parser(chosen: str) -> argparse.ArgumentParser:
 
 def entry() -> NoReturn:
     """The console script: `main`, and the way out of the process."""
+    show_all_characters()
     try:
         code = main()
     except SystemExit as left:  # argparse and Hydra leave so, with a number
@@ -86,8 +91,8 @@ def entry() -> NoReturn:
     except Exception:  # a fault of ours
         traceback.print_exc()
         code = 1
-    if not written_out():
-        code = code or READER_LEFT
+    lost = written_out()
+    code = code or lost
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
         from pgt.launch.ranks import leave
@@ -96,10 +101,18 @@ def entry() -> NoReturn:
     sys.exit(code)
 
 
+def _complete(arguments: list[str]) -> int:
+    """Hydra's `-sc`: install completion, or answer its script, which gives the line so far in COMP_LINE."""
+    if line := os.environ.get("COMP_LINE"):
+        if line.split()[1:2] != ["train"]:
+            print("train", *COMMANDS)
+            return 0
+        os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # what Hydra completes has no commands
+    return _train(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
-        from pgt.config.resources import groups
-
         print(TRAIN_HELP.format(groups=", ".join(groups())))
         return 0
     from pgt.launch import jobs

@@ -6,19 +6,20 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
-from pgt.config.hints import paths, unknown, unknown_choice
+from pgt.config.experiments import SEVERAL, check_file, experiments, origin, own_sweep
+from pgt.config.grammar import key_of, parse, values_of, written
+from pgt.config.hints import one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
-from pgt.config.resources import choices, conf_dir, is_choice, is_group, read_conf
+from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
@@ -26,9 +27,33 @@ from pgt.core.registry import DATA_SETS
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
+REFUSED = {
+    "hydra.mode": "-m goes through a sweep; without it, one run is trained",
+    "hydra.job.chdir": "data and runs are found from the folder in which the command is given",
+    "hydra.sweeper.params": "give the sweep as overrides, as in -m seed=0,1",
+}
+"""Keys of Hydra that would have no effect or a harmful one, each with what to know or do instead."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a command line, checked.
+
+    Attributes:
+        overrides: the command line in Hydra's own terms.
+        configs: of the jobs, in Hydra's order.
+    """
+
+    overrides: list[str]
+    configs: list[Config]
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:
+    """The configs of `compose_jobs`."""
+    return compose_jobs(overrides, multirun).configs
+
+
+def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
     """Compose and check every job of a command line.
 
     Args:
@@ -38,17 +63,33 @@ def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config
     Raises:
         InputError: everything that is wrong with the first job that cannot be run.
     """
-    jobs = expand(spell_out(overrides, multirun), multirun)
-    configs = []
-    with _hydra():
-        for job in jobs:
-            try:
-                configs.append(_compose(job))
-            except InputError as error:
-                where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
-                raise InputError(f"{error}{where}") from None
-    _refuse_doubles(configs, jobs)
-    return configs
+    with _searched(overrides) as rest:
+        spelled = _spell_out(rest, multirun)
+        jobs = expand(spelled, multirun)
+        configs = []
+        with _hydra():
+            for job in jobs:
+                try:
+                    configs.append(_compose(job))
+                except InputError as error:
+                    where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
+                    raise InputError(f"{error}{where}") from None
+        _refuse_doubles(configs, jobs)
+        return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs)
+
+
+def shown(overrides: Sequence[str]) -> list[str]:
+    """The overrides of one job in Hydra's own terms, for `--cfg` and the like; keys may still be missing.
+
+    Raises:
+        InputError: an unknown key or choice, or a sweep.
+    """
+    with _searched(overrides) as rest:
+        [job] = expand(_spell_out(rest, False), False)
+        with _hydra():
+            if wrong := _unknown_keys(job):
+                raise InputError(unknown(wrong, _known(job)))
+        return [*_other_folders(), *job]
 
 
 def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) -> None:
@@ -64,71 +105,73 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
             )
 
 
-def spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
-    """Overrides in Hydra's own terms: `experiment=FOLDER/all` named one by one, and an experiment's own sweep added.
+@contextmanager
+def _searched(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """A context in which `hydra.searchpath` of a command line holds; gives the other overrides.
 
-    An experiment's file may have a mapping `sweep` of keys and values that `-m` goes through; an override of such a
-    key takes its place.
+    Raises:
+        InputError: a key is refused, or set twice.
+    """
+    given: dict[str, str] = {}
+    for text in overrides:
+        key = parse(text).get_key_element().lstrip("+~")
+        for refused, instead in REFUSED.items():
+            if f"{key}.".startswith(f"{refused}."):
+                raise InputError(f"leave out '{text}': {instead}")
+        if key in given:
+            raise InputError(f"{key} is set twice, by '{given[key]}' and '{text}': leave one of them out")
+        given[key] = text
+    folders = parse(given.pop("hydra.searchpath", "hydra.searchpath=[]")).value()
+    if not isinstance(folders, list):
+        raise InputError("hydra.searchpath must be a list: hydra.searchpath=[file://DIR]")
+    with own_conf([str(folder) for folder in folders]):
+        yield list(given.values())
+
+
+def _other_folders() -> list[str]:
+    """The override by which Hydra finds more folders than that of the primary config."""
+    others = [f"file://{folder}" for folder in search_path()[1]]
+    return [f"hydra.searchpath={written(others)}"] if others else []
+
+
+def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
+    """Overrides in Hydra's own terms: `experiment=FOLDER/all` and `glob` named one by one, experiments' sweeps added.
 
     Raises:
         InputError: a folder without experiments, a sweep without `multirun`, or sweeps that do not go together.
     """
     spelled = []
     for text in overrides:
-        parsed = _parse(text)
-        if parsed.get_key_element() != "experiment" or parsed.is_delete():
+        parsed = parse(text)
+        chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
+        values = values_of(parsed) if chooses or parsed.is_sweep_override() else []
+        if parsed.key_or_group == "experiment" and values and all(isinstance(value, str) for value in values):
+            names = list(dict.fromkeys(name for value in values for name in experiments(value)))
+            if len(names) > 1 and not multirun:
+                raise InputError(f"'{text}' names {len(names)} runs: add -m to run all of them")
+            spelled += [f"experiment={','.join(map(written, names))}", *own_sweep(names, overrides, multirun)]
+        elif chooses and parsed.is_sweep_override():
+            spelled.append(f"{parsed.get_key_element()}={','.join(map(written, values))}")
+        else:
             spelled.append(text)
-            continue
-        sweep = parsed.is_sweep_override() and parsed.is_discrete_sweep()
-        values = list(parsed.sweep_string_iterator()) if sweep else [parsed.get_value_element_as_str()]
-        names = list(dict.fromkeys(name for value in values for name in experiments(value)))
-        if len(names) > 1 and not multirun:
-            raise InputError(f"'{text}' names {len(names)} runs: add -m to run all of them")
-        spelled += [f"experiment={','.join(names)}", *_own_sweep(names, overrides, multirun)]
     return spelled
 
 
-def experiments(name: str) -> list[str]:
-    """The experiments that a name stands for: itself, or with `/all` those of a folder.
+def _for_sweeper(spelled: Sequence[str]) -> list[str]:
+    """Overrides that Hydra's sweepers accept.
 
-    If a folder has a file `all.yaml`, this lists them; it may name experiments of other folders.
-
-    Raises:
-        InputError: no such folder.
+    A sweeper first composes a config without the swept keys. A key that only the swept choices of a group have is not
+    there yet: given as a sweep over one value, it is left to the jobs.
     """
-    folder, _, last = name.rpartition("/")
-    if last != "all":
-        return [name]
-    if is_choice("experiment", name):
-        listed: list[str] = read_conf(f"experiment/{name}")["experiments"]
-        return listed
-    known = choices("experiment")
-    found = [other for other in known if other.startswith(f"{folder}/")]
-    if not found:
-        folders = dict.fromkeys(f"{other.rpartition('/')[0]}/all" for other in known)
-        raise InputError(f"unknown experiment '{name}': choose one of {', '.join(folders)}")
-    return found
-
-
-def _own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
-    """The sweeps in the files of experiments, as overrides of the keys that the command line does not set."""
-    given = {_key(text) for text in overrides}
-    sweeps = [{key: values for key, values in _sweep(name).items() if key not in given} for name in names]
-    if not any(sweeps):
-        return []
-    if any(sweep != sweeps[0] for sweep in sweeps):
-        raise InputError("these experiments go through different values: give each a command of its own")
-    if not multirun:
-        raise InputError(f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}: add -m, or set one value")
-    return [f"{key}={','.join(map(str, values))}" for key, values in sweeps[0].items()]
-
-
-@cache
-def _sweep(experiment: str) -> dict[str, list[Any]]:
-    """The mapping `sweep` of an experiment's file; empty if there is no such file, which is reported elsewhere."""
-    known = is_choice("experiment", experiment)
-    sweep: dict[str, list[Any]] = read_conf(f"experiment/{experiment}").get("sweep", {}) if known else {}
-    return sweep
+    parsed = [parse(text) for text in spelled]
+    if not any(one.is_sweep_override() and is_group(one.key_or_group) for one in parsed):
+        return list(spelled)
+    return [
+        text
+        if one.is_sweep_override() or one.is_hydra_override() or one.is_delete() or is_group(one.key_or_group)
+        else f"{one.get_key_element()}=choice({one.get_value_element_as_str() or repr('')})"
+        for one, text in zip(parsed, spelled, strict=True)
+    ]
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -137,69 +180,48 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     Raises:
         InputError: an override that does not parse, or a sweep without `multirun`.
     """
-    values: dict[str, list[str]] = {}
+    values = []
     for text in overrides:
-        parsed = _parse(text)
-        key = parsed.get_key_element()
+        parsed = parse(text)
         if not parsed.is_sweep_override():
-            values[key] = [text]
+            values.append([text])
         elif not multirun and not parsed.is_hydra_override():
             raise InputError(f"'{text}' is a sweep: add -m to run all of it")
-        elif not parsed.is_discrete_sweep():
-            raise InputError(f"'{text}' is no finite sweep: name the values, as in {key}=0.1,0.2")
         else:
-            values[key] = [f"{key}={value}" for value in parsed.sweep_string_iterator()]
-    return [list(job) for job in itertools.product(*values.values())]
-
-
-def check_shown(overrides: Sequence[str]) -> None:
-    """Refuse what `--cfg` cannot show; keys may still be missing.
-
-    Raises:
-        InputError: an unknown key or choice.
-    """
-    with _hydra():
-        for job in expand(overrides, multirun=True):
-            if wrong := _unknown_keys(job):
-                raise InputError(unknown(wrong, _known(job)))
-
-
-def _parse(text: str) -> Override:
-    try:
-        parsed = OverridesParser.create().parse_override(text)
-    except HydraException:
-        raise InputError(f"cannot read the override '{text}': write key=value, in Hydra's grammar") from None
-    if not parsed.key_or_group:
-        raise InputError(f"cannot read the override '{text}': write key=value")
-    return parsed
+            values.append([f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()])
+    return [list(job) for job in itertools.product(*values)]
 
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(search_path()[0])):
         yield
 
 
 def _compose(overrides: Sequence[str]) -> Config:
     wrong = _unknown_keys(overrides)
-    rest = [text for text in overrides if _key(text) not in wrong]
-    composed = deepcopy(_composed(tuple(text for text in rest if text.partition("=")[0] != "seed")))
+    rest = [text for text in overrides if key_of(text) not in wrong]
+    composed = deepcopy(_composed(tuple(text for text in rest if text.partition("=")[0] != "seed"), sources()))
     for text in rest:
         if text.partition("=")[0] == "seed":
-            composed.seed = _parse(text).value()
+            composed.seed = parse(text).value()
     HydraConfig.instance().set_config(composed)
-    return validate(composed, [unknown(wrong, _known(overrides))] if wrong else [])
+    place = origin(composed, rest)
+    said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
+    return validate(composed, said, place)
 
 
 @cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
     """Hydra's composition of overrides without a seed: a sweep over seeds composes once, which takes most of the time.
 
     Raises:
         InputError: Hydra's complaint, in one line.
     """
     try:
-        return hydra.compose("train", list(overrides), return_hydra_config=True)
+        return hydra.compose(where.primary, [*_other_folders(), *overrides], return_hydra_config=True)
+    except YAMLError as error:
+        raise not_yaml(error) from None
     except (HydraException, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
 
@@ -211,42 +233,43 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
         InputError: choices that are no files of a group.
     """
     _check_choices(overrides)
-    keys = dict.fromkeys(_key(text) for text in overrides if not _is_group(_key(text)))
+    keys = dict.fromkeys(key_of(text) for text in overrides if not _chooses(text))
     asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
     return [key for key in asked if key not in _known(overrides)] if asked else []
 
 
 def _known(overrides: Sequence[str]) -> frozenset[str]:
     """Every key that the chosen groups have."""
-    return _keys(tuple(_choices(overrides)))
+    return _keys(tuple(text for text in overrides if _chooses(text)), sources())
 
 
 @cache
-def _keys(chosen: tuple[str, ...]) -> frozenset[str]:
-    found = paths(OmegaConf.to_container(_composed(chosen)))
+def _keys(chosen: tuple[str, ...], where: Sources) -> frozenset[str]:
+    found = paths(OmegaConf.to_container(_composed(chosen, where)))
     return frozenset(key for key in found if key.partition(".")[0] != "hydra")  # its own keys are never meant by a typo
 
 
-def _choices(overrides: Sequence[str]) -> list[str]:
-    """The overrides that choose of a group."""
-    return [text for text in overrides if _is_group(_key(text))]
-
-
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~").split("@")[0]
-
-
-def _is_group(key: str) -> bool:
+def _chooses(override: str) -> bool:
+    """Whether an override chooses of a group."""
+    key = key_of(override)
     return is_group(key) or key.startswith("hydra/")
 
 
 def _check_choices(overrides: Sequence[str]) -> None:
-    """Raises InputError if overrides choose what is no file of a group."""
+    """Raises InputError if overrides choose what is no file of a group, several files of one, or a file with faults."""
     wrong = []
     for text in overrides:
-        group, values = _key(text), text.partition("=")[2].strip("[]")  # some take several: [wandb,tensorboard]
-        for name in (value.strip() for value in values.split(",")):
-            if is_group(group) and name not in ("", "null") and not is_choice(group, name):
-                wrong.append(unknown_choice(group, name))
+        parsed = parse(text)
+        group, value = parsed.key_or_group, parsed.value()
+        if not is_group(group) or parsed.is_delete() or isinstance(value, dict):
+            continue
+        if isinstance(value, list) and group not in SEVERAL:
+            wrong.append(one_choice(group, [str(name) for name in value]))
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            if is_choice(group, str(name)):
+                check_file(group, str(name))
+            else:
+                wrong.append(unknown_choice(group, "null" if name is None else str(name)))
     if wrong:
         raise InputError("; ".join(wrong))

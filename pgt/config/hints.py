@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from pgt.config.resources import choices, groups, read_conf
@@ -26,10 +26,18 @@ def _hint(key: str, known: Set[str]) -> str:
 def unknown_choice(group: str, name: str) -> str:
     """Name a choice that a group does not have, with the nearest one or all of them."""
     options = choices(group)
-    nearest = difflib.get_close_matches(name, options, n=1)
+    nearest = difflib.get_close_matches(name, options, n=1) if name != "null" else []
     folders = dict.fromkeys(option.rpartition("/")[0] or option for option in options)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(folders)}"
     return f"unknown {group} '{name}': {hint}"
+
+
+def one_choice(group: str, names: Sequence[str]) -> str:
+    """Refuse a list of choices of a group that takes one, with the choice that combines them, if there is one."""
+    combined = [name for name in choices(group) if set(name.split("_")) == {*names}]
+    meant = f"did you mean {group}={combined[0]}?" if combined else f"take one of them: {group}={names[0]}"
+    each = f" (a run for each: -m {group}={','.join(names)})" if len(names) > 1 else ""
+    return f"{group}=[{','.join(names)}] is a list, and {group} takes one choice: {meant}{each}"
 
 
 def paths(node: Any, prefix: str = "") -> set[str]:

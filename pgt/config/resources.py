@@ -1,11 +1,87 @@
-"""The files of the package that are no code: conf/ and the published numbers."""
+"""The files that are no code: conf/ of the package, folders of the user's own beside it, and the published numbers."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pgt.core.errors import InputError
+
 PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where configs are composed from.
+
+    Attributes:
+        own: folders of the user's own, searched after conf/.
+        primary: the config that composition starts from: conf/train.yaml, or a file in one of the user's folders.
+    """
+
+    own: tuple[Path, ...] = ()
+    primary: str = "train"
+
+
+_sources = Sources()
+
+
+def sources() -> Sources:
+    """Where configs are composed from at the moment."""
+    return _sources
+
+
+@contextmanager
+def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterator[None]:
+    """A context in which groups also have the choices that are files in folders of the user's own.
+
+    Args:
+        folders: as in Hydra's `--config-dir` and `hydra.searchpath`: a path, `file://PATH` or `pkg://package.folder`.
+        primary: as in Hydra's `--config-name`.
+
+    Raises:
+        InputError: a folder or the primary config is not there, or a file has the name of one of conf/, which Hydra
+            would silently prefer.
+    """
+    global _sources
+    before = _sources
+    added = [folder for folder in map(_own_folder, folders) if folder not in before.own]
+    for folder in added:
+        for group in groups():
+            doubles = [name for name in _names(folder, group) if (conf_dir() / group / f"{name}.yaml").is_file()]
+            if doubles:
+                raise InputError(f"{folder / group / doubles[0]}.yaml has the name of a file of pgt's own: rename it")
+    _sources = Sources((*before.own, *added), (primary or before.primary).removesuffix(".yaml"))
+    try:
+        if _file(_sources.primary) is None:
+            raise InputError(f"--config-name {primary}: there is no {_sources.primary}.yaml in {_listed_folders()}")
+        yield
+    finally:
+        _sources = before
+
+
+def _own_folder(entry: str) -> Path:
+    scheme, _, name = entry.rpartition("://")
+    places = [Path(name).absolute()]
+    if scheme == "pkg":
+        package, *inner = name.replace("/", ".").split(".")
+        found = find_spec(package) if package else None
+        places = [Path(place, *inner) for place in (found and found.submodule_search_locations) or ()]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(f"there is no folder {name}: --config-dir DIR or hydra.searchpath=[DIR] names folders of configs")
+
+
+def search_path() -> tuple[Path, list[Path]]:
+    """The folder that has the primary config, and the others."""
+    first = next(folder for folder in _folders() if (folder / f"{_sources.primary}.yaml").is_file())
+    return first, [folder for folder in _folders() if folder != first]
 
 
 def conf_dir() -> Path:
@@ -20,32 +96,88 @@ def folder(name: str) -> Path:
 
 
 def groups() -> list[str]:
-    """The names of the Hydra groups."""
+    """The names of the Hydra groups that a run is made of."""
     return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 
 
 def is_group(name: str) -> bool:
     """Whether there is a Hydra group of that name."""
-    return "." not in name and (conf_dir() / name).is_dir()
+    return "." not in name and any((folder / name).is_dir() for folder in _folders())
 
 
 def is_choice(group: str, name: str) -> bool:
     """Whether a group has a choice of that name."""
-    return (conf_dir() / group / f"{name}.yaml").is_file()
+    return _file(f"{group}/{name}") is not None
 
 
 def choices(group: str) -> list[str]:
     """The names of a group's choices, folders included: `demo/bn` of `experiment`. `all` is none: it lists others."""
-    top = conf_dir() / group
-    return sorted(
-        path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml") if path.stem != "all"
-    )
+    return sorted({name for folder in _folders() for name in _names(folder, group) if Path(name).name != "all"})
+
+
+def conf_file(name: str) -> Path:
+    """The file of a choice such as `recipe/paper`."""
+    found = _file(name)
+    if found is None:
+        raise InputError(f"there is no {name}.yaml in {_listed_folders()}")
+    return found
 
 
 def read_conf(name: str) -> dict[str, Any]:
-    """The values in the file of a choice such as `recipe/paper`, unresolved and without its defaults list."""
-    from omegaconf import OmegaConf
+    """The values in the file of a choice such as `recipe/paper`, unresolved and without its defaults list.
 
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "defaults"}
+    Raises:
+        InputError: there is no such file, or it is no YAML, or no mapping.
+    """
+    return {key: value for key, value in read_file(conf_file(name)).items() if key != "defaults"}
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """The contents of a config file, unresolved.
+
+    Raises:
+        InputError: the file is no YAML, or no mapping.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file))
+    except yaml.YAMLError as error:
+        raise not_yaml(error) from None
+    except (UnicodeDecodeError, OSError, OmegaConfBaseException) as error:  # OSError: the file is a single number
+        raise InputError(f"{file} cannot be read as a mapping of keys: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file} must be a mapping, `key: value` in each line; it is a list")
+    return {str(key): value for key, value in values.items()}
+
+
+def not_yaml(error: Exception) -> InputError:
+    """PyYAML's error in one line, with file, line and column."""
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config"
+    return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
+
+
+def is_global(file: Path) -> bool:
+    """Whether the comment at the top of a config file says `@package _global_`."""
+    return re.match(r"(\s*#.*\n|\s*\n)*?\s*#\s*@package\s+_global_\s", file.read_text("utf-8") + "\n") is not None
+
+
+def _folders() -> tuple[Path, ...]:
+    return (conf_dir(), *_sources.own)
+
+
+def _listed_folders() -> str:
+    return " or ".join(map(str, _folders()))
+
+
+def _file(name: str) -> Path | None:
+    files = (folder / f"{name}.yaml" for folder in _folders())
+    return next((file for file in files if file.is_file()), None)
+
+
+def _names(folder: Path, group: str) -> Iterator[str]:
+    top = folder / group
+    return (path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))

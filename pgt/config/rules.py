@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from pgt.config import sharing
 from pgt.config.hints import paths, unknown
-from pgt.config.schema import MISSING, Config, Synthetic
+from pgt.config.schema import MISSING, Config, Step, Synthetic
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS
 
@@ -22,7 +22,6 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "string": "a text",
-    "list": "a list",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping with a name, as in conf/",
     "union_tag_not_found": "a mapping with a name, as in conf/",
@@ -33,24 +32,26 @@ KINDS = {
 """What a value must be, by the first letters of pydantic's error type."""
 
 
-def validate(composed: DictConfig, wrong: Sequence[str] = ()) -> Config:
+def validate(composed: DictConfig, wrong: Sequence[str] = (), place: Callable[[str], str] = lambda key: "") -> Config:
     """Check a composed config and return it as a `Config`.
 
     Args:
         composed: what Hydra composed, resolved or not.
         wrong: errors that are known already, to be told with the others.
+        place: tells in which file a key stands, to be added to an error; empty if that is not known.
 
     Raises:
         InputError: a key that is unknown or missing, a value of the wrong type or out of range, or values that do not
             fit each other.
     """
-    plain, told = _resolved(composed)
+    plain, unresolved = _resolved(composed)
+    told = {key: line + place(key) for key, line in unresolved.items()}
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
         for detail in error.errors():
             key = ".".join(_location(detail, plain))
-            told.setdefault(key, _in_words(key, detail, plain))
+            told.setdefault(key, _in_words(key, detail, plain) + place(key))
         raise InputError("; ".join([*wrong, *told.values()])) from None
     if lines := [*wrong, *told.values(), *_conflicts(config)]:
         raise InputError("; ".join(lines))
@@ -61,7 +62,7 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The plain values of a config, and by key the errors of interpolations that cannot be resolved."""
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
-    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `compose.spell_out` reads it
+    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.experiments` reads it
     config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
     wrong: dict[str, str] = {}
     while True:
@@ -102,6 +103,8 @@ def _in_words(key: str, detail: ErrorDetails, plain: Mapping[str, Any]) -> str:
         return f"{key} must not be empty"
     if got is None:
         return f"{key} must not be null"
+    if kind == "list_type":
+        return f"{key} must be a list, as in {key}=[{got}]; got {got}"
     if kind == "literal_error":
         return f"{key} must be one of {_listed(context['expected'])}; got {got}"
     if kind == "union_tag_invalid":
@@ -146,6 +149,11 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield (
             f"recipe.epochs ({recipe.epochs}) must exceed recipe.warmup_epochs + recipe.cooldown_epochs "
             f"({recipe.warmup_epochs} + {recipe.cooldown_epochs}): lower those, too"
+        )
+    if isinstance(config.schedule, Step) and (late := [n for n in config.schedule.milestones if n >= recipe.epochs]):
+        yield (
+            f"schedule.milestones: epoch {late[0]} is never reached with recipe.epochs={recipe.epochs}: name earlier "
+            f"ones, as in schedule.milestones=[{recipe.epochs // 2},{recipe.epochs * 3 // 4}]"
         )
     if recipe.local_batch is None and not config.model.name.endswith("_nobn"):
         yield (

@@ -62,6 +62,12 @@ def _adjoint(wanted: bool) -> bool:
     return wanted
 
 
+def _increasing(epochs: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in zip([0, *epochs], epochs, strict=False)):
+        raise ValueError(f"must be epochs from 1 on, each later than the one before, got {epochs}")
+    return epochs
+
+
 def _backend(name: str) -> str:
     return name if name != "auto" else "dali" if has_dali() else "torchvision"
 
@@ -102,8 +108,9 @@ class ImageFolder(Data):
     backend: Annotated[Literal["auto", "dali", "torchvision"], AfterValidator(_backend)]
     """Decodes and resizes; auto: DALI if it is installed. The pixels of the two differ in their last bits."""
     dali_device: Annotated[Literal["auto", "cpu", "gpu"], NO_IDENTITY]
-    workers: Annotated[Integer, NO_IDENTITY, Field(ge=0)]
-    """DALI's threads or torchvision's processes that decode; never more than one a CPU."""
+    workers: Annotated[Annotated[Integer, Field(ge=0)] | None, NO_IDENTITY] = None
+    """DALI's threads or torchvision's processes that decode on a rank, never more than one a CPU; null: one a CPU, at
+    most 16."""
     on_bad_file: Annotated[Literal["error", "skip"], NO_IDENTITY]
     manifest: Annotated[str | None, NO_IDENTITY] = None
     """File written by `pgt data verify`, to compare with; null: pgt-manifest.json in the root, if there is one."""
@@ -153,7 +160,7 @@ class Cosine(Part):
 
 class Step(Part):
     name: Literal["step"]
-    milestones: list[Integer]
+    milestones: Annotated[list[Integer], AfterValidator(_increasing)]
     """Epochs at whose start the learning rate is multiplied by `factor`."""
     factor: Annotated[Number, between(0, 1)]
 
@@ -219,8 +226,11 @@ class Method(Part):
     ]
 
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+
+
 class Trainer(Part):
-    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+    precision: Precision
     loss_scale: Number = Field(gt=0)
     """At the first step in fp16; the gradient scaler adapts it from then on."""
     loss_scale_growth_interval: Integer = Field(ge=1)

@@ -68,9 +68,14 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+def expected(error: BaseException) -> InputError | TrainingError | RankZeroError | Stopped | None:
+    """The error as one whose text is one line and which has an exit code; None if it is a fault of the program."""
+    if isinstance(error, OSError):
+        return as_input_error(error)
+    return error if isinstance(error, (InputError, TrainingError, RankZeroError, Stopped)) else None
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code of a command that ends with this exception."""
-    if isinstance(error, OSError):
-        return InputError.exit_code
-    code: int = getattr(error, "exit_code", 1)
-    return code
+    known = expected(error)
+    return known.exit_code if known else 1

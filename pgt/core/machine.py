@@ -31,6 +31,7 @@ PACKAGES = (
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process its place among the others."""
+NUMBERS = frozenset(RANK_VARIABLES) - {"MASTER_ADDR"}
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
@@ -101,16 +102,20 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
     """The environment variables of a process that torchrun or srun has started as one of several; None for any other.
 
     They are torchrun's, `RANK_VARIABLES`. Those of srun are translated: rank 0 listens on the step's first node, at a
-    port that depends on the job and the step.
+    port that depends on the job and the step. A single process that has RANK=0 and WORLD_SIZE=1 from elsewhere, such as
+    the only pod of a Kubernetes training operator, is none of several.
 
     Raises:
-        InputError: the variables are incomplete.
+        InputError: the variables are incomplete, or a number is none.
     """
     try:
         if "TORCHELASTIC_RUN_ID" in variables or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
-            return {name: variables[name] for name in RANK_VARIABLES}
-        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            port = 20_000 + (int(variables["SLURM_JOB_ID"]) * 16 + int(variables["SLURM_STEP_ID"]) % 16) % 20_000
+            if variables.get("WORLD_SIZE") == "1" and "LOCAL_RANK" not in variables:
+                return None
+            return {name: _number(variables, name) if name in NUMBERS else variables[name] for name in RANK_VARIABLES}
+        if "SLURM_STEP_NUM_TASKS" in variables and int(_number(variables, "SLURM_STEP_NUM_TASKS")) > 1:
+            job, step = (int(_number(variables, name)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+            port = 20_000 + (job * 16 + step % 16) % 20_000
             return {
                 "RANK": variables["SLURM_PROCID"],
                 "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
@@ -122,6 +127,12 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
     except KeyError as error:
         raise InputError(f"started as one of several processes, but {error} is not set: use torchrun or srun") from None
     return None
+
+
+def _number(variables: Mapping[str, str], name: str) -> str:
+    if not variables[name].strip().isdecimal():
+        raise InputError(f"{name}={variables[name]} is no number: unset it, or start the processes by torchrun or srun")
+    return variables[name]
 
 
 def first_host(nodes: str) -> str:

@@ -83,20 +83,22 @@ def _pending() -> set[signal.Signals]:
     return {number for number in STOP_SIGNALS if number in signal.sigpending()}
 
 
-def leave_with_parent_only() -> None:
-    """End this helper process at a SIGTERM of its parent; ignore a SIGTERM of anybody else, such as a scheduler.
+def leave_only_with(owner: int) -> None:
+    """End this helper process at a SIGTERM of `owner`; ignore a SIGTERM of anybody else, such as a scheduler.
 
-    It never sees Ctrl-C, which a terminal sends to all processes: the parent finishes its step first.
+    It never sees Ctrl-C, which a terminal sends to all processes: the owner finishes its step first.
+
+    Args:
+        owner: the id of the process that it helps.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if not hasattr(signal, "sigwaitinfo"):  # macOS, which has no schedulers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    parent = os.getppid()
 
     def listen() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
             pass
         os._exit(0)
 

@@ -1,7 +1,8 @@
-"""Standard output and error: without a reader, or redirected to a file."""
+"""Standard output and error: without a reader, without room on the disk, or redirected to a file."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,8 +10,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
-from pgt.core.errors import InputError, RankZeroError, TrainingError
+from pgt.core.errors import InputError, RankZeroError, TrainingError, as_input_error
 
 READER_LEFT = 128 + signal.SIGPIPE
 """Exit code of a command whose reader has left (`| head`), as shells report it for programs that SIGPIPE ends."""
@@ -24,22 +26,67 @@ def silence(*descriptors: int) -> None:
     os.close(nowhere)
 
 
-def written_out() -> bool:
-    """Flush standard output and error; returns whether somebody reads them.
+def written_out() -> int:
+    """Flush standard output and error; returns the exit code of what is lost: 0 if nothing is.
 
-    Python itself flushes them at its very end, and prints a complaint if the reader has left.
+    Python itself flushes them at its very end, and prints a complaint of its own if that fails.
     """
-    read = True
-    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
+    code = 0
+    for descriptor, stream in ((2, sys.stderr), (1, sys.stdout)):
         try:
             if stream is not None:  # it is None after `>&-`
                 stream.flush()
         except BrokenPipeError:
-            read = False
+            code = READER_LEFT
             silence(descriptor)
-        except OSError:  # for example, a full disk: Python's complaint is right
-            pass
-    return read
+        except OSError as error:  # for example, a full disk
+            code = InputError.exit_code
+            silence(descriptor)
+            print(f"pgt: standard output: {as_input_error(error)}", file=sys.stderr, flush=True)
+    return code
+
+
+def show_all_characters() -> None:
+    """Let standard output and error show a character that their encoding does not have by its code: `\\u03b1`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def endure() -> None:
+    """Let this process go on if standard output or error can no longer be written: training has its files.
+
+    The reader may leave, a disk may be full, a terminal may be closed. What is printed after that is lost, which is
+    said once, on standard error. Streams that somebody else has put in the place of Python's stay what they are.
+    """
+    for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is own and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            raw = _Enduring(stream.fileno(), "wb", closefd=False)
+            lasting = io.TextIOWrapper(
+                cast(io.BufferedWriter, raw) if stream.write_through else io.BufferedWriter(raw),  # as Python's own are
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, lasting)
+
+
+class _Enduring(io.FileIO):
+    """A file descriptor that takes everything; from its first error on, what is written to it is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            silence(self.fileno())
+            if self.fileno() != 2:
+                why = "nobody reads" if isinstance(error, BrokenPipeError) else f"{error.strerror}: nothing goes to"
+                said = f"pgt: {why} standard output any more; runs go on and write to log.txt"
+                print(said, file=sys.stderr, flush=True)
+            return len(data)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Loader(Protocol):
         num_samples: number of distinct samples of the split over all ranks.
         steps_per_epoch: optimizer steps of an epoch, the same on every rank.
         groups_per_step: batches of one step; more than one if gradients are accumulated.
+        workers: threads or processes that decode images for this rank; 0 if there are none.
         skipped: files left out so far because they could not be read.
     """
 
@@ -48,6 +49,7 @@ class Loader(Protocol):
     num_samples: int
     steps_per_epoch: int
     groups_per_step: int
+    workers: int
     skipped: set[Path]
 
     def epoch(self, index: int) -> Iterator[Batch]:

@@ -110,10 +110,9 @@ def _load(delivery: Delivery, module: str, **options: Any) -> tuple[Loader, Load
     return loaders
 
 
+FOLDERS = tuple(name for name, known in DATA_SETS.items() if known.in_folders)
 OPENERS: dict[str, Callable[..., DataSet]] = {
-    "imagenet": _open_folder,
-    "tiny_imagenet": _open_folder,
-    "imagefolder": _open_folder,
+    **dict.fromkeys(FOLDERS, _open_folder),
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
     "digits": _open_digits,
@@ -121,5 +120,4 @@ OPENERS: dict[str, Callable[..., DataSet]] = {
 }
 """The data sets by the name that a config's `data.name` gives, each with the function that opens it."""
 
-FOLDERS = tuple(name for name, opener in OPENERS.items() if opener is _open_folder)
 CIFAR = tuple(name for name, opener in OPENERS.items() if opener is _open_cifar)

@@ -17,12 +17,14 @@ from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, Stream
 from pgt.data.sampler import Sampler
+from pgt.data.workers import Helpers
 
 INTERPOLATION = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 THREADS_A_READER = 4
-"""Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself."""
+"""Decoding threads that one reader process keeps busy; with fewer threads, this process reads the files itself. There
+are never fewer than two readers, since each reads a whole batch."""
 LARGEST = 5980, 6430
-"""Largest width and height in ImageNet: the GPU's JPEG decoder allocates memory for them at the start."""
+"""Largest width and height in ImageNet: for training, the GPU's JPEG decoder allocates memory for them at the start."""
 READ_AHEAD = 2
 """Batches prepared in advance, of files as well as of decoded images."""
 
@@ -35,7 +37,7 @@ class DaliLoader(FileLoader):
         sampler: decides which samples come when.
         delivery: where the batches go, and in which precision.
         interpolation: `bilinear` or `bicubic`, for the resize before evaluation.
-        workers: decoding threads; never more than one per CPU are used.
+        workers: decoding threads; at least one decodes.
         skip: leave unreadable files out; otherwise the first one stops the run.
         on_gpu: decode on the GPU, with nvJPEG.
     """
@@ -50,10 +52,10 @@ class DaliLoader(FileLoader):
         skip: bool,
         on_gpu: bool,
     ) -> None:
-        super().__init__(reader, sampler, skip)
+        super().__init__(reader, sampler, max(1, workers), skip)
         self._delivery, self._interpolation, self._on_gpu = delivery, interpolation, on_gpu
-        self._threads = max(1, min(workers, delivery.cpus))
         self._pipeline: Any = None
+        self._helpers = Helpers()
         self._position = 0
         self._held: list[tuple[torch.cuda.Event, Any]] = []
 
@@ -69,22 +71,30 @@ class DaliLoader(FileLoader):
                 self._set_aside(epoch, part[place], batch)
                 self._begin_at(position)
             position += 1
-            again = place == per_epoch - 1 and not self.sampler.training  # every evaluation reads the same samples
-            self._position = 0 if again else position
+            if place == per_epoch - 1 and not self.sampler.training:
+                position = 0  # every evaluation reads the same samples
+                if self._on_gpu:
+                    self._end()  # it would hold nvJPEG's memory during training
+            self._position = position
             yield batch
 
     def close(self) -> None:
         super().close()
+        self._end()
+
+    def _end(self) -> None:
+        """End the pipeline once torch has copied its outputs."""
         for made, _ in self._held:
             made.synchronize()
         self._pipeline, self._held = None, []
 
     def _next(self) -> Batch | RuntimeError:
         """Return the pipeline's next batch, or the error that it raised instead."""
-        try:
-            outputs = self._pipeline.run()
-        except RuntimeError as error:
-            return error.with_traceback(None)  # whose frames would keep the pipeline alive
+        with self._helpers.awaited():
+            try:
+                outputs = self._pipeline.run()
+            except RuntimeError as error:
+                return error.with_traceback(None)  # whose frames would keep the pipeline alive
         images, labels, unreadable = (_tensor(output) for output in outputs)
         self.note(unreadable)
         images = images.permute(0, 3, 1, 2)
@@ -113,27 +123,28 @@ class DaliLoader(FileLoader):
     def _begin_at(self, position: int) -> None:
         """Build the pipeline whose first batch is the group at `position`, counted over all epochs."""
         self._pipeline = None  # frees the old one's memory before there is a new one
-        stream = Stream(self.reader, self.sampler, position * self.sampler.group)
+        stream = Stream(self.reader, self.sampler, position)
         device = self._delivery.device
-        readers = self._threads // THREADS_A_READER
+        readers = max(self.workers // THREADS_A_READER, 2) if self.workers >= THREADS_A_READER else 0
         build = pipeline_def(
             batch_size=self.sampler.group,
-            num_threads=self._threads,
+            num_threads=self.workers,
             device_id=_number(device),
             prefetch_queue_depth=READ_AHEAD,
             py_num_workers=max(readers, 1),
             py_start_method="spawn",  # a forked CUDA context is unusable
         )(self._graph)
-        self._pipeline = build(stream, parallel=readers > 0)
-        self._pipeline.build()
+        self._pipeline = build(stream, readers)
+        with self._helpers.started():
+            self._pipeline.build()
 
-    def _graph(self, stream: Stream, parallel: bool) -> tuple[Any, Any, Any]:
+    def _graph(self, stream: Stream, readers: int) -> tuple[Any, Any, Any]:
         """Define the pipeline: images [S, S, 3] in the training precision, labels, indices of unreadable files."""
         data, start, shape, size, down, across, flip, label, unreadable = fn.external_source(
             stream,
             num_outputs=9,
-            batch=False,
-            parallel=parallel,
+            batch=True,
+            parallel=readers > 0,
             dtype=[
                 types.UINT8,
                 types.INT32,
@@ -145,19 +156,19 @@ class DaliLoader(FileLoader):
                 types.INT64,
                 types.INT64,
             ],
-            **({"prefetch_queue_depth": READ_AHEAD} if parallel else {}),
+            **({"prefetch_queue_depth": max(readers, READ_AHEAD)} if readers else {}),  # a batch a reader
         )
         orientation = {"adjust_orientation": False}  # as Pillow and the authors do
         if self._on_gpu:
             # The whole image: nvJPEG before 13.2 cannot upsample the colours of a part, and DALI would use the CPU.
             width, height = LARGEST
+            hints = {"preallocate_width_hint": width, "preallocate_height_hint": height}
             images = fn.decoders.image(
                 data,
                 device="mixed",
                 jpeg_fancy_upsampling=True,
                 affine=False,
-                preallocate_width_hint=width,
-                preallocate_height_hint=height,
+                **(hints if self.sampler.training else {}),
                 **orientation,
             )
             images = fn.slice(images, start, shape, axis_names="HW")

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import gc
-import io
+import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from pgt.core.signals import leave_with_parent_only
+from pgt.core.signals import leave_only_with
 from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
-from pgt.data.image_file import UNREADABLE, rgb
+from pgt.data.image_file import UNREADABLE, opened, rgb
 from pgt.data.loader import FileLoader
 from pgt.data.reader import Reader, View
 from pgt.data.sampler import Sampler
+from pgt.data.workers import Helpers, fork_server
 
 Decoded = tuple[Tensor, int, int]
 """Pixels uint8 [S, S, 3], label, index of the unreadable file that this stands for or −1."""
@@ -36,27 +36,27 @@ class FolderLoader(FileLoader):
         sampler: decides which samples come when.
         delivery: where the batches go, and in which precision.
         interpolation: `bilinear` or `bicubic`, for the resize before evaluation.
-        workers: processes that decode, never more than one per CPU; 0: this process decodes.
+        workers: processes that decode; 0: this process decodes.
         skip: leave unreadable files out; otherwise the first one stops the run.
     """
 
     def __init__(
         self, reader: Reader, sampler: Sampler, delivery: Delivery, interpolation: str, workers: int, skip: bool
     ) -> None:
-        super().__init__(reader, sampler, skip)
+        super().__init__(reader, sampler, workers, skip)
         self._delivery = delivery
         self._keys = _Keys(sampler)
-        self._forked = False
+        self._helpers = Helpers()
         on_gpu = delivery.device.type == "cuda"
         self._side = torch.cuda.Stream(delivery.device) if on_gpu else None
         self._batches = DataLoader(
             _Pixels(reader, interpolation),
             batch_sampler=self._keys,
-            num_workers=min(workers, delivery.cpus),
-            multiprocessing_context="fork" if workers else None,  # spawned ones would each import torch
+            num_workers=workers,
+            multiprocessing_context=fork_server() if workers else None,
             persistent_workers=workers > 0,
             pin_memory=delivery.device.type == "cuda",
-            worker_init_fn=_serve,
+            worker_init_fn=partial(_serve, os.getpid()),
         )
         self._mean, self._deviation = (
             255 * torch.tensor(value, device=delivery.device).repeat(reader.size) for value in (MEAN, DEVIATION)
@@ -66,12 +66,20 @@ class FolderLoader(FileLoader):
 
     def groups(self, epoch: int, first: int) -> Iterator[Batch]:
         self._keys.epoch, self._keys.first = epoch, first
-        if not self._forked:
-            gc.collect()  # a worker must not collect this process's garbage, such as a DALI pipeline
-            self._forked = True
-        for images, labels, unreadable in self._batches:
+        batches = self._begun()
+        for _ in range(len(self._keys)):
+            with self._helpers.awaited():
+                images, labels, unreadable = next(batches)
             self.note(unreadable)
             yield self._delivered(images, labels)
+
+    def _begun(self) -> Iterator[list[Tensor]]:
+        """Begin to read the keys' groups. The first call starts the workers, which live on."""
+        if self._batches._iterator is None:
+            with self._helpers.started():
+                return iter(self._batches)
+        with self._helpers.awaited():
+            return iter(self._batches)
 
     def close(self) -> None:
         """End the worker processes while their queues are open.
@@ -109,10 +117,9 @@ class FolderLoader(FileLoader):
         return pixels
 
 
-def _serve(worker: int) -> None:
-    """Prepare a forked worker: it never collects the parent's objects, such as another loader and its workers."""
-    gc.freeze()
-    leave_with_parent_only()
+def _serve(owner: int, worker: int) -> None:
+    """Prepare a worker of the process `owner`."""
+    leave_only_with(owner)
 
 
 class _Keys:
@@ -158,7 +165,7 @@ def training_pixels(data: bytes, view: View) -> Tensor:
 
 def evaluation_pixels(data: bytes, view: View, size: int, interpolation: InterpolationMode) -> Tensor:
     """Decode the view of an image with Pillow, whose resize is antialiased: uint8 [3, S, S]."""
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         resized = TF.resize(rgb(image), list(view.size), interpolation)
     pixels: Tensor = TF.pil_to_tensor(TF.crop(resized, *view.corner, size, size))
     return pixels
@@ -171,6 +178,6 @@ def _decoded(data: bytes) -> Tensor:
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces its removal
             pixels: Tensor = decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
             return pixels
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         pixels = TF.pil_to_tensor(rgb(image))
     return pixels

@@ -9,6 +9,9 @@ import errno
 import io
 import os
 import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,8 @@ _FILES_FAULT = {
     errno.ENXIO,
 }
 """Error numbers that blame one file, not the disk or the machine; Pillow's errors have no number."""
+BITS_PER_SAMPLE = 258
+"""The number of a TIFF tag."""
 LONGEST = 100
 """The largest ratio of the long side to the short one: resizing a longer image would take all memory."""
 
@@ -38,10 +43,10 @@ def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
     Decodes the file only if it must: its header is unusual, its end is missing, or `decoded` asks for it.
 
     Raises:
-        UNREADABLE: the file is not an image, or a truncated one.
+        UNREADABLE: the file is not an image, a truncated one, or one without a defined brightness.
     """
     data = contents(path)
-    with Image.open(io.BytesIO(data)) as image:
+    with opened(data) as image:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
@@ -69,24 +74,53 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def decode(path: Path) -> None:
-    """Read an image file, and decode all of it.
+def decode(path: Path) -> int:
+    """Read an image file, and decode all of it; returns its number of pixels.
 
     Raises:
         UNREADABLE: it cannot be read or decoded.
     """
-    data, _, _ = read(path)
-    with Image.open(io.BytesIO(data)) as image:
+    data, height, width = read(path)
+    with opened(data) as image:
         image.load()
+    return height * width
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """A context with the image of a file's bytes, in which Pillow's warnings are not shown.
+
+    They name no file and come again at each reading. Those about EXIF data and transparency do not matter, because
+    neither is used. Those about very large images do: `pgt data verify` names these files.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Convert any image to 8-bit RGB. Deep greyscale keeps its upper 8 bits; Pillow alone would clip it at 255."""
-    if _deep(image):
-        pixels = np.asarray(image)
-        top = 255 if pixels.max() < 256 else 65535
-        return Image.fromarray((pixels.clip(0, top) * (255 / top)).round().astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    """Convert any image to 8-bit RGB. Deep greyscale keeps its upper 8 bits; Pillow alone would clip it at 255.
+
+    Raises:
+        ValueError: the format does not say which grey value is white.
+    """
+    if not _deep(image):
+        return image.convert("RGB")
+    white = _white(image)
+    return Image.fromarray((np.asarray(image).clip(0, white) * (255 / white)).round().astype(np.uint8)).convert("RGB")
+
+
+def _white(image: Image.Image) -> int:
+    """Return the value of white in a deep greyscale image; a guess from its pixels would differ from file to file."""
+    if image.mode.startswith("I;16"):
+        bits = int(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0])  # a TIFF may have 12
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):
+        bits = 16  # Pillow scales a PGM of any range to it
+    else:
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise ValueError(f"{kind} grey values do not say what is white: save it with 8 or 16 bits, unsigned")
+    return (1 << bits) - 1
 
 
 def why(error: Exception) -> str:

@@ -11,13 +11,14 @@ from pgt.data.delivery import Delivery
 from pgt.data.folder import FolderLoader
 from pgt.data.reader import Reader
 from pgt.data.tree import Tree
+from pgt.data.workers import decoders
 
 
 def load(
     delivery: Delivery,
     tree: Tree,
     image_size: int,
-    workers: int,
+    workers: int | None,
     interpolation: str,
     backend: str,
     dali_device: str,
@@ -33,7 +34,8 @@ def load(
         delivery: where the batches go, and in which precision.
         tree: the files.
         image_size: side of a sample in pixels.
-        workers: threads (DALI) or processes (torchvision) that decode.
+        workers: threads (DALI) or processes (torchvision) that decode, never more than one a CPU; None: one a CPU, at
+            most 16.
         interpolation: `bilinear` or `bicubic`.
         backend: `dali` or `torchvision`.
         dali_device: where DALI decodes: `cpu`, `gpu`, or `auto` for the training device.
@@ -46,8 +48,9 @@ def load(
     broken = list(unreadable)
     train_reader = Reader(tree.train, image_size, delivery.seed, skip, tree.train.indices(broken))
     test_reader = Reader(tree.test, image_size, None, broken=tree.test.indices(broken))
-    train = train_reader, delivery.train_sampler(len(tree.train)), delivery, interpolation, workers, skip
-    test = test_reader, delivery.test_sampler(len(tree.test)), delivery, interpolation, workers, skip
+    count = decoders(workers, delivery.cpus)
+    train = train_reader, delivery.train_sampler(len(tree.train)), delivery, interpolation, count, skip
+    test = test_reader, delivery.test_sampler(len(tree.test)), delivery, interpolation, count, skip
     if backend == "torchvision":
         return FolderLoader(*train), FolderLoader(*test)
     on_gpu = delivery.device.type == "cuda" if dali_device == "auto" else dali_device == "gpu"

@@ -26,6 +26,7 @@ class GroupLoader(ABC):
         self.num_samples = sampler.num_samples
         self.steps_per_epoch = sampler.steps_per_epoch
         self.groups_per_step = sampler.groups_per_step
+        self.workers = 0
         self.skipped: set[Path] = set()
         self.sampler = sampler
         self._place = (0, 0)
@@ -91,12 +92,13 @@ class FileLoader(GroupLoader):
     Args:
         reader: reads the files of the split.
         sampler: decides which samples come when.
+        workers: threads or processes that decode.
         skip: leave unreadable files out and remember them in `skipped`; otherwise the first one stops the run.
     """
 
-    def __init__(self, reader: Reader, sampler: Sampler, skip: bool) -> None:
+    def __init__(self, reader: Reader, sampler: Sampler, workers: int, skip: bool) -> None:
         super().__init__(sampler, len(reader.files.classes))
-        self.reader, self.skip = reader, skip
+        self.reader, self.workers, self.skip = reader, workers, skip
 
     def note(self, unreadable: Tensor) -> None:
         """Remember the unreadable files of a batch.

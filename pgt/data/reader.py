@@ -7,6 +7,7 @@ does not depend on backend, workers, ranks or interruptions.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pgt.core.errors import InputError
-from pgt.core.signals import leave_with_parent_only
+from pgt.core.signals import leave_only_with
 from pgt.core.types import IGNORE_INDEX
 from pgt.core.words import printable
 from pgt.data.image_file import UNREADABLE, bitmap, decode, files_fault, read, why
@@ -190,51 +191,53 @@ class Reader:
 
 
 class Stream:
-    """One rank's samples of all epochs as an endless sequence, from which DALI requests them one by one.
+    """One rank's groups of all epochs as an endless sequence, from which DALI requests them one by one.
 
     Args:
-        start: position in the sequence (from 0) of the sample that answers the first request.
+        start: position in the sequence (from 0) of the group that answers the first request.
     """
 
     def __init__(self, reader: Reader, sampler: Sampler, start: int) -> None:
         self.reader, self.sampler, self.start = reader, sampler, start
-        self._orders: dict[int, np.ndarray] = {}
+        self._parts: dict[int, np.ndarray] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle in a process that reads ahead for DALI."""
         vars(self).update(state)
-        leave_with_parent_only()
+        leave_only_with(os.getppid())
 
-    def _index(self, epoch: int, place: int) -> int:
-        """Return the sample at a place of an epoch; keeps the orders of this epoch and the one before."""
-        if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = self.sampler.part(epoch).ravel()
-        return int(self._orders[epoch][place])
+    def _group(self, epoch: int, place: int) -> np.ndarray:
+        """Return the indices of a group; keeps the parts of this epoch and the one before."""
+        if epoch not in self._parts:
+            self._parts = {e: part for e, part in self._parts.items() if e == epoch - 1}
+            self._parts[epoch] = self.sampler.part(epoch)
+        group: np.ndarray = self._parts[epoch][place]
+        return group
 
-    def __call__(self, info: Any) -> tuple[np.ndarray, ...]:
-        """Answer a request of DALI.
+    def __call__(self, request: int) -> tuple[list[np.ndarray], *tuple[np.ndarray, ...]]:
+        """Answer request number `request` (from 0) of DALI.
 
-        Args:
-            info: DALI's `SampleInfo`; requests are counted from 0 in `idx_in_epoch`.
+        A group's values are arrays with a row a sample, because DALI takes a millisecond of the training process for
+        a hundred arrays.
 
         Returns:
-            File bytes; the box's corner and shape; the resized size; the crop's corner, down and across, as fractions
-            of the room for it; flip; label; index of the unreadable file.
+            The bytes of the N files; then, for all of them, the box's corner [N, 2] and shape [N, 2]; the resized
+            size [N, 2]; the crop's corner, down and across, as fractions of the room for it; flip; label; index of
+            the unreadable file; [N] each.
         """
-        epoch, place = divmod(self.start + info.idx_in_epoch, self.sampler.samples_per_rank)
-        sample = self.reader.sample(epoch, self._index(epoch, place))
-        view = sample.view
-        room = (view.size[0] - self.reader.size, view.size[1] - self.reader.size)
-        corner = [c / r if r else 0.0 for c, r in zip(view.corner, room, strict=True)]
+        epoch, place = divmod(self.start + request, self.sampler.steps_per_epoch * self.sampler.groups_per_step)
+        samples = [self.reader.sample(epoch, index) for index in self._group(epoch, place).tolist()]
+        views = [sample.view for sample in samples]
+        room = np.array([view.size for view in views]) - self.reader.size
+        corner = np.array([view.corner for view in views]) / np.maximum(room, 1)
         return (
-            np.frombuffer(sample.data, np.uint8),
-            np.array(view.box[:2], np.int32),
-            np.array(view.box[2:], np.int32),
-            np.array(view.size, np.float32),
-            np.array(corner[0], np.float32),
-            np.array(corner[1], np.float32),
-            np.array(view.flip, np.int32),
-            np.array(sample.label, np.int64),
-            np.array(sample.unreadable, np.int64),
+            [np.frombuffer(sample.data, np.uint8) for sample in samples],
+            np.array([view.box[:2] for view in views], np.int32),
+            np.array([view.box[2:] for view in views], np.int32),
+            np.array([view.size for view in views], np.float32),
+            corner[:, 0].astype(np.float32),
+            corner[:, 1].astype(np.float32),
+            np.array([view.flip for view in views], np.int32),
+            np.array([sample.label for sample in samples], np.int64),
+            np.array([sample.unreadable for sample in samples], np.int64),
         )

@@ -18,7 +18,7 @@ from pgt.core.registry import DATA_SETS
 from pgt.core.words import some
 from pgt.data.image_file import contents
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
 COUNTS = {
     name: (known.classes, *known.samples)
@@ -39,14 +39,16 @@ class Files:
     Attributes:
         folder: the folder of the split.
         classes: C folder names, sorted; a file's label is the position of its folder among them.
-        names: [N] file names without their folder, as bytes.
+        names: [N] paths of files below their class's folder, as bytes.
         labels: [N] int32.
+        ignored: the number of entries that are hidden or neither named as images nor folders.
     """
 
     folder: Path
     classes: tuple[str, ...]
     names: np.ndarray
     labels: np.ndarray
+    ignored: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,9 +62,11 @@ class Files:
         """Return the indices of the given files; files that are not in this split are ignored."""
         found: set[int] = set()
         for path in paths:
-            if path.parent.parent == self.folder and path.parent.name in self.classes:
-                same = (self.names == os.fsencode(path.name)) & (self.labels == self.classes.index(path.parent.name))
-                found.update(np.flatnonzero(same).tolist())
+            if path.is_relative_to(self.folder):
+                name, *rest = path.relative_to(self.folder).parts
+                if name in self.classes:
+                    same = (self.names == os.fsencode("/".join(rest))) & (self.labels == self.classes.index(name))
+                    found.update(np.flatnonzero(same).tolist())
         return found
 
     def lines(self) -> Iterator[bytes]:
@@ -125,7 +129,9 @@ def check_root(root: Path) -> None:
 
 
 def scan(split: Path) -> Files:
-    """List the files of a split. Hidden files and folders and files without an image's extension are ignored.
+    """List the files of a split, those in folders within a class's folder, too.
+
+    Hidden files and folders and files without an image's extension are ignored.
 
     Raises:
         InputError: the split or one of its class folders holds no image.
@@ -136,11 +142,12 @@ def scan(split: Path) -> Files:
         classes = sorted(entry.name for entry in shown if entry.is_dir() or not os.path.exists(entry))
     names: list[bytes] = []
     labels: list[int] = []
-    empty = []
+    empty, ignored = [], 0
     for label, name in enumerate(classes):
-        found = sorted(os.fsencode(file) for file in os.listdir(split / name) if _is_image(file))
+        found, others = _listed(split / name)
         if not found:
             empty.append(name)
+        ignored += others
         names += found
         labels += [label] * len(found)
     if not names:
@@ -150,11 +157,32 @@ def scan(split: Path) -> Files:
             f"no images in {len(empty)} class folders of {split}: {some(empty, SHOWN)}; "
             "fill them, or remove them from train and val"
         )
-    return Files(split, tuple(classes), np.array(names), np.array(labels, dtype=np.int32))
+    return Files(split, tuple(classes), np.array(names), np.array(labels, dtype=np.int32), ignored)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+def _listed(folder: Path) -> tuple[list[bytes], int]:
+    """Return the paths of the images below a class's folder, sorted, and the number of other entries.
+
+    What is named as an image is not looked at, since that takes long on a network's disk. A folder that links lead to
+    several times is listed once.
+    """
+    images: list[bytes] = []
+    others, waiting, seen = 0, [""], set()
+    while waiting:
+        place = folder / (within := waiting.pop())
+        if (real := os.path.realpath(place)) in seen:
+            continue
+        seen.add(real)
+        for name in sorted(os.listdir(place)):
+            if name.startswith("."):
+                others += 1
+            elif name.lower().endswith(EXTENSIONS):
+                images.append(os.fsencode(os.path.join(within, name)))
+            elif os.path.isdir(os.path.join(place, name)):
+                waiting.append(os.path.join(within, name))
+            else:
+                others += 1
+    return sorted(images), others
 
 
 def check_counts(tree: Tree, name: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,9 +22,12 @@ from pgt.core.signals import uninterrupted
 from pgt.core.words import printable, some
 from pgt.data.image_file import UNREADABLE, decode, why
 from pgt.data.tree import COUNTS, MANIFEST, Files, Tree, check_root, describe, read_tree
+from pgt.data.workers import lost
 
 CHUNK = 64
 """The number of files that a process takes at a time."""
+LARGE = 50_000_000
+"""Pixels of an image that takes a CPU about a second, and 150 MB, to decode."""
 SHOWN = 20
 """The number of unreadable files that the report names; the manifest names all."""
 
@@ -36,14 +40,14 @@ class Verified:
         tree: the files.
         digest: the hash of their list.
         unreadable: files that cannot be decoded, relative to the root, each with the reason.
-        ignored: the number of entries of class folders that are hidden or do not have an image's extension.
+        large: files of so many pixels that they take long and much memory to decode, relative to the root.
         smallest: the number of images in the smallest class of the training set.
     """
 
     tree: Tree
     digest: str
     unreadable: dict[str, str]
-    ignored: int
+    large: list[str]
     smallest: int
 
 
@@ -58,19 +62,25 @@ def verify(root: Path, workers: int) -> Verified:
     """
     tree = read_tree(root)
     unreadable: dict[str, str] = {}
-    for name, files in (("train", tree.train), ("val", tree.test)):
-        for index, reason in _undecodable(files, workers, name):
-            unreadable[str(files.path(index).relative_to(root))] = reason
-    ignored = sum(_entries(files) - len(files) for files in (tree.train, tree.test))
-    return Verified(tree, tree.digest(), unreadable, ignored, int(np.bincount(tree.train.labels).min()))
+    large: list[str] = []
+    try:
+        for name, files in (("train", tree.train), ("val", tree.test)):
+            for index, reason in _remarkable(files, workers, name):
+                path = str(files.path(index).relative_to(root))
+                if reason is None:
+                    large.append(path)
+                else:
+                    unreadable[path] = reason
+    except BrokenProcessPool:
+        raise lost() from None
+    return Verified(tree, tree.digest(), unreadable, large, int(np.bincount(tree.train.labels).min()))
 
 
-def _entries(files: Files) -> int:
-    return sum(len(list((files.folder / name).iterdir())) for name in files.classes)
+def _remarkable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str | None]]:
+    """Yield (index, reason) for each file that cannot be decoded, and (index, None) for each that is very large.
 
-
-def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str]]:
-    """Yield (index, reason) for each file that cannot be decoded; shows a progress bar on a terminal."""
+    Shows a progress bar on a terminal.
+    """
     chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -80,7 +90,7 @@ def _undecodable(files: Files, workers: int, title: str) -> Iterator[tuple[int, 
     ):
         task = progress.add_task(title, total=len(files))
         with uninterrupted():
-            results = pool.map(_broken, chunks)
+            results = pool.map(_checked, chunks)
         for chunk, found in zip(chunks, results, strict=True):
             progress.advance(task, len(chunk))
             yield from found
@@ -95,12 +105,13 @@ def _remember(files: Files) -> None:
     _files = files
 
 
-def _broken(indices: range) -> list[tuple[int, str]]:
-    """Return (index, reason) for each of the files that cannot be decoded."""
-    found = []
+def _checked(indices: range) -> list[tuple[int, str | None]]:
+    """Return what `_remarkable` yields for some of the files."""
+    found: list[tuple[int, str | None]] = []
     for index in indices:
         try:
-            decode(_files.path(index))
+            if decode(_files.path(index)) > LARGE:
+                found.append((index, None))
         except UNREADABLE as error:
             found.append((index, why(error)))
     return found
@@ -119,8 +130,11 @@ def report(verified: Verified) -> str:
         known = [name for name, counts in COUNTS.items() if counts == tree.counts()]
         less = f"not all of ImageNet-1K, which has {describe(COUNTS['imagenet'])}"
         lines.append(f"{known[0]}: complete" if known else less)
-    if verified.ignored:
-        lines.append(f"ignored: {verified.ignored:,} entries of class folders that are hidden or not named as images")
+    if ignored := tree.train.ignored + tree.test.ignored:
+        lines.append(f"ignored: {ignored:,} entries of class folders that are hidden or not named as images")
+    if verified.large:
+        names = some(verified.large, SHOWN)
+        lines.append(f"slow to decode: {len(verified.large):,} images of more than {LARGE:,} pixels: {names}")
     lines.append(f"unreadable: {len(verified.unreadable):,}")
     lines += [f"  {printable(path)}: {reason}" for path, reason in list(verified.unreadable.items())[:SHOWN]]
     if len(verified.unreadable) > SHOWN:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pgt import data
-from pgt.config.compose import check_shown, compose_all, spell_out
-from pgt.config.resources import conf_dir
+from pgt.config.compose import compose_all, compose_jobs, shown
+from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
-from pgt.core.errors import HeldError, InputError, Stopped, TrainingError, as_input_error
+from pgt.core.errors import HeldError, InputError, Stopped, TrainingError, exit_code, expected
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
@@ -30,12 +29,10 @@ from pgt.training.job import data_options, folder_of
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
-"""Hydra's options that print something and train nothing."""
-BESIDE_SHOWING = ("--resolve", "--package", "-p", "--install", "--uninstall", "--query")
-MULTIRUN = ("-m", "--multirun")
 JOBS = "PGT_JOBS"
 """The environment variable that tells `task` how many jobs the command line has."""
+NOTES = "PGT_NOTES"
+"""The environment variable that tells conf/train.yaml where Hydra may write of a sweep; the run folders say more."""
 
 _codes: dict[str, int] = {}
 """Exit codes of the jobs that ran in this process, by config."""
@@ -55,37 +52,62 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         InputError: the config of any job is wrong; nothing has been written.
     """
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    options = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
-    showing, multirun = not {*options}.isdisjoint(SHOWING), not {*options}.isdisjoint(MULTIRUN)
-    known = {*SHOWING, *MULTIRUN, *(BESIDE_SHOWING if showing else ())}
-    if unknown := [option for option in options if option not in known]:
-        raise InputError(f"unknown option '{unknown[0]}': see `pgt train --help`")
     if not arguments:
         raise InputError(
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
-    if showing:
-        return _show(arguments, multirun)
-    environment = rank_environment(os.environ)
-    if environment is not None:
+    options = _options(arguments)
+    with own_conf([options.config_dir] if options.config_dir else [], options.config_name):
+        if showing := _showing(options):
+            return _show(showing, options)
+        environment = rank_environment(os.environ)
+        if environment is None:
+            return _train_all(options.overrides, options.multirun)
         os.environ |= environment
-        return run_as_rank(lambda: _compose_one(overrides, multirun))
-    overrides = spell_out(overrides, multirun)
-    configs = compose_all(overrides, multirun)
-    _check_all(configs)
+        return run_as_rank(lambda: _compose_one(options.overrides, options.multirun))
+
+
+def _options(arguments: Sequence[str]) -> Namespace:
+    """Parse a command line by Hydra's own parser: its flags are ours.
+
+    Raises:
+        InputError: an unknown flag, or one without its value.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}: see `pgt train --help`")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    options = parser.parse_intermixed_args(arguments)
+    if options.config_path or options.experimental_rerun:
+        refuse("--config-path and --experimental-rerun are not for pgt; --config-dir adds configs of your own")
+    return options
+
+
+def _showing(options: Namespace) -> list[str]:
+    """The flags by which Hydra prints something and trains nothing."""
+    flags = {name: getattr(options, name) for name in ("cfg", "info", "package", "resolve", "hydra_help")}
+    words = [(f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value]
+    if options.shell_completion:
+        words.append(("--shell-completion", True))
+    return [word for name, value in words for word in ([name] if value is True else [name, value])]
+
+
+def _train_all(overrides: Sequence[str], multirun: bool) -> int:
+    jobs = compose_jobs(overrides, multirun)
+    _check_all(jobs.configs)
     Stop.unanswered = 0
     _codes.clear()
     _put_off.clear()
-    os.environ[JOBS] = str(len(configs))
+    os.environ[JOBS] = str(len(jobs.configs))
+    with TemporaryDirectory(prefix="pgt-") as notes:
+        os.environ[NOTES] = notes
+        _hydra("pgt train", [*(["-m"] if multirun else []), *jobs.overrides], task)
     if multirun:
-        with TemporaryDirectory(prefix="pgt-") as notes:  # what Hydra notes of a sweep; the run folders say more
-            quoted = notes.replace("'", "\\'")
-            _hydra(["-m", f"hydra.sweep.dir='{quoted}'", *overrides], task)
-        _share(configs)
-    else:
-        _hydra(overrides, task)
-    return _exit_code(configs)
+        _share(jobs.configs)
+    return _exit_code(jobs.configs)
 
 
 def _share(configs: Sequence[Config]) -> None:
@@ -129,17 +151,16 @@ def _train(config: Config, label: str) -> float:
         summary = run(config, label)
         _codes[config.model_dump_json()] = _code_of(summary)
         return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
-    except (InputError, TrainingError, OSError) as error:
+    except Exception as error:  # also a fault: it must not cost the other runs of a night
         if label and isinstance(error, HeldError):
             print(f"{label}comes last: {error}", flush=True)
             _put_off.append((config, label))
             return math.nan
-        failure = as_input_error(error) if isinstance(error, OSError) else error
-        print(f"pgt: {label}{failure}", file=sys.stderr)
-        _codes[config.model_dump_json()] = failure.exit_code
-    except Exception:  # a fault of one run must not cost the others of a night
-        traceback.print_exc()
-        _codes[config.model_dump_json()] = TrainingError.exit_code
+        if known := expected(error):
+            print(f"pgt: {label}{known}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        _codes[config.model_dump_json()] = exit_code(error)
     return math.nan
 
 
@@ -178,14 +199,14 @@ def _code_of(summary: Summary | None) -> int:
     return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
 
 
-def _show(arguments: Sequence[str], multirun: bool) -> int:
-    """Let Hydra print what an option asks for."""
-    words = [argument for argument in arguments if argument.startswith("-") or "=" not in argument]
-    overrides = spell_out([argument for argument in arguments if argument not in words], multirun)
-    check_shown(overrides)
-    with redirect_stdout(io.StringIO()) as shown:  # Hydra reports a reader that leaves early as a fault
-        _hydra([*words, *overrides], lambda config: None)
-    print(shown.getvalue(), end="")
+def _show(flags: Sequence[str], options: Namespace) -> int:
+    """Let Hydra print what flags ask for."""
+    if options.multirun:
+        raise InputError(
+            f"{flags[0]} shows one job: leave out -m, and give each swept key one value (`pgt plan` lists the runs)"
+        )
+    completes = options.shell_completion  # its words `install=bash` and the like are no overrides
+    _hydra("pgt", [*flags, *(options.overrides if completes else shown(options.overrides))], lambda config: None)
     return 0
 
 
@@ -230,9 +251,19 @@ def _check_all(configs: Sequence[Config]) -> None:
             data.open_set(**dict(options))
 
 
-def _hydra(arguments: Sequence[str], function: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra call the function with the config of each job."""
-    import hydra
+def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfig], Any]) -> None:
+    """Let Hydra call the function with the config of each job.
 
-    sys.argv = ["pgt train", *arguments]
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(function)()
+    Raises:
+        InputError: Hydra refuses the command line.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors and exits, also if a reader has left
+    sys.argv = [program, *arguments]
+    where = {"config_path": str(search_path()[0]), "config_name": sources().primary}
+    try:
+        hydra.main(version_base="1.3", **where)(function)()
+    except (HydraException, ValueError) as error:
+        raise InputError(" ".join(str(error).split())) from None

@@ -24,9 +24,9 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NoReturn
 
-from pgt.core.errors import InputError, LostRankError, RankZeroError, Stopped, TrainingError, as_input_error
+from pgt.core.errors import LostRankError, RankZeroError, Stopped, TrainingError, expected
 from pgt.core.signals import Stop, uninterrupted
-from pgt.core.streams import silence, written_out
+from pgt.core.streams import endure, show_all_characters, silence, written_out
 
 CAUSE_SECONDS = 3.0
 """How long to wait for the error that caused another one."""
@@ -178,14 +178,12 @@ def _run(function: Callable[[Any], Any], argument: Any, environment: dict[str, s
     signal.signal(END, _end_silently)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     os.environ |= environment
+    show_all_characters()
+    endure()  # `function` is not `run`, which does so for the other processes
     try:
         outcome = function(argument)
-    except (InputError, TrainingError, RankZeroError, Stopped) as error:
-        outcome = error
-    except OSError as error:
-        outcome = as_input_error(error)
-    except Exception:
-        outcome = TrainingError(f"rank {environment['RANK']} failed:\n{traceback.format_exc()}")
+    except (Exception, Stopped) as error:
+        outcome = expected(error) or TrainingError(f"rank {environment['RANK']} failed:\n{traceback.format_exc()}")
     with suppress(OSError):
         parent.send(outcome)
     if isinstance(outcome, Exception):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from pgt.config import sharing
 from pgt.config.schema import Config
-from pgt.core.errors import InputError, RankZeroError, Stopped, TrainingError, as_input_error
+from pgt.core.errors import InputError, RankZeroError, Stopped, TrainingError, expected
+from pgt.core.streams import endure
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import Summary
 from pgt.training.job import Job, prepare
@@ -28,6 +29,7 @@ def run(config: Config, label: str = "") -> Summary:
         InputError: data, checkpoint, devices or folder cannot be used. The folder keeps what it has.
         TrainingError: the loss is no longer finite (the folder says so), or a rank has failed.
     """
+    endure()
     job = prepare(config, label)
     if isinstance(job, Summary):
         return job
@@ -51,6 +53,7 @@ def run_as_rank(compose: Callable[[], Config]) -> int:
     """
     from pgt.training import run as training
 
+    endure()
     rank = int(os.environ["RANK"])
 
     def prepared() -> Job | Summary:
@@ -73,10 +76,9 @@ def run_as_rank(compose: Callable[[], Config]) -> int:
 
 def _named(error: Exception, rank: int) -> Exception:
     """The error of a later rank in one line that names the rank; the error itself if no log has its traceback."""
-    if isinstance(error, OSError):
-        error = as_input_error(error)
-    if isinstance(error, (InputError, TrainingError)):
-        return type(error)(f"rank {rank}: {error}")
+    known = expected(error)
+    if isinstance(known, (InputError, TrainingError)):
+        return type(known)(f"rank {rank}: {known}")
     if not hasattr(error, "__notes__"):
         return error
     reason = "".join(traceback.format_exception_only(error)).splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from pgt.core.files import writing
-from pgt.core.streams import silence
 from pgt.core.types import Record
 
 QUIET_SECONDS = 30
@@ -23,26 +21,14 @@ SPEED_SECONDS = 3600
 
 
 class Screen(Terminal):
-    """Standard output by rich. If its reader leaves (`| head`), it falls silent, so that training goes on.
+    """Standard output by rich. If its reader has left (`| head`), printing raises BrokenPipeError, as `print` does."""
 
-    Args:
-        required: raise BrokenPipeError instead, as `print` does, for a command that does nothing but print.
-    """
-
-    def __init__(self, required: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True)
-        self._required = required
 
     def on_broken_pipe(self) -> None:
         """Replace rich's reaction, which ends the process without a word."""
-        if self._required:
-            raise BrokenPipeError
-        self.quiet = True
-        silence(self.file.fileno())
-        try:
-            print("pgt: nobody reads standard output any more; runs go on and write to log.txt", file=sys.stderr)
-        except BrokenPipeError:
-            silence(2)
+        raise BrokenPipeError
 
 
 class Console:
@@ -58,7 +44,7 @@ class Console:
     def __init__(self, title: str, total_steps: int, log: Path, terminal: Terminal | None = None) -> None:
         self.terminal = terminal or Screen()
         self._title, self._total = title, total_steps
-        self._path, self._log = log, log.open("a")
+        self._path, self._log = log, log.open("a", encoding="utf-8", errors="backslashreplace")
         self._spoke = time.monotonic()
         self._warned: set[str] = set()
         self._progress: Progress | None = None

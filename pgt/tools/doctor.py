@@ -50,7 +50,7 @@ def command(root: Path | None, runs_root: Path) -> int:
     """
     if rank_environment(os.environ) is not None:
         raise InputError("pgt doctor starts processes of its own: run it once a machine, not by torchrun or srun -n")
-    screen, told = Screen(required=True), []
+    screen, told = Screen(), []
     for name, check in checks(root, runs_root).items():
         with screen.status(f"checking {name}"):
             findings = [finding for finding in made(check) if finding not in told]  # one cause may fail many checks
@@ -89,9 +89,9 @@ def images() -> Iterator[Finding]:
     with TemporaryDirectory() as name:
         for split in ("train", "val"):
             generate(Path(name) / split, 8)
-        expected = _first_batches(Path(name), "torchvision", "cpu", torch.device("cpu"))
-        for dali_device in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
-            decoded = _first_batches(Path(name), "dali", dali_device, device)
+        expected = _batches(Path(name), "torchvision", "cpu", torch.device("cpu"), workers=2)
+        for dali_device, workers in (("cpu", 8), ("gpu", 8)) if device.type == "cuda" else (("cpu", 2),):
+            decoded = _batches(Path(name), "dali", dali_device, device, workers)
             apart = max(float((a - b).abs().mean()) for a, b in zip(decoded, expected, strict=True))
             yield judged(
                 apart <= PIXELS,
@@ -101,22 +101,26 @@ def images() -> Iterator[Finding]:
             )
 
 
-def _first_batches(root: Path, backend: str, dali_device: str, device: torch.device) -> list[Tensor]:
-    """Return the first training batch and the first test batch of an image folder, on the CPU."""
+def _batches(root: Path, backend: str, dali_device: str, device: torch.device, workers: int) -> list[Tensor]:
+    """Return the batches of two epochs of an image folder of 8 training and 8 test images, on the CPU.
+
+    Args:
+        workers: as `data.workers`; with eight, DALI starts reader processes, as in training on a GPU.
+    """
     dataset = data.open_set(
         name="imagefolder",
         root=root,
-        image_size=64,
+        image_size=224,
         interpolation="bilinear",
         backend=backend,
         dali_device=dali_device,
-        workers=2,
+        workers=workers,
         on_bad_file="error",
         manifest=None,
     )
     train, test = dataset.loaders(Delivery(device, torch.float32, 8, 8, seed=0, drop_last=True))
     with closing(train), closing(test):
-        return [next(iter(loader.epoch(0))).images.cpu() for loader in (train, test)]
+        return [batch.images.cpu() for epoch in (0, 1) for loader in (train, test) for batch in loader.epoch(epoch)]
 
 
 def files(root: Path | None) -> Iterator[Finding]:

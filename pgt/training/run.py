@@ -188,7 +188,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
         begin = f", from the evaluation of epoch {epoch}"
     size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
     shared = f" on {world} devices" if world > 1 else ""
-    console.say(f"{title}: {size}{shared}{begin}  -> {job.folder}")
+    workers = f", {loader.workers} data workers" + " each" * (world > 1) if loader.workers else ""
+    console.say(f"{title}: {size}{shared}{workers}{begin}  -> {job.folder}")
     for line in filter(None, (alteration.describe() for alteration in trainer.alterations)):
         console.say(f"{title}: {line}")
     if state["warning"]:

@@ -77,18 +77,20 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
 
 def _measure(setting: Setting, batches: int, rounds: int, results: list[Result]) -> str:
     streams = {name: _endless(build(setting)) for name, build in _contenders().items()}
-    speeds = in_turns(rounds, {name: partial(_speed, s, batches, setting.batch) for name, s in streams.items()})
+    timed = in_turns(rounds, {name: partial(_timed, s, batches, setting.batch) for name, s in streams.items()})
+    speeds = {name: [speed for speed, _ in values] for name, values in timed.items()}
+    costs = {name: [cost for _, cost in values] for name, values in timed.items()}
     slowest = statistics.median(speeds[REFERENCE])
     described = {"batch": setting.batch, "workers": setting.workers, "size": SIZE}
     rows, where = [], machine(torch.device("cpu"))
     if torch.cuda.is_available():
         where = f"{machine(first_device())}, {where}"
     for name, measured in speeds.items():
-        middle = statistics.median(measured)
-        results.append(entry("loader", described, name, where, images_per_second=middle))
+        middle, cost = statistics.median(measured), statistics.median(costs[name])
+        results.append(entry("loader", described, name, where, images_per_second=middle, host_milliseconds=cost))
         spread = f"{min(measured):.0f}–{max(measured):.0f}"
-        rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}"])
-    headers = ["training loader", "images/s", "range", f"× {REFERENCE}"]
+        rows.append([name, f"{middle:.0f}", spread, f"{middle / slowest:.2f}", f"{cost:.1f}"])
+    headers = ["training loader", "images/s", "range", f"× {REFERENCE}", "host ms a batch"]
     title = (
         f"{setting.workers} workers, batches of {setting.batch}, {rounds} rounds of {batches} batches in turns, "
         f"on {where}"
@@ -103,17 +105,19 @@ def _endless(epoch: Epoch) -> Iterator[Any]:
         index += 1
 
 
-def _speed(stream: Iterator[Any], batches: int, batch: int) -> float:
+def _timed(stream: Iterator[Any], batches: int, batch: int) -> tuple[float, float]:
+    """Return the images a second, and the CPU milliseconds of this thread a batch, in which it launches no kernels."""
     for _ in range(WARM_UP):
         next(stream)
     wait_for(first_device())
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.thread_time()
     for _ in range(batches):
         next(stream)
+    cost = 1000 * (time.thread_time() - busy) / batches
     wait_for(first_device())
     seconds = time.perf_counter() - started
     time.sleep(SETTLE)
-    return batches * batch / seconds
+    return batches * batch / seconds, cost
 
 
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:

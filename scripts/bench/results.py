@@ -17,7 +17,8 @@ from pgt.core.machine import cpus
 
 T = TypeVar("T")
 Result = dict[str, Any]
-"""`benchmark`, `case` (a mapping), `loop`, `machine`, and `images_per_second` or, for a loss, `milliseconds`."""
+"""`benchmark`, `case` (a mapping), `loop`, `machine`, and `images_per_second` or, for a loss, `milliseconds`.
+A loader's also has `host_milliseconds`, the training thread's CPU time a batch."""
 
 
 def machine(device: torch.device) -> str:
@@ -52,9 +53,9 @@ def entry(benchmark: str, case: Mapping[str, Any], loop: str, machine: str, **fi
     return {"benchmark": benchmark, "case": dict(case), "loop": loop, **rounded, "machine": machine}
 
 
-def in_turns(rounds: int, timed: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def in_turns(rounds: int, timed: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
     """Time the contenders in turns, since the machine's speed drifts: one value of each in every round."""
-    found: dict[str, list[float]] = {name: [] for name in timed}
+    found: dict[str, list[T]] = {name: [] for name in timed}
     for _ in range(rounds):
         for name, time in timed.items():
             found[name].append(time())

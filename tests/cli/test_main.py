@@ -12,7 +12,7 @@ import pytest
 import pgt as package
 from pgt.cli.main import main
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, pgt
+from tests.conftest import ROOT, TINY, last_wins, pgt
 
 SMALL = (*TINY, "model=resnet20")
 
@@ -146,7 +146,7 @@ def test_a_sweep_trains_each_and_again_returns_each_at_once(capfd):
 
 
 def test_a_diverging_run_does_not_stop_a_sweep_and_fails_each_time(capfd):
-    run = ["train", *TINY, "model=resnet20_nobn", "recipe.epochs=2"]
+    run = ["train", *last_wins(*TINY, "model=resnet20_nobn", "recipe.epochs=2")]
     assert main([*run, "-m", "recipe.lr_start=1,0.01", "recipe.lr_peak=1e30,0.01"]) == 1
     err = capfd.readouterr().err
     assert "the loss is not finite since step" in err
@@ -233,7 +233,7 @@ def test_training_goes_on_if_nobody_reads_any_more():
 
 @pytest.mark.slow
 def test_processes_that_train_together_go_on_if_nobody_reads():
-    run = (*SMALL, "recipe.local_batch=4", "trainer.devices=2")
+    run = last_wins(*SMALL, "recipe.local_batch=4", "trainer.devices=2")
     assert unread("train", *run, stderr=subprocess.STDOUT) == (0, None)
     [(_, summary)] = find(Path("runs"))
     assert (summary.status, summary.world_size) == ("finished", 2)
@@ -284,6 +284,86 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(caps
             "recipe.global_batch=1024 is more than the 898 training samples of data=digits" in capsys.readouterr().err
         )
     assert list(Path().iterdir()) == []
+
+
+def test_flags_of_hydra_that_only_print_are_hydras(capsys, monkeypatch):
+    for flags, shown in ((["--hydra-help"], "hydra/launcher: "), (["--version"], "Hydra ")):
+        with pytest.raises(SystemExit) as left:
+            main(["train", *flags])
+        assert left.value.code in (0, None)
+        assert shown in capsys.readouterr().out
+    assert main(["train", "-sc", "install=bash"]) == 0
+    assert "-F hydra_bash_completion pgt\n" in capsys.readouterr().out
+    lines = {"pgt train method=gc": "method=gc_pgt", "pgt ta": "table", "pgt train method.al": "method.alpha="}
+    for line, completed in lines.items():
+        monkeypatch.setenv("COMP_LINE", line)
+        assert main(["-sc", "query=bash"]) == 0
+        assert completed in capsys.readouterr().out
+    assert written() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (["-m", "--cfg", "job", "seed=0,1"], "leave out -m"),
+        (["-m", "--cfg", "job", "experiment=grid/alpha_resnet18"], "leave out -m"),
+        (["--cfg", "job", "experiment=grid/alpha_resnet18"], "method.alpha=0"),
+        (["--cfg", "job", "seed=0,1"], "add -m"),
+        (["--cfg", "job", "method=[gc,pgt]"], "method=gc_pgt"),
+        (["--cfg", "what"], "choose from"),
+        (["--resolve", "seed=0"], "--cfg"),
+    ],
+)
+def test_what_cannot_be_shown_gets_one_line(capsys, arguments, mend):
+    assert main(["train", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert mend in err
+
+
+def test_a_sweep_of_a_group_takes_keys_that_only_its_choices_have():
+    """Hydra itself says "Could not override": it composes first without the swept groups."""
+    agc = ("method=agc,agc_pgt", "method.transforms.0.clip_factor=0.02")
+    assert main(["train", "-m", *SMALL, *agc, "hydra/job_logging=default"]) == 0
+    found = [summary.identity["method"] for _, summary in find(Path("runs"))]
+    assert {method["alpha"] for method in found} == {0.25, 1.0}
+    assert {method["transforms"][0]["clip_factor"] for method in found} == {0.02}
+    assert os.listdir() == ["runs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("env", "shown"),
+    [
+        ({"PYTHONIOENCODING": "latin-1"}, "\\u03b1"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"}, "α"),
+    ],
+)
+def test_odd_environments_train(env, shown):
+    done = pgt("train", *SMALL, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shown in done.stdout
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_standard_output_ends_no_run_but_a_command():
+    with open("/dev/full", "w") as full:
+        done = unread("train", *SMALL, stdout=full)
+        assert done[0] == 0
+        assert done[1].count("\n") == 1
+        code, said = unread("table", "1", stdout=full)
+    assert (code, said.count("\n")) == (2, 1)
+    assert [summary.status for _, summary in find(Path("runs"))] == ["finished"]
+
+
+def test_python_m_pgt_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "pgt", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, package.__version__)
+
+
+def test_a_backend_that_matplotlib_lacks_is_not_asked_for():
+    done = pgt("figure", "2", "--output", "figure.svg", env={"MPLBACKEND": "nope"})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):

@@ -1,4 +1,5 @@
 import itertools
+import shlex
 
 import pytest
 
@@ -106,7 +107,30 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["recipe.epochs=${nope}"], ["recipe.epochs", "'nope' not found"]),
         (["seed=0,1"], ["'seed=0,1' is a sweep: add -m"]),
         (["=3"], ["cannot read the override '=3': write key=value"]),
-        (["recipe=null"], ["must be a string or a list"]),
+        (["recipe=null"], ["unknown recipe 'null'", "authors, demo, paper"]),
+        (["model="], ["unknown model ''", "resnet18"]),
+        (["logger=null"], ["unknown logger 'null'", "none, tensorboard, wandb"]),
+        (["experiment=null"], ["unknown experiment 'null'", "demo"]),
+        (["method=[gc,pgt]"], ["method takes one choice", "method=gc_pgt", "-m method=gc,pgt"]),
+        (["model=[resnet18]"], ["model takes one choice", "model=resnet18"]),
+        (["recipe=[demo,paper]"], ["recipe takes one choice"]),
+        (["schedule=[cosine,step]"], ["schedule takes one choice"]),
+        (["experiment=[demo/bn,demo/nobn]"], ["experiment takes one choice", "-m experiment=demo/bn,demo/nobn"]),
+        (["seed=1", "seed=2"], ["seed is set twice", "'seed=1'", "'seed=2'"]),
+        (["method.alpha=0.1", "+method.alpha=0.2"], ["method.alpha is set twice"]),
+        (["seed=glob(*)"], ["'seed=glob(*)' fits no choice", "method=glob(gc*)"]),
+        (["method=glob(x*)"], ["'method=glob(x*)' fits no choice"]),
+        (["hydra.mode=MULTIRUN"], ["leave out 'hydra.mode=MULTIRUN'", "-m"]),
+        (["hydra.job.chdir=true"], ["leave out 'hydra.job.chdir=true'"]),
+        (["hydra.sweeper.params={seed: 1}"], ["leave out 'hydra.sweeper.params={seed: 1}'", "-m seed=0,1"]),
+        (["hydra.searchpath=own"], ["hydra.searchpath must be a list"]),
+        (["schedule=step", "schedule.milestones=30"], ["schedule.milestones=[30]", "got 30"]),
+        (["schedule=step", "recipe.epochs=12", "schedule.milestones=[6,12,30]"], ["epoch 12 is never", "epochs=12"]),
+        (["schedule=step", "recipe.epochs=90"], ["epoch 90 is never reached", "schedule.milestones=[45,67]"]),
+        (["schedule=step", "schedule.milestones=[-1]"], ["schedule.milestones must be epochs from 1 on", "[-1]"]),
+        (["schedule=step", "schedule.milestones=[0]"], ["schedule.milestones must be epochs from 1 on", "[0]"]),
+        (["schedule=step", "schedule.milestones=[2,2]"], ["each later than the one before", "[2, 2]"]),
+        (["schedule=step", "schedule.milestones=[30,10]"], ["each later than the one before", "[30, 10]"]),
         (["method.transforms=[gc]"], ["method.transforms.0 must be a mapping with a name", "got gc"]),
         (
             ["method.transforms=[{name: nope}]"],
@@ -173,6 +197,28 @@ def test_run_ids_stay_what_they_are():
 def test_a_sweep_is_the_product_in_order():
     jobs = expand(["method=gc,pgt", "seed=0,1", "recipe=demo"], multirun=True)
     assert jobs == [[f"method={m}", f"seed={s}", "recipe=demo"] for m, s in itertools.product(["gc", "pgt"], [0, 1])]
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b", "a#b", "a(b", "Übung", "a&b", "a!b", "a'b", 'a"b', "a $x' b", "a(\\\\", "`a`{"]
+)
+def test_a_value_that_needs_quotes_is_shown_in_quotes_that_a_shell_takes(value):
+    said = refused("data=imagefolder", f"data.root={value}")
+    mended = shlex.split(said.partition(": write ")[2])
+    assert len(mended) == 1
+    assert compose("data=imagefolder", *mended).data.root == value
+
+
+def test_a_home_folder_is_named_in_full(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert refused("data.root=~/images").endswith("\"data.root='/home/ann/images'\"")
+
+
+def test_glob_chooses_of_a_group_as_hydras_does_and_of_experiments_in_folders():
+    methods = compose_all(["method=glob([pgt,gc*],exclude=*_*)"], multirun=True)
+    assert [(c.method.alpha, len(c.method.transforms)) for c in methods] == [(1.0, 1), (0.25, 0)]  # gc, pgt
+    found = compose_all(["experiment=glob(demo/*)", "seed=range(2)"], multirun=True)
+    assert [(c.experiment, c.seed) for c in found] == [(f"demo/{e}", s) for e in ("bn", "nobn") for s in (0, 1)]
 
 
 def test_one_bad_job_refuses_the_sweep():

@@ -37,10 +37,10 @@ def digest(batches):
         yield hashlib.sha256(batch.images.contiguous().numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest()
 
 
-def script(code, *arguments):
-    """Output of a Python program of its own; it may print nothing to standard error."""
+def script(code, *arguments, quiet=True):
+    """Output of a Python program of its own; unless `quiet` is false, it may print nothing to standard error."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr if quiet else "") == (0, ""), done.stderr
     return done.stdout.splitlines()

@@ -119,16 +119,18 @@ def test_what_is_decoded_whole_and_cut_is_what_is_decoded_in_part(tmp_path, monk
     ways = []
 
     def whole(data, device, adjust_orientation, **for_the_gpu):
-        ways.append(device)
+        ways.append((device, "preallocate_width_hint" in for_the_gpu))
         return decode(data, device="cpu", adjust_orientation=adjust_orientation)
 
     monkeypatch.setattr(fn.decoders, "image", whole)
     loader = loaders({**FOLDER, "backend": "dali"})[split]
     loader._on_gpu = True
-    for one, other in zip(part, loader.epoch(0), strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-    assert ways == ["mixed"]
+    for _ in range(2):
+        for one, other in zip(part, loader.epoch(0), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+    # The second epoch was not the one that would have followed; the pipeline of an evaluation was closed.
+    assert ways == [("mixed", split == 0)] * 2
 
 
 @pytest.mark.slow
@@ -249,6 +251,90 @@ def test_rotation_in_the_exif_data_is_left_alone(tmp_path):
         options = {**FOLDER, "backend": backend, "image_size": 64}
         images = [epoch({**options, "root": root}, global_batch=4, local_batch=4)[0] for root in (".", "plain")]
         assert torch.equal(*images)
+
+
+def deep(values, format="PNG"):
+    return encoded(Image.fromarray(values), format)
+
+
+def tiff_of_12_bits(values):
+    """Grey `values` [H, W], of which W is even, packed by two into three bytes."""
+    height, width = values.shape
+    first, second = values.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8).tobytes()
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.linspace(0, 1, 80 * 60).reshape(60, 80)
+
+
+@pytest.mark.parametrize("brightest", [1, 255, 256, 65535])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_deep_greyscale_keeps_its_upper_8_bits_however_dark(brightest, format):
+    values = (RAMP * brightest).round().astype(np.uint16)
+    with Image.open(io.BytesIO(deep(values, format))) as image:
+        shown = np.asarray(image_file.rgb(image))
+    assert np.abs(shown - values[..., None] / 257).max() <= 0.5
+
+
+def test_deep_greyscale_of_another_range_is_as_bright():
+    values = (RAMP * 4095).round().astype(np.uint16)
+    pgm = b"P5 80 60 4095 " + values.astype(">u2").tobytes()
+    for content in (tiff_of_12_bits(values), pgm):
+        with Image.open(io.BytesIO(content)) as image:
+            assert np.abs(np.asarray(image_file.rgb(image)) - 255 * RAMP[..., None]).max() < 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["float32", "int32"])
+def test_grey_values_without_a_defined_white_are_refused_by_name(tmp_path, backend, kind):
+    top = 1 if kind == "float32" else 65535
+    tree(tmp_path, {"deep.tif": deep((RAMP * top).astype(kind), "TIFF")})
+    with pytest.raises(InputError, match=r"train/cat/deep.tif: .*save it with 8 or 16 bits"):
+        epoch({**FOLDER, "backend": backend, "workers": 0}, global_batch=4, local_batch=4)
+
+
+def noted_badly():
+    """A JPEG of whose EXIF data Pillow warns, and a palette PNG of whose transparency it does."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + b"\x05\0" + bytes(6)
+    palette = encoded(photo(mode="P"), "PNG", transparency=bytes(range(256)))
+    return {"exif.jpg": encoded(photo(), exif=exif), "palette.png": palette}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pillows_warnings_are_not_repeated(tmp_path, backend, monkeypatch, recwarn):
+    for content in noted_badly().values():
+        with Image.open(io.BytesIO(content)) as image:
+            image.convert("RGB")
+    assert len(recwarn) == 2
+    recwarn.clear()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 - 1)
+    tree(tmp_path, noted_badly())
+    for split in (0, 1):
+        epoch({**FOLDER, "backend": backend, "workers": 0}, split=split, global_batch=5, local_batch=5)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_images_in_folders_within_a_class_and_pgm_are_in_the_set(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE, "b.PGM": encoded(photo(mode="L"), "PPM"), "notes.txt": b"x"})
+    cat, far = tmp_path / "train" / "cat", tmp_path / "far"
+    for folder in (cat / "b" / "deeper", cat / ".hidden", far):
+        folder.mkdir(parents=True)
+        (folder / "c.jpg").write_bytes(WHOLE)
+    (cat / "b" / "back").symlink_to("../../cat")
+    (cat / "linked").symlink_to(far)
+    (cat / "again").symlink_to(far)
+    files = scan(tmp_path / "train")
+    names = ["a.jpg", "b.PGM", "b/deeper/c.jpg", "linked/c.jpg"]
+    assert [name.decode() for name in files.names[:-3]] == names
+    assert files.labels.tolist() == [0] * 4 + [1] * 3
+    assert files.ignored == 2  # notes.txt, .hidden
+    assert files.path(2) == cat / "b" / "deeper" / "c.jpg"
+    assert files.indices([files.path(2), tmp_path / "val" / "cat" / "a.jpg", cat]) == {2}
+    _, labels, _ = epoch({**FOLDER, "backend": BACKENDS[0]}, global_batch=7, local_batch=7)
+    assert sorted(labels.tolist()) == [0] * 4 + [1] * 3
 
 
 def test_what_is_no_image_by_its_name_shifts_no_class(tmp_path):

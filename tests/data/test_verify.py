@@ -4,16 +4,18 @@ import json
 import os
 
 import pytest
+from PIL import Image
 
 from pgt import data
 from pgt.cli.main import main
 from pgt.core.errors import InputError
+from pgt.core.machine import cpus
 from pgt.data import tree as trees
-from tests.conftest import TINY, compose, pgt, train
+from tests.conftest import TINY, compose, last_wins, pgt, train
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 
-RUN = (*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
+RUN = last_wins(*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
        "recipe.local_batch=4", "model=resnet20")  # fmt: skip
 
 
@@ -30,6 +32,8 @@ def test_verify_counts_and_train_compares(tmp_path):
     assert (manifest["classes"], manifest["train"], manifest["val"], manifest["unreadable"]) == (2, 4, 4, [])
     summary = train(*RUN)
     assert summary.manifest == manifest["digest"]
+    [log] = tmp_path.glob("runs/**/log.txt")
+    assert f" steps, {min(cpus(), 16)} data workers  -> " in log.read_text()
     [environment] = tmp_path.glob("runs/**/environment.json")
     assert json.loads(environment.read_text())["manifest"] == manifest["digest"]
     (tmp_path / "train" / "cat" / "b.jpg").write_bytes(WHOLE)
@@ -53,6 +57,21 @@ def test_verify_names_what_is_broken_and_train_refuses_or_skips(tmp_path):
     assert "warning: 2 unreadable files left out: " in log.read_text()
     [metrics] = tmp_path.glob("runs/**/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[-1])["skipped_files"] == 2
+
+
+def test_verify_counts_in_folders_within_a_class_and_names_what_is_slow(tmp_path, capsys):
+    tree(tmp_path, {})
+    (tmp_path / "train" / "cat" / "more").mkdir()
+    (tmp_path / "train" / "cat" / "more" / "cut.jpg").write_bytes(WHOLE[:-100])
+    Image.new("1", (8000, 7000)).save(tmp_path / "train" / "cat" / "wide.png")
+    assert main(["data", "verify", ".", "--workers", "1"]) == 2
+    printed = capsys.readouterr().out
+    assert "2 classes, 5 training and 2 validation images" in printed
+    assert "ignored" not in printed
+    assert "slow to decode: 1 images of more than 50,000,000 pixels: train/cat/wide.png" in printed
+    assert "unreadable: 1\n  train/cat/more/cut.jpg: " in printed
+    with pytest.raises(InputError, match=r"has 1 unreadable files: train/cat/more/cut.jpg; mend"):
+        train(*RUN)
 
 
 def test_verify_names_what_is_no_file(tmp_path):

@@ -15,7 +15,7 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import first_host, rank_environment
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, train
+from tests.conftest import ROOT, TINY, last_wins, train
 from tests.launch import failing
 
 MARK = "PGT_TEST_MARK"
@@ -116,7 +116,9 @@ def test_when_the_parent_is_killed_the_ranks_go(marked):
     assert eventually_none(marked)
 
 
-RUN = (*TINY, "model=resnet20", "recipe.epochs=200", "recipe.local_batch=4", "data.num_samples=64", "trainer.devices=2")
+RUN = last_wins(
+    *TINY, "model=resnet20", "recipe.epochs=200", "recipe.local_batch=4", "data.num_samples=64", "trainer.devices=2"
+)
 
 
 def long_run(*extra):
@@ -188,7 +190,10 @@ def torchrun(*arguments, nodes=1, node=0, processes=1, port=0):
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}",
                 f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
     return subprocess.Popen(
-        [*launcher, "-m", "pgt.cli", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*launcher, "-m", "pgt.cli", "train", *last_wins(*arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -244,6 +249,24 @@ def test_sruns_variables_are_translated_to_torchruns():
     with pytest.raises(InputError, match="'LOCAL_WORLD_SIZE' is not set: use torchrun or srun"):
         rank_environment({**slurm, **torchrun})
     assert rank_environment({**slurm, **torchrun, "LOCAL_WORLD_SIZE": "2"}) == {**torchrun, "LOCAL_WORLD_SIZE": "2"}
+
+
+def test_a_single_process_that_is_told_so_is_none_of_several():
+    """The only pod of a Kubernetes training operator has no LOCAL_RANK."""
+    pod = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert rank_environment(pod) is None
+    with pytest.raises(InputError, match="'LOCAL_RANK' is not set"):
+        rank_environment({**pod, "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_a_rank_that_is_no_number_is_refused(name):
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x",
+                "MASTER_PORT": "1"}  # fmt: skip
+    with pytest.raises(InputError, match=f"{name}=x is no number"):
+        rank_environment({**torchrun, name: "x"})
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS=x is no number"):
+        rank_environment({"SLURM_STEP_NUM_TASKS": "x", "SLURM_JOB_ID": "77"})
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, pgt, program
+from tests.conftest import ROOT, TINY, last_wins, pgt, program
 from tests.training.test_stopping import assert_same, result
 
-RUN = (*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=480", "recipe.local_batch=4",
+RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=480", "recipe.local_batch=4",
        "record.norms_every=20")  # fmt: skip
 """Two epochs of sixty steps."""
 SECONDS = 120

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, last_wins
 from tests.launch.test_ranks import free_port
 
 SCRIPT = """
@@ -25,7 +25,7 @@ def both(*overrides, patch=""):
     """(exit code, standard error) of two ranks."""
     port, ranks = free_port(), []
     for rank in range(2):
-        code = SCRIPT.format(overrides=overrides, patch=patch)
+        code = SCRIPT.format(overrides=last_wins(*overrides), patch=patch)
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
                        "RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": f"{rank}", "LOCAL_WORLD_SIZE": "2",
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}  # fmt: skip

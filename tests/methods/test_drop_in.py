@@ -138,7 +138,6 @@ def test_a_second_derivative_by_the_logits_is_refused(dtype, of):
         total.backward()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 def test_other_derivatives_are_refused_and_the_surrogate_named():
     z, y = samples()
 

@@ -20,10 +20,10 @@ from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
 from pgt.runs.norms import FOLDER, RECORDS, read_format, read_norms
 from pgt.training import folder as run_folder
-from tests.conftest import TINY, compose, train
+from tests.conftest import TINY, compose, last_wins, train
 from tests.training.test_stopping import STEPS, begun
 
-RUN = (*TINY, "model=resnet20", "recipe.epochs=2")
+RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2")
 
 
 def finished_records(path):

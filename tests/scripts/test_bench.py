@@ -55,10 +55,11 @@ def test_loaders():
     assert [line["loop"] for line in lines][:3] == [
         "torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg"]  # fmt: skip
     for line in lines:
-        assert line.keys() == KEYS | {"images_per_second"}
+        assert line.keys() == KEYS | {"images_per_second", "host_milliseconds"}
         assert line["benchmark"] == "loader"
         assert line["case"] == {"batch": 4, "workers": 1, "size": 224}
         assert line["images_per_second"] > 0
+        assert line["host_milliseconds"] > 0
 
 
 def bench(name, *arguments):

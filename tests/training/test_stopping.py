@@ -20,10 +20,10 @@ from pgt.core import signals as stopping
 from pgt.core.errors import InputError, Stopped
 from pgt.runs.folder import find, read_metrics
 from pgt.training.epochs import Breaks
-from tests.conftest import ROOT, TINY, train
+from tests.conftest import ROOT, TINY, last_wins, train
 from tests.data.helpers import BACKENDS
 
-RUN = (*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4",
+RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4",
        "record.norms_every=2")  # fmt: skip
 """Two epochs of three steps of two groups, and one test batch: four breaks an epoch."""
 
@@ -148,7 +148,7 @@ def test_checkpoints_within_an_epoch_wait_for_their_time(monkeypatch):
 
 
 STEPS = 8
-LONG = (*TINY, "model=resnet20", "recipe.epochs=12", f"data.num_samples={STEPS * 8}")
+LONG = last_wins(*TINY, "model=resnet20", "recipe.epochs=12", f"data.num_samples={STEPS * 8}")
 """Epochs of `STEPS` steps."""
 
 
@@ -166,7 +166,7 @@ def begun(*command, steps=10, **options):
     def written():
         return sum(path.read_text().count("\n") for path in Path("runs").glob("**/metrics.jsonl"))
 
-    before, process, deadline = written(), subprocess.Popen(command, **options), time.monotonic() + 120
+    before, process, deadline = written(), subprocess.Popen(last_wins(*command), **options), time.monotonic() + 120
     try:
         while written() < before + steps:
             assert time.monotonic() < deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ def files(output: Path) -> list[Path]:
 
 def pyplot() -> Any:
     """matplotlib's pyplot, set up to draw into files."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot even be imported with the name of a backend that it lacks
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "pgt"  # the same picture is the same file
     from matplotlib import pyplot
 

@@ -1,0 +1,116 @@
+"""Experiments: the names that stand for several of them, the sweeps in their files, and what is wrong with a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from pgt.config.grammar import key_of, written
+from pgt.config.hints import paths
+from pgt.config.resources import choices, conf_file, groups, is_choice, is_global, read_conf, read_file
+from pgt.core.errors import InputError
+
+SEVERAL = frozenset({"logger"})
+"""Groups that take a list of choices."""
+
+
+def experiments(name: str) -> list[str]:
+    """The experiments that a name stands for: itself, or with `/all` those of a folder.
+
+    If a folder has a file `all.yaml`, this lists them; it may name experiments of other folders.
+
+    Raises:
+        InputError: no such folder.
+    """
+    folder, _, last = name.rpartition("/")
+    if last != "all":
+        return [name]
+    if is_choice("experiment", name):
+        listed = read_conf(f"experiment/{name}").get("experiments")
+        if not isinstance(listed, list):
+            raise InputError(f"{conf_file(f'experiment/{name}')} must have a list `experiments` of names")
+        return [str(other) for other in listed]
+    known = choices("experiment")
+    found = [other for other in known if other.startswith(f"{folder}/")]
+    if not found:
+        folders = dict.fromkeys(f"{other.rpartition('/')[0]}/all" for other in known)
+        raise InputError(f"unknown experiment '{name}': choose one of {', '.join(folders)}")
+    return found
+
+
+def own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) -> list[str]:
+    """The sweeps in the files of experiments, as overrides of the keys that the command line does not set.
+
+    An experiment's file may have a mapping `sweep` of keys and values that `-m` goes through; an override of such a
+    key takes its place.
+
+    Raises:
+        InputError: the sweeps differ, there is one without `multirun`, or `sweep` is no mapping of keys to lists.
+    """
+    given = {key_of(text) for text in overrides}
+    sweeps = [{key: values for key, values in _sweep(name).items() if key not in given} for name in names]
+    if not any(sweeps):
+        return []
+    if any(sweep != sweeps[0] for sweep in sweeps):
+        raise InputError("these experiments go through different values: give each a command of its own")
+    if not multirun:
+        one = " ".join(f"{key}={written(values[0])}" for key, values in sweeps[0].items())
+        raise InputError(
+            f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}: add -m to train all of it, or set one value ({one})"
+        )
+    return [f"{key}={','.join(map(written, values))}" for key, values in sweeps[0].items()]
+
+
+def _sweep(experiment: str) -> dict[str, list[Any]]:
+    """The mapping `sweep` of an experiment's file; empty if there is no such file, which is reported elsewhere."""
+    name = f"experiment/{experiment}"
+    sweep = read_conf(name).get("sweep", {}) if is_choice("experiment", experiment) else {}
+    if not (isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values())):
+        example = "sweep: {method.alpha: [0.25, 0.5]}"
+        raise InputError(f"{conf_file(name)}: sweep must map keys to lists of values, as in `{example}`; got {sweep}")
+    return {str(key): values for key, values in sweep.items()}
+
+
+def check_file(group: str, name: str) -> None:
+    """Refuse a file that Hydra cannot compose, or would compose into something else than it seems to say.
+
+    Raises:
+        InputError: it is no YAML or no mapping, or an experiment puts its keys in the wrong place.
+    """
+    file = conf_file(f"{group}/{name}")
+    contents = read_file(file)
+    if group != "experiment":
+        return
+    if not contents:
+        raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
+    if not is_global(file):
+        raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
+    defaults = contents.get("defaults", [])
+    for entry in defaults if isinstance(defaults, list) else []:
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            chosen = str(key).rpartition("/")[2]
+            if isinstance(value, list) and chosen in groups() and chosen not in SEVERAL:
+                raise InputError(f"{file}: defaults: `{key}: [{', '.join(map(str, value))}]` must be one choice")
+    if "params" in dict((contents.get("hydra") or {}).get("sweeper") or {}):
+        raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
+
+
+def origin(composed: DictConfig, overrides: Sequence[str]) -> Callable[[str], str]:
+    """A function that tells in which file of the user's choices a key stands: ` (in FILE)`; empty if in none."""
+
+    def file_of(key: str) -> str:
+        chosen = composed.hydra.runtime.choices
+        if key in map(key_of, overrides):
+            return ""
+        for group in sorted(groups(), key=lambda group: group != "experiment"):  # an experiment overrides the others
+            if not is_choice(group, str(chosen.get(group))):
+                continue
+            name = f"{group}/{chosen[group]}"
+            file, values = conf_file(name), read_conf(name)
+            if key in {*paths(values, "" if is_global(file) else f"{group}."), *values.get("sweep", {})}:
+                return f" (in {file})"
+        return ""
+
+    return file_of

@@ -1,0 +1,81 @@
+"""Hydra's grammar of overrides: `key=value`, sweeps over several values, quotes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from functools import cache
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from pgt.config.resources import choices, is_group
+from pgt.core.errors import InputError
+
+
+@cache
+def parse(text: str) -> Override:
+    """An override, parsed.
+
+    Raises:
+        InputError: it does not fit the grammar; the message shows the quotes that its value needs.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise InputError(f"cannot read the override '{text}': write {_mend(text)}") from None
+    if not parsed.key_or_group:
+        raise InputError(f"cannot read the override '{text}': write key=value")
+    return parsed
+
+
+def _mend(text: str) -> str:
+    """The override with its value in quotes, for the grammar and for a shell."""
+    key, equals, value = text.partition("=")
+    value = os.path.expanduser(value)
+    if not (equals and re.fullmatch(r"[+~]{0,2}[\w./@-]+", key)):
+        return "key=value"
+    single, double = (f"{key}={QuotedString(value, quote).with_quotes()}" for quote in (Quote.single, Quote.double))
+    if not set(value) & {*"\"$`\\!'"}:
+        return f'"{single}"'
+    return shlex.quote(single) if "'" in value else f"'{double}'"
+
+
+def key_of(text: str) -> str:
+    """The key or group that an override sets, without the package that a group is put into."""
+    return parse(text).key_or_group
+
+
+def values_of(override: Override) -> list[Any]:
+    """The values that an override gives to its key: one, or those of a sweep.
+
+    Raises:
+        InputError: a sweep that is not finite, or a `glob` that no choice fits.
+    """
+    glob = override.value()
+    if isinstance(glob, Glob):
+        found = glob.filter(choices(override.key_or_group)) if is_group(override.key_or_group) else []
+        if not found:
+            raise InputError(f"'{override.input_line}' fits no choice: glob goes with a group, as in method=glob(gc*)")
+        return found
+    if not override.is_sweep_override():
+        return [glob]
+    if not override.is_discrete_sweep():
+        example = f"{override.get_key_element()}=0.1,0.2"
+        raise InputError(f"'{override.input_line}' is no finite sweep: name the values, as in {example}")
+    return [value.text if isinstance(value, QuotedString) else value for value in override.sweep_iterator()]
+
+
+def written(value: Any) -> str:
+    """A plain value as the grammar reads it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {written(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if re.fullmatch(r"[\w./+-]+", value, re.ASCII) else QuotedString(value, Quote.single).with_quotes()

@@ -1,0 +1,142 @@
+"""Configs of the user's own: found in their folders, and told from those that Hydra would compose wrongly."""
+
+from pathlib import Path
+
+import pytest
+
+from pgt.cli.main import main
+from pgt.config.compose import compose_all
+from pgt.config.resources import choices, own_conf
+from pgt.core.errors import InputError
+from pgt.runs.folder import find
+from tests.conftest import TINY
+
+EXPERIMENT = """# @package _global_
+defaults:
+  - override /method: mine
+sweep: {method.alpha: [0.5, 0.25]}
+"""
+
+
+def write(name, text):
+    path = Path("own", f"{name}.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def _own():
+    write("experiment/my/grid", EXPERIMENT)
+    write("method/mine", "defaults: [gc]\nlabel_smoothing: 0.1\n")
+    write("start", "defaults: [train, _self_]\nseed: 7\n")
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize("folders", [["own"], ["file://own"], ["own", "own"]])
+def test_own_choices_stand_beside_those_of_the_package_only_while_they_are_asked_for(folders):
+    with own_conf(folders):
+        assert "my/grid" in choices("experiment")
+        assert "demo/bn" in choices("experiment")
+        found = compose_all(["experiment=my/all"], multirun=True)
+    assert [(c.experiment, c.method.alpha, c.method.label_smoothing) for c in found] == [
+        ("my/grid", 0.5, 0.1),
+        ("my/grid", 0.25, 0.1),
+    ]
+    assert "my/grid" not in choices("experiment")
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_search_path_is_a_package_or_a_folder(monkeypatch):
+    Path("own/__init__.py").touch()
+    monkeypatch.syspath_prepend(".")
+    for entry in ("pkg://own", "file://own", "own"):
+        assert compose_all([f"hydra.searchpath=[{entry}]", "method=mine"])[0].method.label_smoothing == 0.1
+
+
+@pytest.mark.usefixtures("_own")
+def test_own_experiments_train_and_stand_in_plan_table_and_status(capsys):
+    own = ("--config-dir", "own")
+    assert main(["plan", "experiment=my/grid", *TINY, *own]) == 0
+    assert "2 distinct runs" in capsys.readouterr().out
+    assert main(["train", "-m", "experiment=my/grid", "method.alpha=0.5", *TINY, "model=resnet20", *own]) == 0
+    assert main(["train", "method=mine", *TINY, "model=resnet20", *own, "--config-name", "start"]) == 0
+    assert [(s.experiment, s.seed) for _, s in find(Path("runs"))] == [(None, 7), ("my/grid", 0)]
+    for command in ("table", "status"):
+        capsys.readouterr()
+        assert main([command, "my/grid"]) == 0
+        assert "my/grid" in capsys.readouterr().out
+    assert main(["table", "my/grit", *own]) == 2
+    assert "did you mean my/grid?" in capsys.readouterr().err
+    assert main(["train", "experiment=my/grid", "method.alpha=1", "--cfg", "job", *own]) == 0
+    assert "label_smoothing: 0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["--config-dir", "nowhere"], "no folder nowhere"),
+        (["hydra.searchpath=[pkg://no_such_package.conf]"], "no folder no_such_package.conf"),
+        (["--config-name", "nothing"], "no nothing.yaml"),
+        (["--config-path", "own"], "--config-dir"),
+        (["--config-dir"], "expected one argument"),
+    ],
+)
+def test_a_folder_that_is_not_there_gets_one_line(capsys, arguments, fact):
+    assert main(["train", "seed=0", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert fact in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_with_a_name_of_the_package_is_refused_since_hydra_would_not_read_it():
+    write("method/pgt", "alpha: 0.9")
+    with pytest.raises(InputError, match=r"own/method/pgt.yaml has the name"), own_conf(["own"]):
+        pass
+
+
+HEADER = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (HEADER + "recipe: {epochs: [1\n", ["line 3", "no YAML"]),
+        (HEADER + "recipe:\n\t- 1\n", ["line 3", "no YAML"]),
+        ("recipe: {epochs: 1}\n", ["# @package _global_"]),
+        ("recipe: {epochs: 1}\n" + HEADER, ["# @package _global_"]),
+        ("- recipe\n", ["must be a mapping"]),
+        ("42\n", ["mapping"]),
+        ("", ["is empty"]),
+        ("# a comment\n", ["is empty"]),
+        (HEADER + "sweep: [1, 2]\n", ["sweep must map keys to lists"]),
+        (HEADER + "sweep: {seed: 3}\n", ["sweep must map keys to lists"]),
+        (HEADER + "sweep: {sed: [3, 4]}\n", ["unknown key 'sed'", "did you mean 'seed'?"]),
+        (HEADER + "recipe: {epocs: 3}\n", ["unknown key 'recipe.epocs'", "did you mean 'recipe.epochs'?"]),
+        (HEADER + "metod: {alpha: 3}\n", ["unknown key 'metod.alpha'", "did you mean 'method.alpha'?"]),
+        (HEADER + "recipe: {epochs: many}\n", ["recipe.epochs must be a whole number, got many"]),
+        (HEADER + "defaults:\n  - override /method: [gc, pgt]\n", ["override /method", "must be one choice"]),
+        (HEADER + "hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
+    ],
+)
+def test_a_faulty_experiment_is_named_with_the_place_and_the_mend(text, facts):
+    write("experiment/my", text)
+    with own_conf(["own"]), pytest.raises(InputError) as refused:
+        compose_all(["experiment=my"], multirun=True)
+    said = str(refused.value)
+    assert "\n" not in said
+    assert "own/experiment/my.yaml" in said
+    assert all(fact in said for fact in facts), said
+
+
+def test_a_wrong_value_of_the_command_line_is_not_blamed_on_a_file():
+    write("experiment/my", HEADER + "recipe: {epochs: 3}\n")
+    with own_conf(["own"]), pytest.raises(InputError) as refused:
+        compose_all(["experiment=my", "recipe.epochs=x"])
+    assert "my.yaml" not in str(refused.value)
+
+
+def test_a_faulty_file_that_an_experiment_builds_on_is_named():
+    write("experiment/base", HEADER + "recipe: {epochs: [1\n")
+    write("experiment/my", HEADER + "defaults: [/experiment/base, _self_]\nseed: 3\n")
+    with own_conf(["own"]), pytest.raises(InputError, match=r"own/experiment/base.yaml, line 3"):
+        compose_all(["experiment=my"])

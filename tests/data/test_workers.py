@@ -1,0 +1,72 @@
+"""The processes that read images: how many there are, and what happens if one dies."""
+
+import pytest
+
+from pgt.core.types import IGNORE_INDEX
+from pgt.data.reader import Reader, Stream
+from pgt.data.sampler import Sampler
+from pgt.data.tree import scan
+from pgt.data.workers import decoders
+from pgt.tools.jpegs import generate
+from tests.data.helpers import BACKENDS, FOLDER, loaders, script
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cpus", "expected"), [(None, 4, 4), (None, 64, 16), (8, 4, 4), (24, 64, 24), (0, 4, 0)]
+)
+def test_there_are_as_many_decoders_as_cpus_or_as_wanted(wanted, cpus, expected):
+    assert decoders(wanted, cpus) == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loader_says_how_many_decode(tmp_path, backend):
+    for split in ("train", "val"):
+        generate(tmp_path / split, 8)
+    made = loaders({**FOLDER, "backend": backend, "workers": None}, cpus=2)
+    assert [loader.workers for loader in made] == [2, 2]
+
+
+def test_a_group_is_one_answer_and_another_evaluation_follows(tmp_path):
+    generate(tmp_path, 5)
+    files = scan(tmp_path)
+    stream = Stream(Reader(files, 24, None), Sampler(5, 4, 4, training=False), 1)
+    data, start, shape, size, *rest, label, unreadable = stream(0)
+    assert [bytes(content) for content in data[:1]] == [files.path(4).read_bytes()]
+    assert len(data) == len(start) == len(shape) == len(size) == 4
+    assert all(values.shape == (4,) for values in rest)
+    assert label.tolist() == [1] + [IGNORE_INDEX] * 3
+    assert unreadable.tolist() == [-1] * 4
+    assert [bytes(content) for content in stream(1)[0]] == [files.path(index).read_bytes() for index in range(4)]
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+from pgt.core.errors import InputError
+from tests.data.helpers import FOLDER, loaders
+if __name__ == "__main__":
+    signal.alarm(200)  # ends a process that waits forever
+    options = {**FOLDER, "backend": sys.argv[1], "workers": 4}
+    for split in range(2):
+        made = loaders(options, cpus=4, global_batch=1, local_batch=1, evaluation_batch=1)
+        batches = made[split].epoch(0)
+        next(batches)
+        time.sleep(0.5)  # all of them are idle
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        try:
+            print(len(list(batches)))
+        except InputError as error:
+            print(error)
+        for loader in made:
+            loader.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "backend", [BACKENDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS[1:])]
+)
+def test_a_process_that_was_killed_ends_the_loader_and_is_named_as_the_cause(tmp_path, backend):
+    for name in ("train", "val"):
+        generate(tmp_path / name, 24)
+    for said in script(KILLED, backend, quiet=False):
+        assert "was killed" in said
+        assert "/dev/shm" in said
