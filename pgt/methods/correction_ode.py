@@ -22,21 +22,40 @@ GROUPS = 32
 """The most groups of a branch's group norm, which needs no batch statistics."""
 
 
-class TimeConvolution(nn.Module):
-    """A 3×3 convolution of [N, C, H, W] with the time as one more channel.
+class UnitConvolution(nn.Module):
+    """A convolution without bias whose filters have the norm 1, whatever the lengths of its weights.
 
-    The time's channel is constant, so that its share is the time times one map, [C, H, W], for the whole batch: this
-    saves the concatenation, and C stays a multiple of 8.
+    Only their directions are learnt. Nothing in the forward pass answers to a branch that only carries gradient: with
+    filters of any length, it would grow without end.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.padding = size // 2
+
+    def filters(self) -> Tensor:
+        filters: Tensor = self.weight / torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+        return filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.filters(), padding=self.padding)
+
+
+class TimeConvolution(UnitConvolution):
+    """A 3×3 convolution of [N, C, H, W] with the time as one more channel, the last one.
+
+    That channel is constant, so that its share is the time times one map, [C, H, W], for the whole batch: this saves
+    the concatenation, and C stays a multiple of 8.
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.space = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.time = nn.Conv2d(1, channels, 3, padding=1, bias=False)
+        super().__init__(channels + 1, channels, 3)
 
-    def forward(self, t: float | Tensor, x: Tensor) -> Tensor:
-        result: Tensor = self.space(x) + t * self.time(x.new_ones(1, 1, *x.shape[2:]))
-        return result
+    def forward(self, x: Tensor, t: float | Tensor = 0.0) -> Tensor:
+        filters = self.filters()
+        map_of_time = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), filters[:, -1:], padding=self.padding)
+        return F.conv2d(x, filters[:, :-1], padding=self.padding) + t * map_of_time
 
 
 class Field(nn.Module):
@@ -45,10 +64,10 @@ class Field(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first, self.second = TimeConvolution(channels), TimeConvolution(channels)
-        self.norm = nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+        self.norm = nn.GroupNorm(math.gcd(GROUPS, channels), channels, affine=False)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
-        derivative: Tensor = self.second(t, F.relu(self.norm(self.first(t, h))))
+        derivative: Tensor = self.second(F.relu(self.norm(self.first(h, t))), t)
         return derivative
 
 
@@ -70,7 +89,7 @@ class Branch(nn.Module):
         super().__init__()
         self.field = Field(stage.inputs)
         same = stage.inputs == stage.outputs
-        self.widen = nn.Identity() if same else nn.Conv2d(stage.inputs, stage.outputs, 1, bias=False)
+        self.widen = nn.Identity() if same else UnitConvolution(stage.inputs, stage.outputs, 1)
         self.solver, self.steps, self.adjoint = solver, steps, adjoint
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
