@@ -6,6 +6,7 @@ A typo is answered before torch is imported, so nothing here imports it.
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -53,6 +54,12 @@ def _pattern(text: str) -> str:
     except re.error as error:
         raise ValueError(f"is no regular expression: {error}") from None
     return text
+
+
+def _adjoint(wanted: bool) -> bool:
+    if wanted and find_spec("torchdiffeq") is None:
+        raise ValueError("needs the package torchdiffeq: pip install 'powergrad[ode]', or set it to false")
+    return wanted
 
 
 def _increasing(epochs: list[int]) -> list[int]:
@@ -211,12 +218,50 @@ class Amplification(Part):
         return self
 
 
+class WeightCorrection(Part):
+    name: Literal["gcw"]
+    rho: Number = Field(ge=0, lt=1)
+    """Largest norm of the offset, relative to that of the gradient."""
+    every: Integer = Field(ge=2)
+    """Steps between two snapshots of gradients and weights, and between two fits."""
+    history: Integer = Field(ge=1)
+    """Snapshots that a fit uses."""
+    width: Integer = Field(ge=1)
+    """Entries of a query, key and value of the attention."""
+    target: Literal["weights", "gradients"]
+    """The direction to fit: the way of the weights, or the mean gradient of the later steps."""
+    fit: Literal["direction", "vector"]
+    """Whether its direction alone is fitted, or its length, too."""
+    fit_steps: Integer = Field(ge=1)
+    fit_lr: Number = Field(gt=0)
+    layers: list[str] | None = None
+    """Names of layers; null: the last convolution of each stage."""
+
+
+class StateCorrection(Part):
+    name: Literal["gcode"]
+    gamma: Number = Field(ge=0)
+    mode: Literal["gradient", "additive"]
+    """Whether the branches add to gradients alone, or to the hidden states, too."""
+    solver: Literal["euler", "rk4"]
+    steps: Integer = Field(ge=1)
+    adjoint: Annotated[bool, AfterValidator(_adjoint)]
+    """Compute gradients by the adjoint equation, through torchdiffeq."""
+    spans: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None
+    """First and last residual block that each branch goes around; null: a branch for each stage."""
+
+
 class Method(Part):
     alpha: Annotated[Number, between(0, 1)]
     implementation: Literal["exact", "surrogate", "authors_hook", "authors_hook_fp16"]
     label_smoothing: Annotated[Number, between(0, 1)]
     smoothing: Literal["paper", "uniform"]
-    transforms: list[Annotated[ClipNorm | ClipValue | ClipUnitwise | Amplification, Field(discriminator="name")]]
+    transforms: list[
+        Annotated[
+            ClipNorm | ClipValue | ClipUnitwise | Amplification | WeightCorrection | StateCorrection,
+            Field(discriminator="name"),
+        ]
+    ]
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]

@@ -86,6 +86,16 @@ Schedule = Callable[[int], float]
 """Optimizer step (from 0) -> learning rate."""
 
 
+BRANCHES, ADDED_BRANCHES = "gradient_branches", "added_branches"
+"""Names of the children in which an alteration keeps modules that it adds to a network: `gradient_branches` leave its
+forward pass unchanged, `added_branches` do not."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a module or parameter of this name is the network's own, rather than one that an alteration added."""
+    return name.partition(".")[0] not in (BRANCHES, ADDED_BRANCHES)
+
+
 class Alteration:
     """Changes gradients inside the network, on the parameters, or both. Subclasses override what they need.
 
@@ -98,9 +108,17 @@ class Alteration:
         """Add hooks or modules to a network, once, on its device and before DDP, torch.compile and the optimizer.
 
         Args:
-            model: the network; parameters that are added to it are trained with its own.
+            model: the network; parameters that are added to it are trained with its own. See `BRANCHES`.
             schedule: gives the learning rate of each step.
+
+        Raises:
+            ValueError: the network lacks what the alteration needs; the text continues the sentence that begins with
+                the alteration's key in the config.
         """
+
+    def describe(self) -> str:
+        """Return what a user should know when training starts, such as the layers that were chosen; or nothing."""
+        return ""
 
     def __call__(self, parameters: NamedParameters, step: int) -> None:
         """Change `.grad` in place, after unscaling and the all-reduce and before the optimizer's step."""

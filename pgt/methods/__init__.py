@@ -11,6 +11,8 @@ from pgt.core.types import Alteration, NamedParameters
 from pgt.methods.amplification import Amplification
 from pgt.methods.authors_hook import AuthorsHookCrossEntropy, EmulatedHookCrossEntropy
 from pgt.methods.clipping import clip_grad_norm, clip_grad_unitwise, clip_grad_value, unitwise_norm
+from pgt.methods.correction_ode import StateCorrection
+from pgt.methods.correction_weights import WeightCorrection
 from pgt.methods.power_grad import (
     PowerGradCrossEntropy,
     power_grad_cross_entropy,
@@ -37,6 +39,8 @@ TRANSFORMS: dict[str, Callable[..., None]] = {
 
 ALTERATIONS: dict[str, Callable[..., Alteration]] = {
     "amplification": Amplification,
+    "gcw": WeightCorrection,
+    "gcode": StateCorrection,
 }
 """The alterations that keep a state or change the network, by the name that `method.transforms` gives."""
 
@@ -58,9 +62,7 @@ class Transform(Alteration):
 
 def build_alteration(name: str, **options: Any) -> Alteration:
     """Make the alteration of that name (see `TRANSFORMS` and `ALTERATIONS`) with its options."""
-    if name in ALTERATIONS:
-        return ALTERATIONS[name](**options)
-    return Transform(TRANSFORMS[name], **options)
+    return ALTERATIONS[name](**options) if name in ALTERATIONS else Transform(TRANSFORMS[name], **options)
 
 
 __all__ = [
@@ -71,8 +73,10 @@ __all__ = [
     "AuthorsHookCrossEntropy",
     "EmulatedHookCrossEntropy",
     "PowerGradCrossEntropy",
+    "StateCorrection",
     "SurrogateCrossEntropy",
     "Transform",
+    "WeightCorrection",
     "build_alteration",
     "build_loss",
     "clip_grad_norm",

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from pgt.core.errors import InputError
-from pgt.core.types import Alteration, NamedParameters, Schedule
+from pgt.core.types import Alteration, NamedParameters, Schedule, is_own
 
 
 def cancellation(net: Tensor, gross: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Amplification(Alteration):
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         types = tuple(kind for name in self.kinds for kind in KINDS[name])
         found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, types)]
-        self.layers = {name: layer for name, layer in found if _is_trained(layer)}
+        self.layers = {name: layer for name, layer in found if is_own(name) and _is_trained(layer)}
         if not self.layers:
             raise InputError(
                 f"amplification: the network has no layer of the kinds {', '.join(self.kinds) or '(none)'}: set kinds "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pgt.reproduction import published
+from pgt.reproduction import epochs_needed, published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
 from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
 
@@ -49,6 +49,9 @@ COLUMNS: Sequence[Column[Group]] = (
 )
 """Header and cell of each printed column."""
 
+EPOCHS_NEEDED: Column[Group] = ("Epochs to the baseline's best", epochs_needed.cell)
+"""A further column, for experiments with gradient correction."""
+
 
 def experiment_table(root: Path, experiment: str) -> Table:
     """The table of an experiment, or of a folder of experiments; if its data are the demo's, a note says so.
@@ -63,9 +66,11 @@ def experiment_table(root: Path, experiment: str) -> Table:
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(group.experiment.startswith("demo/") for group in groups):
         notes.append(SMALL_DATA_NOTE)
-    of_amplification = experiment.split("/")[0] == "amplification"
-    columns = [*COLUMNS, ("Diff: published", _published_gain)] if of_amplification else COLUMNS
-    notes += [GAINS_NOTE] if of_amplification else []
+    columns = [*COLUMNS]
+    if experiment.split("/")[0] == "amplification":
+        columns, notes = [*columns, ("Diff: published", _published_gain)], [*notes, GAINS_NOTE]
+    if epochs_needed.about_correction(groups):
+        columns, notes = [*columns, EPOCHS_NEEDED], [*notes, epochs_needed.NOTE]
     return table(groups, columns, notes=[*map(Note, notes), *warnings(runs)])
 
 
@@ -75,7 +80,12 @@ def experiment_data(root: Path, experiment: str) -> Table:
     Raises:
         InputError: there is no run of it.
     """
-    return data_table([_data(group) for group in read_groups(root, experiment)])
+    groups = read_groups(root, experiment)
+    rows = [_data(group) for group in groups]
+    if epochs_needed.about_correction(groups):
+        for row, (needed, never) in zip(rows, map(epochs_needed.epochs_needed, groups), strict=True):
+            row |= {**sample_data("epochs_to_baseline", needed), "never_to_baseline": never}
+    return data_table(rows)
 
 
 def _data(group: Group) -> dict[str, object]:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pgt.core.errors import InputError
+from pgt.core.types import ADDED_BRANCHES, is_own
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
 from pgt.runs.labels import as_pgt, method_label
@@ -205,7 +206,7 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 
 def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint, without the prefixes of wrappers."""
+    """Return the network's own weights in a checkpoint, without the prefixes of wrappers."""
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no weights but a {type(content).__name__}")
     state = next((content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)), content)
@@ -213,7 +214,13 @@ def _weights(path: Path, content: Any) -> dict[str, Tensor]:
         keys = ", ".join(str(key) for key in list(content)[:5])
         wanted = f"a state dict, or one under {' or '.join(STATE_KEYS)}"
         raise InputError(f"{path} holds no weights: {wanted}; it has {keys}")
-    return _stripped(state)
+    state = _stripped(state)
+    if any(key.startswith(f"{ADDED_BRANCHES}.") for key in state):
+        raise InputError(
+            f"{path} has branches that its network computes with (method.transforms: gcode, mode additive), and no "
+            "network is built with them here: only runs of mode gradient can be exported and validated"
+        )
+    return {key: value for key, value in state.items() if is_own(key)}
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     """Make the training loader, the test loader and the trainer of a config, on the rank's device.
 
     Raises:
-        InputError: the data cannot be delivered as the config says, or the label smoothing does not fit the classes.
+        InputError: the data cannot be delivered as the config says, the label smoothing does not fit the classes, or
+            an alteration does not fit the network.
     """
     recipe, method, device = config.recipe, config.method, ranks.device
     precision = Precision(config.trainer.precision, device.type)
@@ -60,8 +61,11 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         memory.checkpoint_activations(model)
     rates = schedule.build(recipe, config.schedule, train.steps_per_epoch)
     alterations = [build_alteration(**transform.model_dump()) for transform in method.transforms]
-    for alteration in alterations:
-        alteration.attach(model, rates)
+    for index, (alteration, transform) in enumerate(zip(alterations, method.transforms, strict=True)):
+        try:
+            alteration.attach(model, rates)
+        except ValueError as error:
+            raise InputError(f"method.transforms.{index} ({transform.name}) {error}") from None
     trainer = Trainer(
         model=model,
         loss=loss,

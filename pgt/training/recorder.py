@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pgt.core.types import IGNORE_INDEX, NamedParameters
+from pgt.core.types import IGNORE_INDEX, NamedParameters, is_own
 from pgt.runs.norms import Floats, Layer, RecordFormat
 from pgt.training.evaluation import logit_statistics
 
@@ -21,7 +21,7 @@ def record_format(model: nn.Module) -> RecordFormat:
 
 
 def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and is_own(name)]
 
 
 def _classifier(model: nn.Module) -> nn.Linear:

@@ -190,6 +190,8 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
     shared = f" on {world} devices" if world > 1 else ""
     workers = f", {loader.workers} data workers" + " each" * (world > 1) if loader.workers else ""
     console.say(f"{title}: {size}{shared}{workers}{begin}  -> {job.folder}")
+    for line in filter(None, (alteration.describe() for alteration in trainer.alterations)):
+        console.say(f"{title}: {line}")
     if state["warning"]:
         console.say(f"{title}: warning: {state['warning']}")
     if earlier_commit != job.summary.commit:

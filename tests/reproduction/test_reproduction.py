@@ -130,7 +130,7 @@ def test_unknown_runs_folder_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table", "4"], "there is no experiment of this name; name one out of amplification, demo, fig4, grid"),
+        (["table", "4"], "there is no experiment of this name; name one out of amplification, correction, demo, fig4"),
         (["table", "demo/bm"], "did you mean demo/bn?"),
         (["table", "demo/bn"], "run `pgt train experiment=demo/bn` first"),
         (["table", "demo/"], "run `pgt train -m experiment=demo/all` first"),

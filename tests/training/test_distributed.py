@@ -40,6 +40,8 @@ CASES = {
     **{f"batch norm {rule}": ("method=pgt", "model=resnet20", "trainer.precision=fp64", f"recipe.bn_statistics={rule}")
        for rule in ("first", "mean")},
     "amplification": ("method=amplification_per_weight", "model=resnet20", "trainer.precision=fp64"),
+    "gradient correction": ("method=gcgd", "method.transforms.1.every=3", "model=resnet20_nobn",
+                            "trainer.precision=fp64"),
     "no local batch": ("method=pgt", "model=resnet20_nobn", "trainer.precision=fp64", "recipe.local_batch=null"),
 }  # fmt: skip
 

@@ -98,14 +98,21 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "override", ["trainer.evaluate_every=2", "recipe.bn_statistics=mean", "method=amplification_per_weight"]
+    "overrides",
+    [
+        "trainer.evaluate_every=2",
+        "recipe.bn_statistics=mean",
+        "method=amplification_per_weight",
+        "method=gcgd_pgt method.transforms.1.every=2",
+    ],
 )
-def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, override):
-    train(*RUN, override, "paths.runs=whole")
-    places = [stopped_at(monkeypatch, look, override) for look in (2, 3)]
+def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, overrides):
+    more = overrides.split()
+    train(*RUN, *more, "paths.runs=whole")
+    places = [stopped_at(monkeypatch, look, *more) for look in (2, 3)]
     assert "after step 2 of epoch 1" in places[0]
     assert "of epoch 2" in places[1]
-    train(*RUN, override)
+    train(*RUN, *more)
     assert_same(result("runs"), result("whole"))
 
 
