@@ -163,6 +163,9 @@ def mirror(options: Namespace) -> int:
     from pgt.runs import mirrors
 
     values = read_conf(f"logger/{options.logger}")[options.logger]
+    for name in ("project", "entity", "mode"):
+        if vars(options)[name] and name not in values:
+            raise InputError(f"--{name} is not for {options.logger}: leave it out")
     given = {name: vars(options)[name] or value for name, value in values.items()}
     mirrors.send(options.runs, options.experiment, options.logger, given, print)
     return 0

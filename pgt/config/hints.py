@@ -34,6 +34,8 @@ def unknown_choice(group: str, name: str) -> str:
 
 def one_choice(group: str, names: Sequence[str]) -> str:
     """Refuse a list of choices of a group that takes one, with the choice that combines them, if there is one."""
+    if not names:
+        return f"{group}=[] chooses nothing, and {group} takes one choice: {', '.join(choices(group))}"
     combined = [name for name in choices(group) if set(name.split("_")) == {*names}]
     meant = f"did you mean {group}={combined[0]}?" if combined else f"take one of them: {group}={names[0]}"
     each = f" (a run for each: -m {group}={','.join(names)})" if len(names) > 1 else ""

@@ -12,6 +12,7 @@ from nvidia.dali.tensors import TensorListCPU
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from pgt.core.signals import uninterrupted
 from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.loader import FileLoader
@@ -135,7 +136,7 @@ class DaliLoader(FileLoader):
             py_start_method="spawn",  # a forked CUDA context is unusable
         )(self._graph)
         self._pipeline = build(stream, readers)
-        with self._helpers.started():
+        with self._helpers.started(), uninterrupted():
             self._pipeline.build()
 
     def _graph(self, stream: Stream, readers: int) -> tuple[Any, Any, Any]:

@@ -41,7 +41,8 @@ def fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision.io", "torchvision.transforms.v2"])
     resource_tracker.ensure_running()  # the server would start it, and Python 3.11 unblocks SIGTERM when it does
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # schedulers signal all processes
+    signals = (*STOP_SIGNALS, signal.SIGINT)  # schedulers and terminals signal all processes
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         forkserver.ensure_running()
     finally:

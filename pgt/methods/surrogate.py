@@ -8,12 +8,11 @@ at inverse temperature α, and the calibrated probabilities of what it trains ar
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pgt.methods.gradient import full_precision
-from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha
+from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, check_reduction, check_target
 from pgt.methods.smoothing import uniform_epsilon
 
 
@@ -35,24 +34,26 @@ def surrogate_cross_entropy(
         alpha: in (0, 1].
 
     Raises:
-        ValueError: `alpha` is 0, outside [0, 1] or NaN; unknown options.
+        ValueError: `alpha` is 0, outside [0, 1] or NaN; unknown options; a target that does not fit the logits.
     """
     alpha = check_alpha(alpha)
+    check_reduction(reduction)
+    check_target(logits, target)
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight must not require a gradient: detach it")
     if alpha == 0:
         raise ValueError("the surrogate has no gradient at alpha = 0: use power_grad_cross_entropy")
     logits = full_precision(logits)
     weight = None if weight is None else weight.to(logits.dtype)
-    epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
+    target = target.to(logits.dtype) if target.is_floating_point() else target.long()
+    epsilon = uniform_epsilon(label_smoothing, logits.shape[min(logits.ndim - 1, 1)], smoothing)
 
-    def cross_entropy(z: Tensor) -> Tensor:
-        return F.cross_entropy(
-            z, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon
-        )
+    def cross_entropy(z: Tensor, q: Tensor) -> Tensor:
+        return F.cross_entropy(z, q, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
-    tempered = cross_entropy(alpha * logits) / alpha
-    with torch.no_grad():
-        correction = cross_entropy(logits) - tempered
-    return tempered + correction
+    tempered = cross_entropy(alpha * logits, target.detach()) / alpha
+    # detach, and not no_grad, which leaves forward-mode derivatives; the target's gradient is cross-entropy's
+    return tempered + (cross_entropy(logits.detach(), target) - tempered.detach())
 
 
 class SurrogateCrossEntropy(PowerGradCrossEntropy):

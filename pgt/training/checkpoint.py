@@ -43,4 +43,5 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
 def damaged(path: Path, error: Exception) -> InputError:
     """Make the error for a checkpoint that cannot be used."""
     kind = type(error).__name__
-    return InputError(f"cannot load the checkpoint {path} ({kind}): it is damaged; delete it to start over")
+    found = f"cannot load the checkpoint {path} ({kind}): it is damaged"
+    return InputError(f"{found}; put it back, or add trainer.force=true to start over")

@@ -78,6 +78,7 @@ def load(folder: Path) -> dict[str, Any] | None:
             raise
         with suppress(InputError):
             state = checkpoint.load(paths[1], "cpu")
+            paths[1].replace(paths[0])  # or the next save would put the damaged one in its place
             return state | {"warning": f"{paths[0]} cannot be read: goes on from {paths[1].name}, the one before it"}
         raise error
 

@@ -46,10 +46,10 @@ def train(job: Job, ranks: Ranks) -> Summary:
         check_kernels(ranks.device)
         set_up_torch(job.config)
         torch.manual_seed(job.config.seed)
+        stack.enter_context(memory.explained(job.config, ranks.device))
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
             stack.callback(loader.close)
-        stack.enter_context(memory.explained(job.config, ranks.device))
         checkpoint = ranks.broadcast_result(lambda: _claim(job, stack))
         if isinstance(checkpoint, Summary):
             return checkpoint

@@ -113,6 +113,7 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["model="], ["unknown model ''", "resnet18"]),
         (["logger=null"], ["unknown logger 'null'", "none, tensorboard, wandb"]),
         (["experiment=null"], ["unknown experiment 'null'", "demo"]),
+        (["method=[]"], ["method takes one choice", "agc_pgt"]),
         (["method=[gc,pgt]"], ["method takes one choice", "method=gc_pgt", "-m method=gc,pgt"]),
         (["model=[resnet18]"], ["model takes one choice", "model=resnet18"]),
         (["recipe=[demo,paper]"], ["recipe takes one choice"]),

@@ -235,3 +235,25 @@ def test_thresholds_that_are_not_above_0_are_refused(clip, value):
 def test_exclude_needs_names():
     with pytest.raises(ValueError, match="named_parameters"):
         clip_grad_unitwise(nn.Linear(2, 2).parameters(), clip_factor=0.1, exclude="fc")
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.05])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_surrogate_gives_soft_targets_the_gradient_of_cross_entropy(alpha, reduction):
+    z = torch.randn(5, 4, dtype=torch.float64)
+    q = torch.rand(5, 4, dtype=torch.float64).requires_grad_()
+    [got] = torch.autograd.grad(surrogate_cross_entropy(z, q, alpha, reduction=reduction).sum(), q)
+    [expected] = torch.autograd.grad(F.cross_entropy(z, q, reduction=reduction).sum(), q)
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_surrogate_is_right_in_forward_mode_and_sample_by_sample():
+    z, y = samples()
+    along = torch.randn_like(z)
+    _, slope = torch.func.jvp(lambda z: surrogate_cross_entropy(z, y, ALPHA), (z.detach(),), (along,))
+    [gradient] = torch.autograd.grad(tempered(z, y), z)
+    torch.testing.assert_close(slope, (gradient * along).sum())
+    single = torch.func.vmap(lambda z, y: surrogate_cross_entropy(z, y, ALPHA))(z.detach(), y)
+    torch.testing.assert_close(single, F.cross_entropy(z.detach(), y, reduction="none"))
+    with pytest.raises(ValueError, match="shape"):
+        surrogate_cross_entropy(z, torch.rand(len(z), z.shape[1] + 1), ALPHA)

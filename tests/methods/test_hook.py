@@ -119,3 +119,9 @@ def test_the_emulation_leaves_other_losses_of_the_logits_alone():
     only = torch.autograd.grad(EmulatedHookCrossEntropy(0.25)(logits, y), z, retain_graph=True)[0]
     both = torch.autograd.grad(EmulatedHookCrossEntropy(0.25)(logits, y) + logits.square().sum(), z)[0]
     torch.testing.assert_close(both, alone + only)
+
+
+def test_the_emulation_at_alpha_1_is_the_baseline():
+    z, y = torch.randn(16, 10, requires_grad=True), torch.randint(10, (16,))
+    got, expected = (torch.autograd.grad(loss(z, y), z)[0] for loss in (EmulatedHookCrossEntropy(1.0), F.cross_entropy))
+    assert torch.equal(got, expected)
