@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from pgt.config.compose import compose_all
 from pgt.config.schema import Config
 from pgt.launch.run import run
 from pgt.runs.folder import Summary
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start commands in the background like that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

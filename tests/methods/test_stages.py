@@ -6,6 +6,7 @@ from pgt.models import MODELS, build
 
 EXPECTED = {
     "resnet18": ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"],
+    "resnet34": ["layer1.2.conv2", "layer2.3.conv2", "layer3.5.conv2", "layer4.2.conv2"],
     "resnet50": ["layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"],
     "resnet101": ["layer1.2.conv3", "layer2.3.conv3", "layer3.22.conv3", "layer4.2.conv3"],
     "seresnet18": ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"],
@@ -18,7 +19,9 @@ EXPECTED = {
 
 
 def test_every_network_has_a_row():
-    assert set(EXPECTED) == set(MODELS)
+    assert {*EXPECTED, "vgg19_bn"} == set(MODELS)
+    with pytest.raises(ValueError, match="no residual blocks"):
+        find_stages(build("vgg19_bn", 10))
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "resnet101"])

@@ -36,7 +36,8 @@ def test_steps(monkeypatch):
     for line in lines:
         assert line.keys() == KEYS | {"images_per_second"}
         assert line["benchmark"] == "step"
-        assert line["case"] == {"network": "resnet20", "batch": 4, "size": 32, "precision": "fp32", "compiled": False}
+        case = {"network": "resnet20", "batch": 4, "size": 32, "precision": "fp32", "compiled": False}
+        assert line["case"] == case | {"stem": "standard"}
         assert line["images_per_second"] > 0
 
 
