@@ -82,6 +82,6 @@ def test_a_named_data_set_has_the_id_that_its_config_gives():
 
 def test_a_sweep_over_one_folder_twice_is_refused():
     with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
-        compose_all([*FILES, "data.root=a", "trainer.log_every=1,2"], multirun=True)
+        compose_all([*FILES, "data.root=a", "trainer.checkpoint_minutes=5,6"], multirun=True)
     with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
         compose_all(["data=cifar10", "data.root=a,b"], multirun=True)

@@ -177,7 +177,7 @@ def damaged(path, damage):
         torch.save({}, path)
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage == "half" else damage)
-    with pytest.raises(InputError, match=r"^cannot load the checkpoint .*last.pt \(\w+\): it is damaged; delete it"):
+    with pytest.raises(InputError, match=r"^cannot load the checkpoint .*last.pt \(\w+\): it is damaged; put it back"):
         train(*DIGITS)
 
 
