@@ -276,7 +276,8 @@ class Trainer(Part):
     evaluate_every: Integer = Field(ge=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
     devices: Annotated[Integer | None, NO_IDENTITY, Field(ge=1)] = None
-    """Processes on this machine; null: every GPU that the batch can be shared by, or one process on the CPU."""
+    """Processes on this machine; null: as many GPUs as can share the batch (networks without batch norm: with at least
+    64 images each), or one process on the CPU."""
     timeout_minutes: Annotated[Number, NO_IDENTITY, Field(gt=0)]
     """How long a rank waits for another before the run is given up."""
     checkpoint_minutes: Annotated[Number, NO_IDENTITY, Field(gt=0)]

@@ -33,7 +33,7 @@ def atomic_write(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when it is whole and on the disk, or not at all.
 
     Args:
-        before: the name that the file at `path`, if there is one, gets then; by default it is removed.
+        before: a name under which the file that was at `path` is kept; by default it is overwritten.
 
     Raises:
         InputError: the disk is full.

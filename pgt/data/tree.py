@@ -92,9 +92,9 @@ class Tree:
         return sha.hexdigest()[:16]
 
     def fingerprint(self, digest: str) -> str:
-        """Return a short hash of the digest and of the bytes of some files, which differ if the pixels do.
+        """Return a short hash of the digest and of the contents of up to `SAMPLED` files of each split, spread evenly.
 
-        It reads up to `SAMPLED` files of each split, spread evenly: an image folder may have millions.
+        An image folder may have millions. A change of other files goes unnoticed.
         """
         sha = hashlib.sha256(digest.encode())
         for files in (self.train, self.test):

@@ -169,7 +169,7 @@ def unfinished(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def warnings(runs: pd.DataFrame) -> list[Note]:
-    """A line for each run whose last epoch had a warning, as if its network learns nothing."""
+    """A note that lists the runs whose last epoch ended with a warning, for example that the network learns nothing."""
     warned = runs[runs.warning.notna()]
     lines = [f"{run}: {warning}" for run, warning in zip(warned.run, warned.warning, strict=True)]
     return [Note("Warnings of the last epoch:", lines)] if lines else []
