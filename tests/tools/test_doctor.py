@@ -161,9 +161,11 @@ def test_a_training_works_in_a_folder_with_an_odd_name(tmp_path):
 def test_a_training_that_fails_or_hangs_says_how_to_see_it(tmp_path, monkeypatch):
     (tmp_path / "pgt").mkdir()
     (tmp_path / "pgt" / "__init__.py").touch()  # not this one is meant
-    shown = r"^`A=1 pgt train .*recipe.epochs=0 paths.runs=/tmp/doctor` fails: recipe.epochs must be at least 1"
+    shown = (
+        r"^`A=1 pgt train .*recipe.global_batch=0 paths.runs=/tmp/doctor` fails: recipe.global_batch must be at least 1"
+    )
     with pytest.raises(InputError, match=shown):
-        doctor_numerics.trained(tmp_path, "recipe.epochs=0", A="1")
+        doctor_numerics.trained(tmp_path, "recipe.global_batch=0", A="1")
     monkeypatch.setattr(doctor_numerics, "MINUTES", 0.001)
     monkeypatch.setattr(doctor_numerics, "visible_gpus", lambda: 2)
     with pytest.raises(InputError, match=r"devices=2 .*` has not ended within 0.001 minutes.*NCCL_DEBUG"):
