@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Sources:
-    """Where configs are composed from.
+    """The files that configs are composed of, besides those of conf/.
 
     Attributes:
         own: folders of the user's own, searched after conf/.
@@ -32,7 +32,7 @@ _sources = Sources()
 
 
 def sources() -> Sources:
-    """Where configs are composed from at the moment."""
+    """The files that this process composes configs of at the moment (see `own_conf`)."""
     return _sources
 
 

@@ -106,10 +106,13 @@ def leave_only_with(owner: int) -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A context that delays Ctrl-C. Processes that are started in it ignore Ctrl-C: this process ends them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def uninterrupted(*more: signal.Signals) -> Iterator[None]:
+    """A context that delays Ctrl-C and `more` signals, unless they are blocked already and stay so.
+
+    Processes that are started in it never see them: this process ends those.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *more})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -55,7 +55,7 @@ class FolderLoader(FileLoader):
             num_workers=workers,
             multiprocessing_context=fork_server() if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=delivery.device.type == "cuda",
+            pin_memory=on_gpu,
             worker_init_fn=partial(_serve, os.getpid()),
         )
         self._mean, self._deviation = (

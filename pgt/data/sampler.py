@@ -76,11 +76,6 @@ class Sampler:
         permutation = generator(ORDER, self.seed, epoch).permutation(self.num_samples)
         return np.resize(permutation, length)
 
-    @property
-    def samples_per_rank(self) -> int:
-        """The number of samples of one rank's part of an epoch, padding included."""
-        return self.steps_per_epoch * self.global_batch // self.world_size
-
     def part(self, epoch: int) -> np.ndarray:
         """Return this rank's groups of an epoch in order, [groups, group]."""
         parts = self.order(epoch).reshape(self.steps_per_epoch, self.world_size, -1, self.group)

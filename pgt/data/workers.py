@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 
 from pgt.core.errors import InputError
-from pgt.core.signals import STOP_SIGNALS
+from pgt.core.signals import STOP_SIGNALS, uninterrupted
 
 MOST = 16
 """The number of decoders on a rank of many CPUs: this many decode for the fastest GPU, and each takes memory."""
@@ -41,12 +41,8 @@ def fork_server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision.io", "torchvision.transforms.v2"])
     resource_tracker.ensure_running()  # the server would start it, and Python 3.11 unblocks SIGTERM when it does
-    signals = (*STOP_SIGNALS, signal.SIGINT)  # schedulers and terminals signal all processes
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
+    with uninterrupted(*STOP_SIGNALS):  # schedulers and terminals signal all processes
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -105,10 +105,7 @@ def power_grad_cross_entropy(
         >>> loss.backward()
     """
     alpha = check_alpha(alpha)
-    check_reduction(reduction)
-    check_target(logits, target)
-    if weight is not None and weight.requires_grad:
-        raise ValueError("weight must not require a gradient: detach it")
+    check_arguments(logits, target, weight, reduction)
     if logits.ndim == 1:  # one sample without a batch dimension, as torch takes it
         loss = power_grad_cross_entropy(
             logits.unsqueeze(0), target.unsqueeze(0), alpha, label_smoothing=label_smoothing, smoothing=smoothing,
@@ -214,6 +211,14 @@ def check_alpha(alpha: float) -> float:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
     return alpha
+
+
+def check_arguments(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
+    """Raise a ValueError unless both losses can be computed from them."""
+    check_reduction(reduction)
+    check_target(logits, target)
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight must not require a gradient: detach it")
 
 
 def check_target(logits: Tensor, target: Tensor) -> None:

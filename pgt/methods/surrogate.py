@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgt.methods.gradient import full_precision
-from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, check_reduction, check_target
+from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, check_arguments
 from pgt.methods.smoothing import uniform_epsilon
 
 
@@ -37,10 +37,7 @@ def surrogate_cross_entropy(
         ValueError: `alpha` is 0, outside [0, 1] or NaN; unknown options; a target that does not fit the logits.
     """
     alpha = check_alpha(alpha)
-    check_reduction(reduction)
-    check_target(logits, target)
-    if weight is not None and weight.requires_grad:
-        raise ValueError("weight must not require a gradient: detach it")
+    check_arguments(logits, target, weight, reduction)
     if alpha == 0:
         raise ValueError("the surrogate has no gradient at alpha = 0: use power_grad_cross_entropy")
     logits = full_precision(logits)

@@ -106,7 +106,7 @@ def _epoch(
         )
     record |= _left_out(_skipped(trainer.ranks, *loaders))
     if epoch + 1 >= max(SURE_EPOCHS, config.recipe.warmup_epochs + 1):
-        record |= _no_progress(record, trainer.model, train_loader)
+        record |= no_progress(record, trainer.model, *loaders)
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
@@ -136,24 +136,30 @@ SURE_EPOCHS = 3
 """Epochs, besides those of the warmup, after which a network that learns has left chance."""
 
 
-def _no_progress(record: dict[str, Any], model: nn.Module, loader: Loader) -> dict[str, Any]:
+def no_progress(record: dict[str, Any], model: nn.Module, train: Loader, test: Loader) -> dict[str, Any]:
     """The warning of an epoch in which the network has learned nothing so far; empty if it has.
 
     Guessing has a loss of ln C at least, and an accuracy of 1 / C, which varies with the number n of samples by
     sqrt(1/C · (1 − 1/C) / n), or somewhat more: the guess follows the batches. With α = 0 the loss grows without bound,
-    so any larger loss counts, too.
+    so any larger loss counts, too. A network that has just begun to learn shows it on the test set, if that was
+    evaluated: the training accuracy is a mean over the epoch.
     """
-    classes, top1, loss = loader.num_classes, record["train_top1"] / 100, record["train_loss"]
+    classes, top1, loss = train.num_classes, record["train_top1"] / 100, record["train_loss"]
     chance = 1 / classes
-    deviation = math.sqrt(chance * (1 - chance) / loader.num_samples)
-    if classes == 1 or loss < 0.99 * math.log(classes) or top1 > chance + 5 * deviation:
+
+    def guesses(accuracy: float, samples: int) -> bool:
+        return accuracy <= chance + 5 * math.sqrt(chance * (1 - chance) / samples)
+
+    at_chance = guesses(top1, train.num_samples) and guesses(record.get("test_top1", 0.0) / 100, test.num_samples)
+    if classes == 1 or loss < 0.99 * math.log(classes) or not at_chance:
         return {}
     filters = filter_norms(model)
     zeroed = int((filters < ZEROED_OUT).sum())
     return {
-        "warning": f"it learns nothing: after epoch {record['epoch'] + 1} the training loss is {loss:.4g} (guessing: "
-        f"ln {classes} = {math.log(classes):.3f}), the accuracy {100 * top1:.2f}%, and {zeroed} of {len(filters)} "
-        "filters are zeroed out: try a smaller recipe.lr_peak, more recipe.warmup_epochs or a larger method.alpha"
+        "warning": f"it learns nothing so far: after epoch {record['epoch'] + 1} the training loss is {loss:.4g} "
+        f"(guessing: ln {classes} = {math.log(classes):.3f}), the accuracy {100 * top1:.2f}%, and {zeroed} of "
+        f"{len(filters)} filters are zeroed out: try a smaller recipe.lr_peak, more recipe.warmup_epochs or a larger "
+        "method.alpha"
     }
 
 

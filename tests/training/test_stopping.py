@@ -453,6 +453,16 @@ def test_a_second_ctrl_c_ends_at_once_and_data_workers_see_none():
     assert (done.returncode, done.stdout) == (0, "ends at once\n"), done.stderr
 
 
+def test_a_delayed_ctrl_c_stays_blocked_in_a_process_that_never_sees_it():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with stopping.uninterrupted(signal.SIGUSR1):
+            assert {signal.SIGINT, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {*before, signal.SIGINT}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def test_ctrl_c_in_a_sweep_stops_the_run_and_the_sweep(monkeypatch, capsys):
     pause, looks = Breaks.pause, itertools.count(1)
 
