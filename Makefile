@@ -48,6 +48,7 @@ bench: $(READY)  ## our loss, loaders and step beside what one would pick instea
 	$(BIN)/python -m scripts.bench.loss --compiled --json results/bench/loss-$(DEVICE).json
 	$(BIN)/python -m scripts.bench.loader --json results/bench/loader-$(DEVICE).json
 	$(BIN)/python -m scripts.bench.step --json results/bench/step-$(DEVICE).json
+	$(BIN)/python -m scripts.bench.methods --json results/bench/methods-$(DEVICE).json
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
