@@ -47,7 +47,8 @@ def test_methods(monkeypatch):
     assert [line["loop"] for line in lines] == list(methods.METHODS)
     assert all(line["images_per_second"] > 0 for line in lines)
     kept = {line["loop"]: line["mebibytes"] for line in lines}
-    assert kept["gcode"] > kept["baseline"] == kept["pgt"]  # branches keep activations of their own
+    assert kept["pgt"] == pytest.approx(kept["baseline"], rel=0.01)
+    assert kept["gcode"] > 1.2 * kept["baseline"]  # its branches keep activations of their own
 
 
 def test_losses(monkeypatch):
