@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from functools import cache
 from typing import cast
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
@@ -102,6 +103,24 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
             own = cast(DictConfig, HydraConfig.get())
         _refuse_doubles(configs, jobs)
         return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs, own)
+
+
+def compose_each(jobs: Iterable[Sequence[str]]) -> list[Config]:
+    """The checked configs of jobs, given the overrides of each, as a sweeper gives them to a launcher.
+
+    Hydra calls launchers while it has its own config at hand, which it gets back.
+
+    Raises:
+        InputError: what is wrong with the first job that cannot be run.
+    """
+    main, own = GlobalHydra.instance(), HydraConfig.instance()
+    before = main.hydra, own.cfg
+    main.clear()
+    try:
+        with _hydra():
+            return [_compose(job) for job in jobs]
+    finally:
+        main.hydra, own.cfg = before
 
 
 def shown(overrides: Sequence[str]) -> list[str]:

@@ -93,6 +93,10 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     _check_all(jobs.configs)
     Stop.unanswered = 0
     in_turn = jobs.launcher == "basic" and not jobs.searches
+    submits = jobs.hydra.launcher.get("wait") is False
+    if submits and jobs.searches:
+        raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
+    alone, multirun = not multirun, multirun or "wait" in jobs.hydra.launcher  # without -m, Hydra uses no launcher
     given = {key_of(text) for text in overrides}
     total = jobs.hydra.sweeper.get("n_trials") if jobs.searches else len(jobs.configs)
     with _notes(jobs, in_turn) as notes:
@@ -102,15 +106,17 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
         settings = [f"{key}={written(value)}" for key, value in own.items() if key not in given]
         function = update_wrapper(partial(task, total=total), task)
         _hydra("pgt train", [*(["-m"] if multirun else []), *settings, *jobs.overrides], function)
-        if not multirun:
-            return _code_in(folder_of(jobs.configs[0]))
+        if submits:
+            return 0
+        if alone:
+            return code_in(folder_of(jobs.configs[0]))
         if in_turn:
             _share(jobs.configs)
         if not jobs.searches:
             return _exit_code([_code_of(config) for config in jobs.configs])
         found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
         refused = (total or 0) - len(found)  # these jobs could not say which run they were
-        return _exit_code([InputError.exit_code] * refused + [_code_in(found[number]) for number in sorted(found)])
+        return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
 
 
 @contextmanager
@@ -135,11 +141,12 @@ def _share(configs: Sequence[Config]) -> None:
     for number, config in enumerate(configs):
         with suppress(InputError):  # the exit code counts it
             folder = folder_of(config)
-            if not _ended(folder) and read_failure(folder) is None:
-                _train(config, label(number, len(configs)), waits=True)
+            if not ended(folder) and read_failure(folder) is None:
+                train_job(config, label(number, len(configs)), waits=True)
 
 
-def _ended(folder: Path) -> bool:
+def ended(folder: Path) -> bool:
+    """Whether a run has finished or diverged."""
     summary = read_summary(folder)
     return summary is not None and summary.status in (FINISHED, DIVERGED)
 
@@ -168,10 +175,10 @@ def task(composed: DictConfig, total: int | None) -> float:
     if not in_turn:
         with suppress(InputError):  # which is said when it trains
             link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
-    return _train(config, label(hydra.job.num, total), waits=not in_turn)
+    return train_job(config, label(hydra.job.num, total), waits=not in_turn)
 
 
-def _train(config: Config, label: str, waits: bool) -> float:
+def train_job(config: Config, label: str, waits: bool) -> float:
     """Train one job of a sweep. If it fails, that is noted in its run folder.
 
     Args:
@@ -193,16 +200,21 @@ def _train(config: Config, label: str, waits: bool) -> float:
                     return math.nan
                 _wait(folder, label)
     except Exception as error:  # also a fault: it must not cost the other runs of a night
-        known = expected(error)
-        if known:
-            print(f"pgt: {label}{known}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        if folder is not None:
-            with suppress(OSError):
-                reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
-                write_failure(folder, exit_code(error), reason)
+        failed(folder, label, error)
     return math.nan
+
+
+def failed(folder: Path | None, label: str, error: Exception) -> None:
+    """Say why the job of a sweep has failed, and note it in the folder of its run, if that is known."""
+    known = expected(error)
+    if known:
+        print(f"pgt: {label}{known}", file=sys.stderr)
+    else:
+        traceback.print_exc()
+    if folder is not None:
+        with suppress(OSError):
+            reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
+            write_failure(folder, exit_code(error), reason)
 
 
 def _wait(folder: Path, label: str) -> None:
@@ -215,6 +227,12 @@ def _wait(folder: Path, label: str) -> None:
 
 def _objective(summary: Summary) -> float:
     return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
+
+
+def objective_in(folder: Path) -> float:
+    """The objective of a run that was trained elsewhere; NaN if it has none."""
+    summary = read_summary(folder)
+    return math.nan if summary is None else _objective(summary)
 
 
 def label(number: int, total: int | None) -> str:
@@ -233,12 +251,12 @@ def _exit_code(codes: Sequence[int]) -> int:
 def _code_of(config: Config) -> int:
     """The exit code of a job, as the folder of its run tells it."""
     try:
-        return _code_in(folder_of(config))
+        return code_in(folder_of(config))
     except InputError as error:  # the data are gone; the job has said so
         return error.exit_code
 
 
-def _code_in(folder: Path) -> int:
+def code_in(folder: Path) -> int:
     """The exit code that a run's folder tells of: 0 if the run has finished."""
     try:
         summary = read_summary(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,3 +37,31 @@ def runs_of(sweep: Path) -> dict[int, Path]:
     """The run folders of a sweep by the numbers of their jobs. Some may not be there yet."""
     links = [path for path in sweep.iterdir() if path.name.isdecimal() and path.is_symlink()]
     return {int(path.name): Path(os.path.normpath(sweep / path.readlink())) for path in links}
+
+
+def queued() -> dict[Path, str]:
+    """The runs that jobs of this user in Slurm's queue train or are to train, with the ids of the jobs.
+
+    The comment of a job is a folder whose links, named by the numbers of the array's jobs, lead to the runs. Without
+    Slurm there are none.
+
+    Returns:
+        An id by the run's folder, which is absolute and resolved.
+    """
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k"]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found: dict[Path, str] = {}
+    arrays: dict[str, dict[int, Path]] = {}
+    for text in shown.splitlines():
+        job, state, comment = text.split("|", 2)
+        if state == "COMPLETING" or f"/{FOLDER}/" not in comment:  # it may have been cancelled
+            continue
+        if comment not in arrays:
+            arrays[comment] = runs_of(Path(comment)) if Path(comment).is_dir() else {}
+        run = arrays[comment].get(int(job.partition("_")[2] or 0))
+        if run is not None:
+            found[run.resolve()] = job
+    return found

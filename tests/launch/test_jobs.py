@@ -16,7 +16,7 @@ from pgt.core.errors import HeldError, InputError, TrainingError
 from pgt.launch import jobs
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, lock, read_summary
 from pgt.training import job as training
-from tests.conftest import ROOT, TINY, compose
+from tests.conftest import ROOT, TINY, compose, last_wins
 
 SWEEP = ("train", "-m", *TINY, "model=resnet20", "seed=0,1,2")
 
@@ -96,7 +96,7 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
 
 @pytest.mark.slow
 def test_two_identical_sweeps_share_the_work():
-    command = [sys.executable, "-m", "pgt.cli", *SWEEP[:-1], "seed=0,1,2,3", "recipe.epochs=20"]
+    command = [sys.executable, "-m", "pgt.cli", *last_wins(*SWEEP, "seed=0,1,2,3", "recipe.epochs=20")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     sweeps = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [sweep.communicate(timeout=240)[0] for sweep in sweeps]

@@ -14,8 +14,7 @@ SWEEP = last_wins("train", "-m", *TINY, "model=resnet20", "recipe.epochs=2")
 
 
 def sweep_folder():
-    [folder] = Path("runs/.sweeps").iterdir()
-    return folder
+    return min(Path("runs/.sweeps").iterdir())
 
 
 @pytest.mark.slow
@@ -32,11 +31,12 @@ def test_a_launcher_trains_every_job_in_other_processes(launcher):
 
 
 @pytest.mark.slow
-def test_a_sweeper_chooses_values_seeks_the_best_accuracy_and_goes_on(capsys):
+def test_a_sweeper_chooses_values_seeks_the_best_accuracy_and_goes_on():
     search = (*SWEEP, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1",
               "method.alpha=interval(0.05,1)")  # fmt: skip
-    assert main(search) == 0
-    assert "[3/3] " in capsys.readouterr().out
+    done = pgt(*search)
+    assert done.returncode == 0, done.stderr
+    assert "[3/3] " in done.stdout
     runs = find(Path("runs"))
     alphas = [summary.identity["method"]["alpha"] for _, summary in runs]
     assert len(set(alphas)) == 3
@@ -45,9 +45,10 @@ def test_a_sweeper_chooses_values_seeks_the_best_accuracy_and_goes_on(capsys):
     best = float(re.search(r"best_value: (\S+)", results)[1])
     assert best == max(summary.test_top1_best for _, summary in runs)
 
-    assert main(search) == 0  # the same values: nothing is trained again
+    again = pgt(*search)  # the same values: nothing is trained again
+    assert again.returncode == 0
     assert [summary.started for _, summary in find(Path("runs"))] == [summary.started for _, summary in runs]
-    assert "finished earlier" in capsys.readouterr().out
+    assert "finished earlier" in again.stdout
 
 
 @pytest.mark.parametrize(
