@@ -78,7 +78,7 @@ def commit() -> str:
     """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version."""
     package = Path(__file__).resolve().parent.parent
     if (package / COMMIT).is_file():
-        return (package / COMMIT).read_text()
+        return (package / COMMIT).read_text().strip()
     root = package.parent
     released = f"version {_version('powergrad')}"
     if not (root / ".git").exists():

@@ -180,12 +180,18 @@ class _Side:
             outcome = outcome_of(worker, "its process")
             end_workers([worker])
             self._free.append(slot)
-            if isinstance(outcome, Stopped) or (isinstance(outcome, Exception) and stopping):
-                continue  # it goes on another time
-            if isinstance(outcome, Exception):
-                write_failure(job.folder, TrainingError.exit_code, str(outcome))
-            self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
-            self._screen.print(f"{job.label}{describe(job.config)}: {_end(job.folder)}  -> {job.folder}", markup=False)
+            if isinstance(outcome, Stopped):
+                self._say(job, f"stopped {outcome.place}")
+            elif isinstance(outcome, Exception) and stopping:
+                self._say(job, "stopped while it started")
+            else:
+                if isinstance(outcome, Exception):
+                    write_failure(job.folder, TrainingError.exit_code, str(outcome))
+                self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
+                self._say(job, _end(job.folder))
+
+    def _say(self, job: Assigned, what: str) -> None:
+        self._screen.print(f"{job.label}{describe(job.config)}: {what}  -> {job.folder}", markup=False)
 
     def _live(self) -> AbstractContextManager[Live | None]:
         return Live(console=self._screen, transient=True) if self._screen.is_terminal else nullcontext()

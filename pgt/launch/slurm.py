@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +90,13 @@ def launch(
         part = left[start : start + largest]
         for index, job in enumerate(part):
             link(folder, index, job.folder)
-        ids.append(_submit(folder, part, options, lines, python, parallel))
+        try:
+            ids.append(_submit(folder, part, options, lines, python, parallel))
+        except InputError as error:
+            if not ids:
+                shutil.rmtree(sweep)
+                raise
+            raise InputError(f"{start} runs are submitted as job {', '.join(ids)}, the rest is not: {error}") from None
     _say(jobs, left, busy, ids, sweep)
     if not wait:
         return returned(math.nan for _ in jobs)
@@ -183,7 +191,8 @@ def _submit(
         ],
     )
     try:
-        submitted = executor.map_array(work, jobs)
+        with redirect_stderr(io.StringIO()):  # the error has what sbatch says
+            submitted = executor.map_array(work, jobs)
     except FailedJobError as error:
         raise InputError(f"Slurm refuses the jobs: {_last_line(str(error))}") from None
     return str(submitted[0].job_id).partition("_")[0]
