@@ -28,8 +28,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         launch = import_module(f"pgt.launch.{self.module}").launch
-        total = self.task.keywords["total"]  # type: ignore[attr-defined]  # it is a partial of `pgt.launch.jobs.task`
-        results: Sequence[JobReturn] = launch(self.config, job_overrides, initial_job_idx, total, **self.options)
+        sweep = self.task.keywords["sweep"]  # type: ignore[attr-defined]  # it is a partial of `pgt.launch.jobs.task`
+        results: Sequence[JobReturn] = launch(self.config, job_overrides, initial_job_idx, sweep, **self.options)
         return results
 
 

@@ -10,8 +10,10 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial, update_wrapper
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -104,8 +106,10 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
         if "direction" in jobs.hydra.sweeper:
             own["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
         settings = [f"{key}={written(value)}" for key, value in own.items() if key not in given]
-        function = update_wrapper(partial(task, total=total), task)
-        _hydra("pgt train", [*(["-m"] if multirun else []), *settings, *jobs.overrides], function)
+        flags = ["-m"] if multirun else []
+        sweep = Sweep(total, ["pgt train", *([] if alone else flags), *jobs.overrides])
+        function = update_wrapper(partial(task, sweep=sweep), task)
+        _hydra("pgt train", [*flags, *settings, *jobs.overrides], function)
         if submits:
             return 0
         if alone:
@@ -127,10 +131,15 @@ def _notes(jobs: Jobs, in_turn: bool) -> Iterator[Path]:
     results there, and may need to reach it from other machines.
     """
     if in_turn:
-        with TemporaryDirectory(prefix="pgt-") as folder:
-            yield Path(folder)
+        with TemporaryDirectory(prefix="pgt-") as temporary:
+            yield Path(temporary)
     else:
-        yield new_sweep(Path(jobs.configs[0].paths.runs))
+        folder = new_sweep(Path(jobs.configs[0].paths.runs))
+        try:
+            yield folder
+        finally:
+            if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:  # no job has begun
+                rmtree(folder)
 
 
 def _share(configs: Sequence[Config]) -> None:
@@ -151,11 +160,21 @@ def ended(folder: Path) -> bool:
     return summary is not None and summary.status in (FINISHED, DIVERGED)
 
 
-def task(composed: DictConfig, total: int | None) -> float:
-    """Train one job. Hydra calls it, in this process or in another one, whatever its launcher and sweeper are.
+@dataclass(frozen=True)
+class Sweep:
+    """What a job is to know of the command line that it belongs to.
 
-    Args:
-        total: number of jobs of the sweep, if it is known.
+    Attributes:
+        total: number of jobs, if it is known.
+        command: what environment.json has as the command of each run.
+    """
+
+    total: int | None
+    command: list[str]
+
+
+def task(composed: DictConfig, sweep: Sweep) -> float:
+    """Train one job. Hydra calls it, in this process or in another one, whatever its launcher and sweeper are.
 
     Returns:
         The best test top-1 in percent, which a sweeper may optimise; NaN if the job of a sweep has failed, or if its
@@ -168,6 +187,7 @@ def task(composed: DictConfig, total: int | None) -> float:
     from hydra.types import RunMode
 
     config, hydra = validate(composed), HydraConfig.get()
+    sys.argv = sweep.command
     if hydra.mode != RunMode.MULTIRUN:
         return _objective(run(config))
     chosen = hydra.runtime.choices
@@ -175,7 +195,7 @@ def task(composed: DictConfig, total: int | None) -> float:
     if not in_turn:
         with suppress(InputError):  # which is said when it trains
             link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
-    return train_job(config, label(hydra.job.num, total), waits=not in_turn)
+    return train_job(config, label(hydra.job.num, sweep.total), waits=not in_turn)
 
 
 def train_job(config: Config, label: str, waits: bool) -> float:

@@ -12,8 +12,7 @@ from omegaconf import DictConfig
 from pgt.config.compose import compose_each
 from pgt.config.resources import own_conf
 from pgt.config.schema import Config
-from pgt.launch.jobs import label
-from pgt.runs.sweeps import link
+from pgt.launch.jobs import Sweep, label
 from pgt.training.job import folder_of
 
 
@@ -26,35 +25,34 @@ class Assigned:
         label: printed in front of each message.
         config: checked.
         folder: of its run.
+        command: what its environment.json is to have.
     """
 
     number: int
     label: str
     config: Config
     folder: Path
+    command: list[str]
 
 
-def assigned(
-    config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int, total: int | None
-) -> tuple[Path, list[Assigned]]:
-    """The folder of the sweep, which links to the runs, and the jobs.
+def assigned(config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int, sweep: Sweep) -> list[Assigned]:
+    """The jobs that a sweeper gives to a launcher.
 
     Args:
         config: of the command line, with Hydra's own part.
         job_overrides: of each job.
         first: number of the first of these jobs.
-        total: number of jobs of the sweep, if it is known.
+        sweep: that they belong to.
 
     Raises:
         InputError: a config is wrong, or its data cannot be used.
     """
-    sweep = Path(config.hydra.sweep.dir)
     with own_conf([str(folder) for folder in config.hydra.searchpath]):
         configs = compose_each(job_overrides)
-    jobs = [Assigned(first + i, label(first + i, total), one, folder_of(one)) for i, one in enumerate(configs)]
-    for job in jobs:
-        link(sweep, job.number, job.folder)
-    return sweep, jobs
+    return [
+        Assigned(number, label(number, sweep.total), one, folder_of(one), sweep.command)
+        for number, one in enumerate(configs, first)
+    ]
 
 
 def returned(values: Iterable[float]) -> list[JobReturn]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,11 +20,12 @@ from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, TrainingError
 from pgt.core.signals import STOP_SIGNALS, Stop
 from pgt.core.streams import redirected
-from pgt.launch.jobs import train_job
+from pgt.launch.jobs import Sweep, train_job
 from pgt.launch.launchers import Assigned, assigned, returned
 from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
 from pgt.runs.folder import FINISHED, last_record, read_failure, read_summary, write_failure
+from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
 
 LOOK_SECONDS = 0.5
@@ -54,7 +56,7 @@ def launch(
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     first: int,
-    total: int | None,
+    sweep: Sweep,
     gpus_per_job: int | None,
     cpus_per_job: int | None,
 ) -> list[JobReturn]:
@@ -63,7 +65,7 @@ def launch(
     A job that fails does not stop the others.
 
     Args:
-        config, job_overrides, first, total: as `assigned` takes them.
+        config, job_overrides, first, sweep: as `assigned` takes them.
         gpus_per_job, cpus_per_job: see conf/hydra/launcher/local.yaml.
 
     Raises:
@@ -71,8 +73,10 @@ def launch(
         Stopped: this process was asked to stop; every job that was training has stopped in order.
     """
     room = slots(sorted(machine.affinity()), _gpus(), gpus_per_job, cpus_per_job)
-    sweep, jobs = assigned(config, job_overrides, first, total)
-    results = _Side(sweep, room).train(jobs)
+    folder, jobs = Path(config.hydra.sweep.dir), assigned(config, job_overrides, first, sweep)
+    for job in jobs:
+        link(folder, job.number, job.folder)
+    results = _Side(folder, room).train(jobs)
     return returned(results[job.number] for job in jobs)
 
 
@@ -116,6 +120,7 @@ def work(given: _Work) -> float:
     """Train a job in this process, which prints to the job's log."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, given.slot.cpus)
+    sys.argv = given.job.command
     with redirected(given.log):
         return train_job(given.job.config, given.job.label, waits=True)
 

@@ -25,7 +25,7 @@ from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
 from pgt.core.signals import STOP_SIGNALS
-from pgt.launch.jobs import code_in, ended, failed, objective_in, train_job
+from pgt.launch.jobs import Sweep, code_in, ended, failed, objective_in, train_job
 from pgt.launch.launchers import Assigned, assigned, returned
 from pgt.launch.ranks import leave
 from pgt.launch.run import run_as_rank
@@ -50,7 +50,7 @@ def launch(
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     first: int,
-    total: int | None,
+    sweep: Sweep,
     tasks_per_node: int | None,
     parallel: int | None,
     warning: int,
@@ -62,7 +62,7 @@ def launch(
     """Submit the jobs whose runs have neither ended nor wait in the queue, and say which they are.
 
     Args:
-        config, job_overrides, first, total: as `assigned` takes them.
+        config, job_overrides, first, sweep: as `assigned` takes them.
         tasks_per_node, parallel, warning, setup, python, wait: see conf/hydra/launcher/slurm.yaml.
         sbatch: options of sbatch, with `_` for `-`.
 
@@ -73,7 +73,7 @@ def launch(
         InputError: there is no Slurm or no submitit, Slurm refuses the jobs, or a config is wrong.
     """
     largest = _max_array_size()
-    sweep, jobs = assigned(config, job_overrides, first, total)
+    root, jobs = Path(config.hydra.sweep.dir), assigned(config, job_overrides, first, sweep)
     if any(job.config.trainer.force for job in jobs):
         raise InputError("trainer.force=true would start a requeued run over each time: leave it out")
     busy = queued()
@@ -82,24 +82,25 @@ def launch(
     if int(options.get("nodes") or 1) > 1:
         options["ntasks_per_node"] = tasks_per_node or options.get("gpus_per_node") or 1
     options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
-    code = _freeze(sweep) if left else None
+    code = _freeze(root) if left else None
     lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(str(code))} PYTHONSAFEPATH=1", *setup]
     ids = []
     for start in range(0, len(left), largest):
-        folder = sweep / f"array{start // largest}"
         part = left[start : start + largest]
-        for index, job in enumerate(part):
-            link(folder, index, job.folder)
         try:
-            ids.append(_submit(folder, part, options, lines, python, parallel))
+            ids.append(_submit(root / f"array{part[0].number}", part, options, lines, python, parallel))
         except InputError as error:
-            if not ids:
-                shutil.rmtree(sweep)
-                raise
-            raise InputError(f"{start} runs are submitted as job {', '.join(ids)}, the rest is not: {error}") from None
-    _say(jobs, left, busy, ids, sweep)
+            if ids:
+                raise InputError(
+                    f"{start} runs are submitted as job {', '.join(ids)}, the others not: {error}"
+                ) from None
+            shutil.rmtree(root / "code")
+            raise
+    _say(jobs, left, busy, ids, root)
     if not wait:
         return returned(math.nan for _ in jobs)
+    for job in jobs:
+        link(root, job.number, job.folder)
     ours = {job.folder.resolve() for job in jobs}
     while ours & queued().keys():
         time.sleep(POLL_SECONDS)
@@ -107,7 +108,7 @@ def launch(
 
 
 def _say(
-    jobs: Sequence[Assigned], left: Sequence[Assigned], busy: dict[Path, str], ids: Sequence[str], sweep: Path
+    jobs: Sequence[Assigned], left: Sequence[Assigned], busy: dict[Path, str], ids: Sequence[str], root: Path
 ) -> None:
     waiting = sum(job.folder.resolve() in busy for job in jobs)
     done = len(jobs) - len(left) - waiting
@@ -117,7 +118,7 @@ def _say(
     print(f"{len(jobs)} run{'s' * (len(jobs) > 1)}: {', '.join(filter(None, counts))}")
     if left:
         print(f"`squeue --me --jobs={','.join(ids)}` shows them, `scancel {' '.join(ids)}` ends them")
-        print(f"logs, and the code that they run: {os.path.relpath(sweep)}", flush=True)
+        print(f"logs, and the code that they run: {os.path.relpath(root)}", flush=True)
 
 
 def _max_array_size() -> int:
@@ -136,10 +137,10 @@ def _max_array_size() -> int:
     return max(1, int(found[1])) if found else 1001
 
 
-def _freeze(sweep: Path) -> Path:
+def _freeze(root: Path) -> Path:
     """Copy this program into a sweep's folder, so that its jobs do not see later edits; returns the folder to import
     from."""
-    code = sweep / "code"
+    code = root / "code"
     if not code.exists():  # a sweeper that goes step by step submits several times
         ignored = shutil.ignore_patterns("__pycache__", "conf")
         shutil.copytree(PACKAGE, code / "pgt", ignore=ignored)
@@ -172,6 +173,8 @@ def _submit(
         from submitit.core.utils import FailedJobError
     except ImportError:
         raise InputError("hydra/launcher=slurm needs submitit: pip install 'powergrad[slurm]'") from None
+    for index, job in enumerate(jobs):
+        link(folder, index, job.folder)
     executor = SlurmExecutor(folder, python=python)
     executor.update_parameters(
         job_name="pgt",
@@ -194,6 +197,7 @@ def _submit(
         with redirect_stderr(io.StringIO()):  # the error has what sbatch says
             submitted = executor.map_array(work, jobs)
     except FailedJobError as error:
+        shutil.rmtree(folder)
         raise InputError(f"Slurm refuses the jobs: {_last_line(str(error))}") from None
     return str(submitted[0].job_id).partition("_")[0]
 
@@ -206,6 +210,7 @@ def work(job: Assigned) -> None:
     """Train a job, as a task of a Slurm job. It leaves the process with the exit code, unless that is 0."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # submitit has handlers of its own, which would requeue
+    sys.argv = job.command
     try:
         environment = machine.rank_environment(os.environ)
         if environment is None:

@@ -111,8 +111,8 @@ def test_the_task_returns_what_a_sweeper_optimises(outcomes, monkeypatch):
     outcomes |= {0: FINISHED, 1: DIVERGED, 2: TrainingError("no")}
     found = []
 
-    def task(composed, total):
-        found.append(original(composed, total))
+    def task(composed, sweep):
+        found.append(original(composed, sweep))
         return found[-1]
 
     original = jobs.task

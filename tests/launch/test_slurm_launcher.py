@@ -103,3 +103,8 @@ class TestOnACluster:
         assert "partition" in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert list(Path("runs").glob(".sweeps/*")) == []
+
+    def test_hydras_own_launcher_for_slurm_trains_every_job(self):
+        done = pgt("train", "-m", *SHORT, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "seed=0,1")
+        assert done.returncode == 0, done.stderr
+        assert statuses() == [FINISHED, FINISHED]
