@@ -145,12 +145,12 @@ def _notes(jobs: Jobs, in_turn: bool) -> Iterator[Path]:
 def _share(configs: Sequence[Config]) -> None:
     """Train the runs of a sweep that were put off, because other processes trained them when their turn came.
 
-    Those are the runs that have neither ended nor failed.
+    Those are the runs that have begun, and have neither ended nor failed.
     """
     for number, config in enumerate(configs):
         with suppress(InputError):  # the exit code counts it
             folder = folder_of(config)
-            if not ended(folder) and read_failure(folder) is None:
+            if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
                 train_job(config, label(number, len(configs)), waits=True)
 
 
@@ -225,13 +225,16 @@ def train_job(config: Config, label: str, waits: bool) -> float:
 
 
 def failed(folder: Path | None, label: str, error: Exception) -> None:
-    """Say why the job of a sweep has failed, and note it in the folder of its run, if that is known."""
+    """Say why the job of a sweep has failed, and note it in the folder of its run, if that is known.
+
+    Bad input makes no folder: a run without one was refused.
+    """
     known = expected(error)
     if known:
         print(f"pgt: {label}{known}", file=sys.stderr)
     else:
         traceback.print_exc()
-    if folder is not None:
+    if folder is not None and (folder.is_dir() or not isinstance(known, InputError)):
         with suppress(OSError):
             reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
             write_failure(folder, exit_code(error), reason)
@@ -285,8 +288,9 @@ def code_in(folder: Path) -> int:
         return error.exit_code
     if summary is not None and summary.status == FINISHED:
         return 0
-    failure = read_failure(folder)
-    return failure[0] if failure else TrainingError.exit_code
+    if failure := read_failure(folder):
+        return failure[0]
+    return TrainingError.exit_code if folder.is_dir() else InputError.exit_code
 
 
 def _show(flags: Sequence[str], options: Namespace) -> int:

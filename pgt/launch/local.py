@@ -216,4 +216,4 @@ def _end(folder: Path) -> str:
     summary, failure = read_summary(folder), read_failure(folder)
     if failure is not None and (summary is None or summary.status != FINISHED):
         return f"failed: {failure[1].removeprefix(f'{folder}: ').splitlines()[-1]}"
-    return result_line(summary) if summary is not None else "has not begun"
+    return result_line(summary) if summary is not None else "refused; its log says why"
