@@ -22,7 +22,7 @@ LAUNCHER = ("hydra/launcher=slurm", "hydra.launcher.time=10")
 
 def submit(*arguments):
     """The ids of the array's jobs, and what was printed."""
-    done = pgt("train", *last_wins(*arguments, *LAUNCHER))
+    done = pgt("train", *last_wins(*LAUNCHER, *arguments))
     assert done.returncode == 0, done.stderr
     count, job = re.search(r"(\d+) submitted as job (\d+)\n", done.stdout).groups()
     return [f"{job}_{index}" if int(count) > 1 else job for index in range(int(count))], done.stdout
@@ -62,16 +62,20 @@ class TestOnACluster:
         for part in ("pgt", "conf", "hydra_plugins"):
             shutil.copytree(ROOT / part, Path("program") / part, ignore=shutil.ignore_patterns("__pycache__"))
         environment = {**os.environ, "PYTHONPATH": str(Path("program").absolute())}
-        command = [sys.executable, "-P", "-m", "pgt.cli", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1"]
+        command = [sys.executable, "-P", "-m", "pgt.cli", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]
         done = subprocess.run(
             [*command, "+hydra.launcher.begin=now+4"], env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         Path("program/pgt/__init__.py").write_text("raise RuntimeError('edited')")
         shutil.rmtree("program/conf")
-        job = re.search(r"as job (\d+)", done.stdout)[1]
-        assert [ended(f"{job}_{index}")["JobState"] for index in range(2)] == ["COMPLETED"] * 2
-        assert statuses() == [FINISHED, FINISHED]
+        array, last = re.search(r"4 submitted as job (\d+), (\d+)\n", done.stdout).groups()  # an array holds three
+        jobs = [f"{array}_0", f"{array}_1", f"{array}_2", last]
+        assert [ended(job)["JobState"] for job in jobs] == ["COMPLETED"] * 4
+        assert statuses() == [FINISHED] * 4
+        assert not any("edited" in path.read_text() for path in Path("runs").rglob("*_log.out"))
+        [commit] = {summary.commit for _, summary in find(Path("runs"))}
+        assert commit.startswith("version ")  # of the copy, which is no checkout
 
     def test_only_what_is_left_is_submitted_and_wait_tells_how_it_ended(self):
         jobs, _ = submit("-m", *SHORT, "recipe.lr_peak=0.01,0.02,1e30", "+hydra.launcher.begin=now+600")
@@ -85,10 +89,15 @@ class TestOnACluster:
         assert "1 of 3 runs failed" in done.stderr
         assert statuses() == [DIVERGED, FINISHED, FINISHED]
 
-    def test_one_run_is_one_job(self):
-        [job], said = submit(*SHORT)
+    def test_one_run_is_one_job_with_options_of_ones_own(self):
+        own = Path("own/hydra/launcher/mine.yaml")
+        own.parent.mkdir(parents=True)
+        own.write_text("defaults: [slurm]\nsetup: [export PGT_TEST=set, 'touch \"$PGT_TEST\"']\nnice: 7\n")
+        [job], said = submit(*SHORT, "hydra/launcher=mine", "--config-dir", "own")
         assert said.startswith("1 run: 1 submitted as job ")
-        assert ended(job)["JobState"] == "COMPLETED"
+        done = ended(job)
+        assert (done["JobState"], done["Nice"]) == ("COMPLETED", "7")
+        assert Path("set").exists()
         assert statuses() == [FINISHED]
 
     def test_several_nodes_train_one_run(self):
