@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,17 @@ def launch(
         return returned(math.nan for _ in jobs)
     for job in jobs:
         link(root, job.number, job.folder)
-    ours = {job.folder.resolve() for job in jobs}
-    while ours & queued().keys():
-        time.sleep(POLL_SECONDS)
+    _wait({job.folder.resolve() for job in jobs})
     return returned(objective_in(job.folder) for job in jobs)
+
+
+def _wait(runs: set[Path]) -> None:
+    """Wait until no job in the queue trains any of these runs, or is to."""
+    while True:
+        with suppress(InputError):  # Slurm may be busy for a while
+            if not runs & queued().keys():
+                return
+        time.sleep(POLL_SECONDS)
 
 
 def _say(

@@ -8,6 +8,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pgt.core.errors import InputError
+
 FOLDER = ".sweeps"
 """In the runs folder: the folders of sweeps."""
 
@@ -47,12 +49,18 @@ def queued() -> dict[Path, str]:
 
     Returns:
         An id by the run's folder, which is absolute and resolved.
+
+    Raises:
+        InputError: Slurm does not answer.
     """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k"]
     try:
         shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
+    except FileNotFoundError:
         return {}
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        raise InputError(f"squeue does not tell what is in the queue: {reason}") from None
     found: dict[Path, str] = {}
     arrays: dict[str, dict[int, Path]] = {}
     for text in shown.splitlines():
