@@ -57,13 +57,14 @@ def launch(
     setup: Sequence[str],
     python: str | None,
     wait: bool,
+    then: str | None,
     **sbatch: Any,
 ) -> list[JobReturn]:
     """Submit the jobs whose runs have neither ended nor wait in the queue, and say which they are.
 
     Args:
         config, job_overrides, first, sweep: as `assigned` takes them.
-        tasks_per_node, parallel, warning, setup, python, wait: see conf/hydra/launcher/slurm.yaml.
+        tasks_per_node, parallel, warning, setup, python, wait, then: see conf/hydra/launcher/slurm.yaml.
         sbatch: options of sbatch, with `_` for `-`.
 
     Returns:
@@ -97,6 +98,9 @@ def launch(
             shutil.rmtree(root / "code")
             raise
     _say(jobs, left, busy, ids, root)
+    if then and ids:
+        last = _submit_last(root, ids, options, [*lines, then])
+        print(f"`{then}` follows as job {last}, output in {os.path.relpath(root / 'then.log')}", flush=True)
     if not wait:
         return returned(math.nan for _ in jobs)
     for job in jobs:
@@ -207,6 +211,26 @@ def _submit(
         shutil.rmtree(folder)
         raise InputError(f"Slurm refuses the jobs: {_last_line(str(error))}") from None
     return str(submitted[0].job_id).partition("_")[0]
+
+
+def _submit_last(root: Path, after: Sequence[str], options: dict[str, Any], lines: Sequence[str]) -> str:
+    """Submit lines of shell as a job that begins when other jobs have ended; returns its id.
+
+    Args:
+        root: the sweep's folder, which gets the output.
+        after: the ids of the other jobs.
+        options: of sbatch, of which those that choose where it runs apply.
+
+    Raises:
+        InputError: Slurm refuses the job.
+    """
+    where = [f"--{key}={options[key]}" for key in ("partition", "account", "qos") if options.get(key) is not None]
+    command = ["sbatch", "--parsable", *where, "--job-name=pgt-then", f"--dependency=afterany:{':'.join(after)}"]
+    wrapped = [f"--output={root / 'then.log'}", "--wrap=" + "\n".join(lines)]
+    done = subprocess.run([*command, *wrapped], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"Slurm refuses the last job; the others are submitted: {_last_line(done.stderr)}")
+    return done.stdout.strip().partition(";")[0]
 
 
 def _last_line(text: str) -> str:

@@ -93,11 +93,19 @@ class TestOnACluster:
         own = Path("own/hydra/launcher/mine.yaml")
         own.parent.mkdir(parents=True)
         own.write_text("defaults: [slurm]\nsetup: [export PGT_TEST=set, 'touch \"$PGT_TEST\"']\nnice: 7\n")
-        [job], said = submit(*SHORT, "hydra/launcher=mine", "--config-dir", "own")
+        [job], said = submit(
+            *SHORT,
+            "hydra/launcher=mine",
+            "--config-dir",
+            "own",
+            "hydra.launcher.then='cat runs/*/*/summary.json > seen'",
+        )
         assert said.startswith("1 run: 1 submitted as job ")
         done = ended(job)
         assert (done["JobState"], done["Nice"]) == ("COMPLETED", "7")
         assert Path("set").exists()
+        assert ended(re.search(r"follows as job (\d+)", said)[1])["JobState"] == "COMPLETED"
+        assert '"finished"' in Path("seen").read_text()
         assert statuses() == [FINISHED]
 
     def test_several_nodes_train_one_run(self):
