@@ -160,6 +160,10 @@ def ended(folder: Path) -> bool:
     return summary is not None and summary.status in (FINISHED, DIVERGED)
 
 
+class _Failed(BaseException):
+    """The error of the only job, on its way through Hydra, which would print lines of its own about an Exception."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What a job is to know of the command line that it belongs to.
@@ -189,7 +193,10 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     config, hydra = validate(composed), HydraConfig.get()
     sys.argv = sweep.command
     if hydra.mode != RunMode.MULTIRUN:
-        return _objective(run(config))
+        try:
+            return _objective(run(config))
+        except Exception as error:
+            raise _Failed(error) from None
     chosen = hydra.runtime.choices
     in_turn = chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic"
     if not in_turn:
@@ -359,7 +366,7 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
     where = {"config_path": str(search_path()[0]), "config_name": sources().primary}
     try:
         hydra.main(version_base="1.3", **where)(function)()
+    except _Failed as failure:
+        raise failure.args[0] from None
     except (HydraException, ValueError) as error:
-        if any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
-            raise  # a fault of training
         raise InputError(" ".join(str(error).split())) from None
