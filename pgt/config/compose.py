@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -61,12 +61,7 @@ class Jobs:
 
     overrides: list[str]
     configs: list[Config]
-    hydra: DictConfig
-
-    @property
-    def launcher(self) -> str:
-        """The name of Hydra's launcher."""
-        return str(self.hydra.runtime.choices["hydra/launcher"])
+    hydra: HydraConf
 
     @property
     def searches(self) -> bool:
@@ -100,7 +95,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
                 except InputError as error:
                     where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
                     raise InputError(f"{error}{where}") from None
-            own = cast(DictConfig, HydraConfig.get())
+            own = HydraConfig.get()
         _refuse_doubles(configs, jobs)
         return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs, own)
 

@@ -33,6 +33,7 @@ from pgt.runs.sweeps import link, new_sweep, runs_of
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
 POLL_SECONDS = 2.0
@@ -94,43 +95,48 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     jobs = compose_jobs(overrides, multirun)
     _check_all(jobs.configs)
     Stop.unanswered = 0
-    in_turn = jobs.launcher == "basic" and not jobs.searches
-    submits = jobs.hydra.launcher.get("wait") is False
+    options = jobs.hydra.launcher
+    submits = options.get("wait") is False
     if submits and jobs.searches:
         raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
-    alone, multirun = not multirun, multirun or "wait" in jobs.hydra.launcher  # without -m, Hydra uses no launcher
-    given = {key_of(text) for text in overrides}
+    flags = ["-m"] if multirun else []
     total = jobs.hydra.sweeper.get("n_trials") if jobs.searches else len(jobs.configs)
-    with _notes(jobs, in_turn) as notes:
-        own = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
+    sweep = Sweep(total, ["pgt train", *flags, *jobs.overrides])
+    if "wait" in options:
+        flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
+    given = {key_of(text) for text in overrides}
+    with _notes(jobs) as notes:
+        settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
-            own["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
-        settings = [f"{key}={written(value)}" for key, value in own.items() if key not in given]
-        flags = ["-m"] if multirun else []
-        sweep = Sweep(total, ["pgt train", *([] if alone else flags), *jobs.overrides])
+            settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
+        added = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
         function = update_wrapper(partial(task, sweep=sweep), task)
-        _hydra("pgt train", [*flags, *settings, *jobs.overrides], function)
+        _hydra("pgt train", [*flags, *added, *jobs.overrides], function)
         if submits:
             return 0
-        if alone:
-            return code_in(folder_of(jobs.configs[0]))
-        if in_turn:
-            _share(jobs.configs)
-        if not jobs.searches:
-            return _exit_code([_code_of(config) for config in jobs.configs])
-        found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
-        refused = (total or 0) - len(found)  # these jobs could not say which run they were
-        return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
+        if jobs.searches:
+            found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
+            refused = (total or 0) - len(found)  # these jobs could not say which run they were
+            return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
+    if _in_turn(jobs.hydra):
+        _share(jobs.configs)
+    return _exit_code([_code_of(config) for config in jobs.configs])
+
+
+def _in_turn(hydra: HydraConf) -> bool:
+    """Whether Hydra's own launcher and sweeper train the jobs one after the other in this process."""
+    chosen = hydra.runtime.choices
+    return bool(chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic")
 
 
 @contextmanager
-def _notes(jobs: Jobs, in_turn: bool) -> Iterator[Path]:
-    """The folder that Hydra, its launchers and sweepers may write to.
+def _notes(jobs: Jobs) -> Iterator[Path]:
+    """A folder for what Hydra, its launchers and its sweepers write.
 
-    It is a temporary one if jobs go in turn in this process, since their run folders say more. Others leave logs and
-    results there, and may need to reach it from other machines.
+    It is a temporary one if jobs train in turn in this process, since their run folders say more. Other launchers and
+    sweepers leave logs and results there, and may need to reach it from other machines.
     """
-    if in_turn:
+    if _in_turn(jobs.hydra):
         with TemporaryDirectory(prefix="pgt-") as temporary:
             yield Path(temporary)
     else:
@@ -143,7 +149,7 @@ def _notes(jobs: Jobs, in_turn: bool) -> Iterator[Path]:
 
 
 def _share(configs: Sequence[Config]) -> None:
-    """Train the runs of a sweep that were put off, because other processes trained them when their turn came.
+    """Train the runs of a sweep that were put off because other processes were training them.
 
     Those are the runs that have begun, and have neither ended nor failed.
     """
@@ -166,11 +172,11 @@ class _Failed(BaseException):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a job is to know of the command line that it belongs to.
+    """The command line that a job belongs to.
 
     Attributes:
         total: number of jobs, if it is known.
-        command: what environment.json has as the command of each run.
+        command: the words that each run's environment.json shows as its command.
     """
 
     total: int | None
@@ -197,19 +203,18 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
             return _objective(run(config))
         except Exception as error:
             raise _Failed(error) from None
-    chosen = hydra.runtime.choices
-    in_turn = chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic"
+    in_turn = _in_turn(hydra)
     if not in_turn:
-        with suppress(InputError):  # which is said when it trains
+        with suppress(InputError):  # `train_job` meets it again and says so
             link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
     return train_job(config, label(hydra.job.num, sweep.total), waits=not in_turn)
 
 
 def train_job(config: Config, label: str, waits: bool) -> float:
-    """Train one job of a sweep. If it fails, that is noted in its run folder.
+    """Train one job of a sweep; returns its objective, as `task`. If it fails, its run folder says why.
 
     Args:
-        waits: wait for another process that trains the run, rather than put it off.
+        waits: if another process trains the run, wait for it; otherwise put the run off.
     """
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
@@ -223,7 +228,7 @@ def train_job(config: Config, label: str, waits: bool) -> float:
                 return _objective(run(config, label))
             except HeldError as error:
                 if not waits:
-                    print(f"{label}comes last: {error}", flush=True)
+                    print(f"{label}is put off to the end of the sweep: {error}", flush=True)
                     return math.nan
                 _wait(folder, label)
     except Exception as error:  # also a fault: it must not cost the other runs of a night
@@ -232,7 +237,7 @@ def train_job(config: Config, label: str, waits: bool) -> float:
 
 
 def failed(folder: Path | None, label: str, error: Exception) -> None:
-    """Say why the job of a sweep has failed, and note it in the folder of its run, if that is known.
+    """Print why the job of a sweep has failed, and note it in its run's folder, if that is known.
 
     Bad input makes no folder: a run without one was refused.
     """
@@ -279,7 +284,7 @@ def _exit_code(codes: Sequence[int]) -> int:
 
 
 def _code_of(config: Config) -> int:
-    """The exit code of a job, as the folder of its run tells it."""
+    """The exit code of a job, read from its run's folder."""
     try:
         return code_in(folder_of(config))
     except InputError as error:  # the data are gone; the job has said so
@@ -287,7 +292,7 @@ def _code_of(config: Config) -> int:
 
 
 def code_in(folder: Path) -> int:
-    """The exit code that a run's folder tells of: 0 if the run has finished."""
+    """The exit code of a job, read from its run's folder: 0 if the run has finished."""
     try:
         summary = read_summary(folder)
     except InputError as error:

@@ -39,7 +39,7 @@ class LaunchedJob:
         label: printed in front of each message.
         config: checked.
         folder: the folder of its run.
-        command: the command line that its environment.json will show.
+        command: the words that its environment.json shows as its command.
     """
 
     number: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ FOLDER = ".sweeps"
 
 
 def new_sweep(root: Path) -> Path:
-    """Make the folder of a new sweep in a runs folder, so that all machines that train see it."""
+    """Make the folder of a new sweep in a runs folder, which all machines that train can reach; returns it."""
     name = datetime.now(UTC).strftime("%Y-%m-%d-%H-%M-%S")
     number = 0
     while True:
@@ -65,7 +66,7 @@ def queued() -> dict[Path, str]:
     arrays: dict[str, dict[int, Path]] = {}
     for text in shown.splitlines():
         job, state, comment = text.split("|", 2)
-        if state == "COMPLETING" or f"/{FOLDER}/" not in comment:  # it may have been cancelled
+        if state == "COMPLETING" or not re.search(r"/array\d+$", comment):  # it may have been cancelled
             continue
         if comment not in arrays:
             arrays[comment] = runs_of(Path(comment)) if Path(comment).is_dir() else {}

@@ -89,7 +89,7 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
     again = [1] if left == UNFINISHED else []
     assert trained == ([0, 1, 2] if race else [0, 2]) + again
     out, err = capsys.readouterr()
-    assert "[2/3] comes last: " in out
+    assert "[2/3] is put off" in out
     assert ("[2/3] trains" in out) == (left == UNFINISHED)
     assert err == ""
 

@@ -34,7 +34,7 @@ def test_sweeps_that_begin_at_once_have_folders_of_their_own_and_know_their_runs
 
 
 def test_the_queue_names_runs_by_array_and_leaves_out_what_is_ending_or_foreign(squeue):
-    array = new_sweep(Path("runs")) / "array0"
+    array = Path("a_sweep_folder_of_ones_own/array12").absolute()
     for index, name in enumerate("abcd"):
         link(array, index, Path("runs/demo", name))
     rows = ["7_0|RUNNING|{}", "7_1|PENDING|{}", "7_2|COMPLETING|{}", "8|RUNNING|{}", "9_0|RUNNING|(null)"]
