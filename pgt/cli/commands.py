@@ -67,13 +67,13 @@ def plan(options: Namespace) -> int:
         from pgt.tools import probe
     plan.command(
         options.overrides,
-        options.runs,
-        options.gpus,
-        options.gpu,
-        options.images_per_second,
-        options.bench or (),
-        probe.speeds if options.probe else None,
-        options.loader_images_per_second,
+        root=options.runs,
+        gpus=options.gpus,
+        gpu=options.gpu,
+        images_per_second=options.images_per_second,
+        bench=options.bench or (),
+        probe=probe.speeds if options.probe else None,
+        loader_images_per_second=options.loader_images_per_second,
     )
     return 0
 
@@ -229,15 +229,15 @@ def validate(options: Namespace) -> int:
 
     validate.command(
         options.checkpoint,
-        options.weights,
-        options.root,
-        options.data,
-        options.model,
-        options.alpha,
-        options.batch,
-        options.workers,
-        options.image_size,
-        options.precision,
+        which=options.weights,
+        root=options.root,
+        data_name=options.data,
+        model_name=options.model,
+        alpha=options.alpha,
+        batch=options.batch,
+        workers=options.workers,
+        image_size=options.image_size,
+        precision=options.precision,
     )
     return 0
 

@@ -97,12 +97,12 @@ def folder(name: str) -> Path:
 
 def groups() -> list[str]:
     """The names of the Hydra groups that a run is made of."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def is_group(name: str) -> bool:
-    """Whether there is a Hydra group of that name."""
-    return "." not in name and any((folder / name).is_dir() for folder in _folders())
+    """Whether there is a Hydra group of that name, other than Hydra's own."""
+    return "." not in name and not name.startswith("hydra/") and any((folder / name).is_dir() for folder in _folders())
 
 
 def is_choice(group: str, name: str) -> bool:

@@ -50,6 +50,7 @@ class Item:
 
 def command(
     overrides: Sequence[str],
+    *,
     root: Path,
     gpus: int,
     gpu: str,

@@ -46,15 +46,16 @@ MEASURES = {
 
 def command(
     checkpoint: Path,
-    which: str | None = None,
-    root: Path | None = None,
-    data_name: str | None = None,
-    model_name: str | None = None,
-    alpha: float | None = None,
-    batch: int | None = None,
-    workers: int | None = None,
-    image_size: int | None = None,
-    precision: str | None = None,
+    *,
+    which: str | None,
+    root: Path | None,
+    data_name: str | None,
+    model_name: str | None,
+    alpha: float | None,
+    batch: int | None,
+    workers: int | None,
+    image_size: int | None,
+    precision: str | None,
 ) -> None:
     """Read weights, evaluate them and print the results. None stands for the checkpoint's own value, or else for the
     default.

@@ -34,7 +34,14 @@ LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt"
 
 def clear(folder: Path) -> None:
     """Remove what a run would resume from."""
-    for name in ("checkpoints/best.pt", *CHECKPOINTS, "metrics.jsonl", "environment.json", "summary.json"):
+    for name in (
+        "checkpoints/best.pt",
+        *CHECKPOINTS,
+        "metrics.jsonl",
+        "environment.json",
+        "summary.json",
+        runs.FAILURE,
+    ):
         (folder / name).unlink(missing_ok=True)
     for name in ("tensorboard", weight_norms.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -123,6 +130,7 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     starts = [*runs.read_starts(folder), start]
     write_json(folder / "environment.json", {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
+    (folder / runs.FAILURE).unlink(missing_ok=True)
     return start
 
 

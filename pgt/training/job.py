@@ -118,7 +118,7 @@ def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summa
 
 
 def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path, label: str) -> None:
-    """Print what a run that ended earlier came to, and which records of it the config asks for in vain."""
+    """Print the result of a run that ended earlier, and which records it lacks that the config asks for."""
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
     lines = [f"{folder}: {before.status} earlier{other}{again}", result_line(before), *_not_recorded(config, folder)]
@@ -126,10 +126,10 @@ def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path
 
 
 def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
-    """Lines about records that the config asks for, and that a run which has ended lacks."""
+    """A line for each kind of record that the config asks for and that a run, which has ended, does not have."""
     if config.record.norms_every and not (folder / NORMS).exists():
         yield (
-            "it recorded no norms and trains no more: trainer.force=true trains it again, with "
+            "it has ended without a record of norms: trainer.force=true trains it again, with "
             f"record.norms_every={config.record.norms_every}"
         )
     where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"

@@ -149,7 +149,7 @@ def test_a_run_says_which_records_it_has_not_and_a_failed_mirror_leaves_nothing(
     capsys.readouterr()
     train(*RUN, "paths.runs=other", "record.norms_every=1", "logger=tensorboard")
     said = capsys.readouterr().out
-    assert "it recorded no norms and trains no more: trainer.force=true" in said
+    assert "without a record of norms: trainer.force=true" in said
     assert f"`pgt mirror tensorboard custom/{folder.name} --runs other`" in said
     assert main(["mirror", "tensorboard", "nothing", "--runs", "other"]) == 2
 
