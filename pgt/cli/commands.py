@@ -81,17 +81,56 @@ def plan(options: Namespace) -> int:
 def status_options(parser: ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="only its runs: demo/bn, or a folder, demo (default: all)")
     add_runs(parser)
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--watch", action="store_true", help="look every ten seconds, until no run is queued or running")
+    does.add_argument("--json", action="store_true", help="print a list of objects")
+    does.add_argument("--cancel", action="store_true", help="end what is queued or running of the experiment, in order")
+    again = "give the commands of the experiment's failed and refused runs again"
+    does.add_argument("--retry-failed", action="store_true", help=again)
 
 
 def status(options: Namespace) -> int:
-    from pgt.reproduction import formats, status
+    from pgt.reproduction import status
 
-    found = status.standings(options.runs, options.experiment)
-    if found.empty:
-        what = f"of {options.experiment} " if options.experiment else ""
-        raise InputError(f"no run {what}under {options.runs}: `pgt train` makes them, --runs names another folder")
-    print(formats.render([status.status_table(found, options.runs)], "markdown"))
+    if not (options.cancel or options.retry_failed):
+        status.command(options.runs, options.experiment, options.json, options.watch)
+        return 0
+    if not options.experiment:
+        raise InputError("say which experiment: `pgt status --cancel demo/bn`, `pgt status --retry-failed demo/bn`")
+    return _cancel(options) if options.cancel else _retry(options)
+
+
+def _cancel(options: Namespace) -> int:
+    from pgt.reproduction import steering
+
+    done = 0
+    for line in steering.cancel(options.runs, options.experiment):
+        print(line)
+        done += 1
+    if not done:
+        print(f"nothing of {options.experiment} is queued or running")
     return 0
+
+
+def _retry(options: Namespace) -> int:
+    import shlex
+
+    from pgt.reproduction import steering
+
+    found = steering.retries(options.runs, options.experiment)
+    if not found:
+        print(f"no run of {options.experiment} has failed or been refused")
+    codes = []
+    for command, count in found.items():
+        program, words = "".join(command[:1]), command[1:]
+        print(f"{program} {shlex.join(words)}  # {count} failed", flush=True)
+        if program == "pgt train":
+            from pgt.launch import jobs
+
+            codes.append(jobs.train(words))
+        else:
+            print("pgt did not start it, or in an older version: give the command again yourself")
+    return max(codes, default=0)
 
 
 def table_options(parser: ArgumentParser) -> None:
@@ -262,7 +301,9 @@ def data(options: Namespace) -> int:
 COMMANDS = {
     "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
-    "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),
+    "status": Command(
+        "where runs stand: queued, running, finished, failed, ...; cancel and retry", status_options, status
+    ),
     "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
     "figure": Command("draw a figure of the paper from runs", figure_options, figure),
     "mirror": Command("send runs that have ended to wandb or TensorBoard", mirror_options, mirror),

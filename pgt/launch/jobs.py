@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pgt import data
 from pgt.config.compose import Jobs, compose_all, compose_jobs, shown
 from pgt.config.grammar import key_of, written
+from pgt.config.identity import identity
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
@@ -28,8 +29,20 @@ from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_failure, read_summary, write_failure
-from pgt.runs.sweeps import link, new_sweep, runs_of
+from pgt.runs.folder import (
+    DIVERGED,
+    FINISHED,
+    LOCK,
+    Failure,
+    Summary,
+    held,
+    holder,
+    lock,
+    read_failure,
+    read_summary,
+    write_failure,
+)
+from pgt.runs.sweeps import LIST, link, new_sweep, runs_of, write_list
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -105,7 +118,7 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in overrides}
-    with _notes(jobs) as notes:
+    with _notes(jobs, sweep) as notes:
         settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
             settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
@@ -130,11 +143,12 @@ def _in_turn(hydra: HydraConf) -> bool:
 
 
 @contextmanager
-def _notes(jobs: Jobs) -> Iterator[Path]:
+def _notes(jobs: Jobs, sweep: Sweep) -> Iterator[Path]:
     """A folder for what Hydra, its launchers and its sweepers write.
 
     It is a temporary one if jobs train in turn in this process, since their run folders say more. Other launchers and
-    sweepers leave logs and results there, and may need to reach it from other machines.
+    sweepers leave logs and results there, and may need to reach it from other machines. It lists the runs, and is
+    locked while this process starts jobs: so `pgt status` knows which runs are to come.
     """
     if _in_turn(jobs.hydra):
         with TemporaryDirectory(prefix="pgt-") as temporary:
@@ -142,9 +156,12 @@ def _notes(jobs: Jobs) -> Iterator[Path]:
     else:
         folder = new_sweep(Path(jobs.configs[0].paths.runs))
         try:
-            yield folder
+            with lock(folder):
+                if not jobs.searches:  # the sweeper chooses other configs
+                    write_list(folder, sweep.command, {folder_of(config): identity(config) for config in jobs.configs})
+                yield folder
         finally:
-            if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:  # no job has begun
+            if {path.name for path in folder.iterdir()} <= {"multirun.yaml", LIST, LOCK}:  # no job has begun
                 rmtree(folder)
 
 
@@ -202,6 +219,10 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
         try:
             return _objective(run(config))
         except Exception as error:
+            with suppress(InputError):
+                folder = folder_of(config)
+                if folder.is_dir():  # bad input makes none
+                    _note(folder, error)
             raise _Failed(error) from None
     in_turn = _in_turn(hydra)
     if not in_turn:
@@ -237,19 +258,24 @@ def train_job(config: Config, label: str, waits: bool) -> float:
 
 
 def failed(folder: Path | None, label: str, error: Exception) -> None:
-    """Print why the job of a sweep has failed, and note it in its run's folder, if that is known.
-
-    Bad input makes no folder: a run without one was refused.
-    """
+    """Print why a job has failed, and note it in its run's folder, if that is known."""
     known = expected(error)
     if known:
         print(f"pgt: {label}{known}", file=sys.stderr)
     else:
         traceback.print_exc()
-    if folder is not None and (folder.is_dir() or not isinstance(known, InputError)):
-        with suppress(OSError):
-            reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
-            write_failure(folder, exit_code(error), reason)
+    if folder is not None:
+        _note(folder, error)
+
+
+def _note(folder: Path, error: Exception) -> None:
+    """Note in a run's folder why it failed, unless another process goes on with it."""
+    if isinstance(error, HeldError):
+        return
+    known = expected(error)
+    reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
+    with suppress(OSError, InputError):  # the disk may be full
+        write_failure(folder, Failure(exit_code(error), reason, sys.argv))
 
 
 def _wait(folder: Path, label: str) -> None:
@@ -301,7 +327,7 @@ def code_in(folder: Path) -> int:
     if summary is not None and summary.status == FINISHED:
         return 0
     if failure := read_failure(folder):
-        return failure[0]
+        return failure.code
     return TrainingError.exit_code if folder.is_dir() else InputError.exit_code
 
 

@@ -22,7 +22,7 @@ from pgt.launch.jobs import train_job
 from pgt.launch.launchers import LaunchedJob
 from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
-from pgt.runs.folder import FINISHED, last_record, read_failure, read_summary, write_failure
+from pgt.runs.folder import FINISHED, Failure, last_record, read_failure, read_summary, write_failure
 from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
 
@@ -179,7 +179,8 @@ class _SideBySide:
                 self._say(job, "stopped while it started")
             else:
                 if isinstance(outcome, Exception):
-                    write_failure(job.folder, TrainingError.exit_code, str(outcome))
+                    failure = Failure(TrainingError.exit_code, str(outcome), job.command)
+                    write_failure(job.folder, failure)
                 self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
                 self._say(job, _end(job.folder))
 
@@ -203,5 +204,5 @@ def _end(folder: Path) -> str:
     """How a run has ended, in one line."""
     summary, failure = read_summary(folder), read_failure(folder)
     if failure is not None and (summary is None or summary.status != FINISHED):
-        return f"failed: {failure[1].removeprefix(f'{folder}: ').splitlines()[-1]}"
+        return f"failed: {failure.reason.removeprefix(f'{folder}: ').splitlines()[-1]}"
     return result_line(summary) if summary is not None else "refused; its log says why"

@@ -1,86 +1,241 @@
-"""The progress of the runs in a folder."""
+"""Where the runs of a folder stand, read from run folders, the lists of sweeps and Slurm's queue."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import pandas as pd
+from rich.console import Console
 
+from pgt.core.errors import InputError
 from pgt.reproduction.cost import work
-from pgt.reproduction.formats import Column, Note, Table, table
-from pgt.reproduction.groups import warnings
-from pgt.runs.folder import DIVERGED, UNFINISHED, holder, last_record
-from pgt.runs.frame import frame, records
-from pgt.runs.labels import with_alpha
+from pgt.reproduction.formats import Column, Note, Table, render, table
+from pgt.runs.folder import (
+    DIVERGED,
+    FAILURE,
+    FINISHED,
+    LOCK,
+    Summary,
+    holder,
+    last_record,
+    read_failure,
+    scan,
+    was_killed,
+)
+from pgt.runs.frame import dotted
+from pgt.runs.labels import method_label, with_alpha
+from pgt.runs.sweeps import SlurmJob, SweepList, queued, read_sweeps
 
-TRAINING, STOPPED = "training", "stopped"
-"""An unfinished run that a process holds, and one that no process holds, to be resumed."""
+T = TypeVar("T")
+
+WATCH_SECONDS = 10.0
+"""Time between two looks of `--watch`: clusters dislike users who ask for the queue more often."""
+
+QUEUED, RUNNING, STOPPED, KILLED = "queued", "running", "stopped", "killed"
+FAILED, REFUSED, DAMAGED, NOT_BEGUN = "failed", "refused", "damaged", "not begun"
+
+BAD = (DIVERGED, FAILED, REFUSED, DAMAGED)
+"""The statuses that have a reason."""
+
+REPEAT = {
+    STOPPED: "to resume a stopped run, repeat its command (environment.json in its folder has it)",
+    KILLED: "a killed run was ended without time to save; its command goes on from its last checkpoint",
+    NOT_BEGUN: "a run that has not begun was to be trained by a sweep that has ended; `--retry-failed` leaves it out",
+    FAILED: "`pgt status EXPERIMENT --retry-failed` trains failed and refused runs again",
+}
+"""What to know of runs of a status."""
 
 
-def standings(root: Path, experiment: str | None = None) -> pd.DataFrame:
-    """The frame of runs (see `pgt.runs.frame`) as they stand now.
+@dataclass(frozen=True)
+class Standing:
+    """Where one run stands.
 
-    Columns that it changes or adds:
+    Attributes:
+        run: its folder, which a run that has not begun does not have yet.
+        experiment: `custom` for a run without one.
+        method, alpha, seed: as in `pgt.runs.frame`; None if they are not known yet.
+        status: `finished`, `diverged`, `queued` (in Slurm's queue, or in a sweep that goes on), `running`, `stopped`
+            (in order), `killed` (its process had no time to save), `failed`, `refused` (bad input), `damaged` (its
+            summary cannot be read), or `not begun` (its sweep has ended before its turn).
+        reason: one line, of `diverged`, `failed`, `refused` and `damaged`.
+        job: id of the Slurm job that trains it, or is to.
+        process: that trains it, or whose sweep is to, as `pgt.runs.folder.holder` names it.
+        epochs, of: done, and to do.
+        best: best test top-1 so far, percent.
+        images_per_second: of its whole epochs, or of the first one so far.
+        left: seconds of training at the speed so far, evaluations included, for all epochs that are not done.
+        silent: seconds since its last record, if it has not ended.
+        warning: of its last epoch.
+    """
 
-    - `status`: `finished`, `diverged`, `training` or `stopped`.
-    - `holder`: the process that trains the run; empty if none does.
-    - `images_per_second`: of its whole epochs, or of the first one so far.
-    - `silent`: seconds since its last record.
-    - `left`: seconds of training at the speed so far, evaluations included, for all epochs that are not done.
+    run: Path
+    experiment: str
+    status: str
+    method: str | None = None
+    alpha: float | None = None
+    seed: int | None = None
+    reason: str | None = None
+    job: str | None = None
+    process: str = ""
+    epochs: int = 0
+    of: int | None = None
+    best: float | None = None
+    images_per_second: float | None = None
+    left: float | None = None
+    silent: float | None = None
+    warning: str | None = None
 
-    The last three are NaN if they are not known.
+
+def standings(root: Path, experiment: str | None = None) -> list[Standing]:
+    """Where every run of a folder stands, sorted by folder: those that have begun, and those that sweeps are to train.
+
+    If Slurm does not answer, a warning says so, and folders alone tell.
 
     Args:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of.
     """
-    runs = frame(root, experiment)
-    names = ["status", "holder", "images_per_second", "silent", "left"]
-    now = pd.DataFrame([_standing(run) for run in records(runs)], columns=names)
-    return runs.assign(**{name: now[name] for name in names})
+    whole, within = root.resolve(), Path(experiment or "")
+    try:
+        queue = queued()
+    except InputError as error:
+        print(f"pgt: warning: jobs in Slurm's queue are not shown as such: {error}", file=sys.stderr)
+        queue = {}
+    jobs = {run.relative_to(whole): job for run, job in queue.items() if run.is_relative_to(whole)}
+    sweeps = sorted(read_sweeps(root), key=lambda sweep: bool(sweep.process))  # of a run's, the one that goes on counts
+    lists = {run: sweep for sweep in sweeps for run in sweep.runs}
+    found = {folder.relative_to(root): summary for folder, summary in scan(root, experiment)}
+    coming = {run: None for run in [*jobs, *lists] if run not in found and run.is_relative_to(within)}
+    return [
+        _standing(root, run, summary, jobs.get(run), lists.get(run))
+        for run, summary in sorted((found | coming).items())
+    ]
 
 
-def _standing(run: Mapping[str, Any]) -> tuple[str, str, float | None, float | None, float | None]:
-    folder, status, held, left = run["run"], run["status"], "", None
-    record = last_record(folder)
-    speed = run["images_per_second"] or record.get("images_per_second")
-    if status == UNFINISHED:
-        held = holder(folder)
-        status = TRAINING if held else STOPPED
-        rest = work(run, run["epochs"])
-        left = rest.gpu_seconds(speed) if speed and rest.images is not None else None
-    silent = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime) if record else None
-    return status, held, speed, silent, left
+def _standing(
+    root: Path, run: Path, summary: Summary | InputError | None, job: SlurmJob | None, sweep: SweepList | None
+) -> Standing:
+    folder = root / run
+    one = Standing(folder, str(run.parent), NOT_BEGUN, **(sweep.runs[run] if sweep else {}))
+    if isinstance(summary, InputError):
+        return replace(one, status=DAMAGED, reason=str(summary))
+    if summary is not None:
+        one = replace(
+            one,
+            experiment=summary.experiment or "custom",
+            status=summary.status,
+            method=method_label(summary.identity),
+            alpha=float(summary.identity["method"]["alpha"]),
+            seed=summary.seed,
+            reason=summary.reason,
+            epochs=summary.epochs,
+            of=summary.identity["recipe"]["epochs"],
+            best=summary.test_top1_best,
+            images_per_second=summary.images_per_second,
+            warning=summary.warning,
+        )
+        if summary.status in (FINISHED, DIVERGED):
+            return one
+    process = holder(folder)
+    one = _progress(replace(one, process=process, job=job.id if job else None), summary)
+    if process or job:
+        return replace(one, status=RUNNING if process or (job and job.running) else QUEUED)
+    failure = read_failure(folder)
+    if sweep and sweep.process and not (failure and (folder / FAILURE).stat().st_mtime >= sweep.started):
+        return replace(one, status=QUEUED, process=sweep.process)
+    if failure:
+        line = failure.reason.removeprefix(f"{folder}: ").splitlines()[-1]
+        return replace(one, status=REFUSED if failure.code == InputError.exit_code else FAILED, reason=line)
+    if not (folder / LOCK).exists() and summary is None:
+        return one
+    return replace(one, status=KILLED if was_killed(folder) else STOPPED)
 
 
-def status_table(found: pd.DataFrame, root: Path) -> Table:
-    """A line for each run; below, how many runs have each status, and what to know of those that do not finish."""
-    rows = records(found)
-    counted = ", ".join(f"{number} {status}" for status, number in found.status.value_counts().sort_index().items())
-    notes = [f"{row['run']}: trained by {row['holder']}" for row in rows if row["status"] == TRAINING]
-    notes += [f"{row['run']}: diverged: {row['reason']}" for row in rows if row["status"] == DIVERGED]
-    if any(row["status"] == STOPPED for row in rows):
-        notes.append("to resume a stopped run, repeat its command (environment.json in its folder has it)")
-    columns: Sequence[Column[Mapping[str, Any]]] = (
-        ("Run", lambda row: str(row["run"].relative_to(root))),
-        ("Method", lambda row: with_alpha(row["method"], row["alpha"])),
-        ("Seed", lambda row: str(row["seed"])),
-        ("Status", lambda row: row["status"]),
-        ("Epochs", lambda row: f"{row['epochs']}/{row['recipe.epochs']}"),
-        ("Best top-1", lambda row: _known(row["test_top1_best"], "{:.2f}".format)),
-        ("Images/s", lambda row: _known(row["images_per_second"], "{:,.0f}".format)),
-        ("Left", lambda row: _known(row["left"], duration)),
-        ("Last record", lambda row: _known(row["silent"], lambda seconds: f"{duration(seconds)} ago")),
+def _progress(one: Standing, summary: Summary | None) -> Standing:
+    """A run that has not ended, with its speed, the time left and how long it has been silent, if they are known."""
+    record = last_record(one.run)
+    if record:
+        one = replace(one, silent=max(0.0, time.time() - (one.run / "metrics.jsonl").stat().st_mtime))
+    speed = one.images_per_second or record.get("images_per_second")
+    if summary is None or not speed:
+        return one
+    rest = work(dotted(summary.identity), summary.epochs)
+    left = None if rest.images is None else rest.gpu_seconds(speed)
+    return replace(one, images_per_second=speed, left=left)
+
+
+def counts(found: Sequence[Standing]) -> str:
+    """How many runs have each status: `4 runs: 1 diverged, 3 finished`."""
+    counted = ", ".join(f"{number} {status}" for status, number in sorted(Counter(one.status for one in found).items()))
+    return f"{len(found)} run{'s' * (len(found) != 1)}: {counted}"
+
+
+def status_table(found: Sequence[Standing], root: Path) -> Table:
+    """A line for each run; below, how many have each status, the reasons of those that failed, and what to do."""
+    columns: Sequence[Column[Standing]] = (
+        ("Run", lambda one: str(one.run.relative_to(root))),
+        ("Method", lambda one: _known(one.method, lambda method: with_alpha(method, one.alpha or 1))),
+        ("Seed", lambda one: _known(one.seed, str)),
+        ("Status", lambda one: one.status),
+        ("Epochs", lambda one: _known(one.of, lambda of: f"{one.epochs}/{of}")),
+        ("Best top-1", lambda one: _known(one.best, "{:.2f}".format)),
+        ("Images/s", lambda one: _known(one.images_per_second, "{:,.0f}".format)),
+        ("Left", lambda one: _known(one.left, duration)),
+        ("Last record", lambda one: _known(one.silent, lambda seconds: f"{duration(seconds)} ago")),
+        ("Where", lambda one: ", ".join(filter(None, [one.job and f"job {one.job}", one.process]))),
     )
-    counts = Note(f"{len(found)} run{'s' if len(found) > 1 else ''}: {counted}", notes)
-    return table(rows, columns, notes=[counts, *warnings(found)])
+    there = {one.status for one in found}
+    reasons = [f"{one.run}: {one.status}: {one.reason}" for one in found if one.status in BAD]
+    notes = [Note(counts(found), [*reasons, *(text for status, text in REPEAT.items() if status in there)])]
+    if warned := [f"{one.run}: {one.warning}" for one in found if one.warning]:
+        notes.append(Note("Warnings of the last epoch:", warned))
+    return table(found, columns, notes=notes)
 
 
-def _known(value: float | None, text: Callable[[float], str]) -> str:
+def _known(value: T | None, text: Callable[[T], str]) -> str:
     return "" if value is None else text(value)
+
+
+def command(root: Path, experiment: str | None, as_json: bool, watches: bool) -> None:
+    """Print where runs stand: as a table or as JSON, once or until all have ended.
+
+    Raises:
+        InputError: there are none.
+    """
+    while True:
+        found = standings(root, experiment)
+        if not found:
+            what = f"of {experiment} " if experiment else ""
+            raise InputError(f"no run {what}under {root}: `pgt train` makes them, --runs names another folder")
+        if not watches or not any(one.status in (QUEUED, RUNNING) for one in found):
+            break
+        _show(found, root)
+        time.sleep(WATCH_SECONDS)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], default=str, indent=2, ensure_ascii=False))
+    else:
+        print(render([status_table(found, root)], "markdown"))
+
+
+def _show(found: Sequence[Standing], root: Path) -> None:
+    """Show the runs that are neither queued nor finished, as many as fit on the screen, and how many there are of each.
+
+    On anything but a terminal it is the numbers alone.
+    """
+    now = time.strftime("%H:%M:%S")
+    screen = Console(highlight=False, soft_wrap=True)
+    if screen.is_terminal:
+        screen.clear()
+        open_ones = [one for one in found if one.status not in (QUEUED, FINISHED)]
+        lines = render([replace(status_table(open_ones, root), notes=[])], "markdown").splitlines()
+        screen.print("\n".join(line[: screen.width] for line in lines[: screen.height - 2]), markup=False)
+    print(f"{now}  {counts(found)}", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgt.core.errors import HeldError, InputError, as_input_error
 from pgt.core.files import write_json, writing
@@ -138,48 +138,66 @@ FAILURE = "failure.json"
 """In a run's folder: how the last job that was to train it failed, until the run goes on."""
 
 
-def write_failure(folder: Path, code: int, reason: str) -> None:
-    """Note in a run's folder that the job of a sweep failed.
+class Failure(NamedTuple):
+    """How the job of a run failed.
 
-    Args:
+    Attributes:
         code: the exit code that it stands for.
-        reason: one line.
+        reason: in words.
+        command: that the job belonged to, word by word.
     """
+
+    code: int
+    reason: str
+    command: list[str]
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Note in a run's folder that its job failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FAILURE, {"code": code, "reason": reason})
+    write_json(folder / FAILURE, failure._asdict())
 
 
-def read_failure(folder: Path) -> tuple[int, str] | None:
-    """The exit code and reason that `write_failure` has noted; None if the run has not failed, or goes on."""
+def read_failure(folder: Path) -> Failure | None:
+    """What `write_failure` has noted; None if the run has not failed, or goes on."""
     try:
         values = json.loads((folder / FAILURE).read_text())
-        return int(values["code"]), str(values["reason"])
+        return Failure(int(values["code"]), str(values["reason"]), list(values.get("command", ())))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
-    """(folder, summary) of every run under `root`, sorted by folder.
+def scan(root: Path, experiment: str | None = None) -> Iterator[tuple[Path, Summary | InputError | None]]:
+    """Every run under `root`, sorted by folder: its folder and its summary.
 
-    A run whose summary cannot be read is left out, with a warning.
+    Instead of a summary it yields the error of one that cannot be read, and None for a run that has none yet.
 
     Args:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of (`demo` finds `demo/bn`).
     """
-    found = []
     for name, inner, files in os.walk(root / experiment if experiment else root):
-        inner.sort()
-        if "summary.json" not in files:
+        inner[:] = sorted(folder for folder in inner if not folder.startswith("."))
+        if not {"summary.json", FAILURE, LOCK} & set(files):
             continue
         inner.clear()  # no run lies inside another one
         try:
-            summary = read_summary(Path(name))
+            yield Path(name), read_summary(Path(name))
         except (InputError, OSError) as error:
-            _warn(str(as_input_error(error)))
-            continue
-        if summary is not None:
-            found.append((Path(name), summary))
+            yield Path(name), as_input_error(error)
+
+
+def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
+    """Folder and summary of every run under `root` that has one, as `scan`.
+
+    A run whose summary cannot be read is left out, with a warning.
+    """
+    found = []
+    for folder, summary in scan(root, experiment):
+        if isinstance(summary, Summary):
+            found.append((folder, summary))
+        elif summary is not None:
+            _warn(str(summary))
     return found
 
 
@@ -245,19 +263,23 @@ def read_epochs(folder: Path, epochs: int) -> list[dict[str, Any]]:
     return found
 
 
+LOCK = "lock"
+"""In a run's folder, and in that of a sweep: held by the process that trains the run, or starts the sweep's jobs. It
+names the process, and is empty if that has left in order."""
+
 LOCK_SECONDS = 10
 """How long to wait for a run's folder: the data workers of a killed process hold it for some seconds."""
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process.
+    """Hold a run's folder, or a sweep's, for this process.
 
     Raises:
         HeldError: another process holds it, and keeps it for `LOCK_SECONDS`.
         InputError: the file system does not support flock.
     """
-    with (folder / "lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -274,12 +296,22 @@ def lock(folder: Path) -> Iterator[None]:
                     "paths.runs to another one"
                 ) from None
         try:
-            with writing(folder / "lock"):
+            with writing(folder / LOCK):
                 file.truncate(0)
                 os.write(file.fileno(), f"{platform.node()}, process {os.getpid()}".encode())
             yield
         finally:
+            with suppress(OSError):
+                file.truncate(0)
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def was_killed(folder: Path) -> bool:
+    """Whether the last process that held a folder, which none holds now, did not leave in order."""
+    try:
+        return (folder / LOCK).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def held(folder: Path, process: str) -> HeldError:
@@ -288,9 +320,12 @@ def held(folder: Path, process: str) -> HeldError:
 
 
 def holder(folder: Path) -> str:
-    """The process that holds a run's folder, as `lock` names it; empty if none does or the file system lacks flock."""
+    """The process that holds a folder, as `lock` names it (`node7, process 123`).
+
+    It is empty if none does, or if the file system lacks flock.
+    """
     try:
-        with (folder / "lock").open() as file:
+        with (folder / LOCK).open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

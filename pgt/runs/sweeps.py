@@ -1,18 +1,77 @@
-"""The folder of a sweep: a link to each of its runs, named by the number of the job."""
+"""Sweeps: their folders, with a list of their runs and links to them, and what Slurm's queue holds of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pgt.core.errors import InputError
+from pgt.core.files import write_json
+from pgt.runs.folder import holder
+from pgt.runs.labels import method_label
 
 FOLDER = ".sweeps"
 """In the runs folder: the folders of sweeps."""
+
+LIST = "sweep.json"
+"""In the folder of a sweep: its command and its runs, written before its first job begins."""
+
+
+@dataclass(frozen=True)
+class SweepList:
+    """The list of a sweep's runs, as `write_list` has written it.
+
+    Attributes:
+        folder: of the sweep.
+        command: `pgt train` and its words.
+        runs: the folder of each run, from the runs folder, and its `method`, `alpha` and `seed`.
+        started: seconds since the epoch.
+        process: that starts its jobs, as `holder` names it; empty if it has ended.
+    """
+
+    folder: Path
+    command: list[str]
+    runs: dict[Path, dict[str, Any]]
+    started: float
+    process: str
+
+
+def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Write the list of a sweep's runs into its folder.
+
+    Args:
+        command: `pgt train` and its words.
+        runs: the identity of each run (see `pgt.config.identity`) by its folder.
+    """
+    listed = {
+        os.path.relpath(run.absolute(), sweep.absolute()): {
+            "method": method_label(identity),
+            "alpha": identity["method"]["alpha"],
+            "seed": identity["seed"],
+        }
+        for run, identity in runs.items()
+    }
+    write_json(sweep / LIST, {"command": list(command), "runs": listed})
+
+
+def read_sweeps(root: Path) -> list[SweepList]:
+    """The sweeps of a runs folder that have a list of their runs, the first one first."""
+    found = []
+    for path in sorted((root / FOLDER).glob(f"*/{LIST}")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a sweep that someone removes now
+            values, sweep = json.loads(path.read_text()), path.parent
+            inner = sweep.relative_to(root)
+            runs = {Path(os.path.normpath(inner / run)): dict(about) for run, about in values["runs"].items()}
+            found.append(SweepList(sweep, list(values["command"]), runs, path.stat().st_mtime, holder(sweep)))
+    return found
 
 
 def new_sweep(root: Path) -> Path:
@@ -42,35 +101,68 @@ def runs_of(sweep: Path) -> dict[int, Path]:
     return {int(path.name): Path(os.path.normpath(sweep / path.readlink())) for path in links}
 
 
-def queued() -> dict[Path, str]:
-    """The runs that jobs of this user in Slurm's queue train or are to train, with the ids of the jobs.
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job of Slurm's queue.
+
+    Attributes:
+        id: `12`, or `12_3` in an array.
+        running: whether it has begun; otherwise it waits.
+    """
+
+    id: str
+    running: bool
+
+
+def queued() -> dict[Path, SlurmJob]:
+    """The runs that jobs of this user in Slurm's queue train or are to train, with these jobs.
 
     The comment of a job is a folder whose links, named by the numbers of the array's jobs, lead to the runs. Without
     Slurm there are none.
 
     Returns:
-        An id by the run's folder, which is absolute and resolved.
+        A job by the run's folder, which is absolute and resolved.
 
     Raises:
         InputError: Slurm does not answer.
     """
-    command = ["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k"]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except FileNotFoundError:
-        return {}
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
-        raise InputError(f"squeue does not tell what is in the queue: {reason}") from None
-    found: dict[Path, str] = {}
+    shown = _slurm("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k")
+    found: dict[Path, SlurmJob] = {}
     arrays: dict[str, dict[int, Path]] = {}
     for text in shown.splitlines():
         job, state, comment = text.split("|", 2)
         if state == "COMPLETING" or not re.search(r"/array\d+$", comment):  # it may have been cancelled
             continue
         if comment not in arrays:
-            arrays[comment] = runs_of(Path(comment)) if Path(comment).is_dir() else {}
+            runs = runs_of(Path(comment)) if Path(comment).is_dir() else {}
+            parents = {run.parent: run.parent.resolve() for run in runs.values()}
+            arrays[comment] = {number: parents[run.parent] / run.name for number, run in runs.items()}
         run = arrays[comment].get(int(job.partition("_")[2] or 0))
         if run is not None:
-            found[run.resolve()] = job
+            found[run] = SlurmJob(job, state == "RUNNING")
     return found
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Let Slurm end jobs, or take them from its queue. A run that trains stops in order.
+
+    Raises:
+        InputError: Slurm does not answer.
+    """
+    for start in range(0, len(ids), 500):
+        _slurm("scancel", *ids[start : start + 500])
+
+
+def _slurm(*command: str) -> str:
+    """What a command of Slurm prints; nothing if this machine has no Slurm.
+
+    Raises:
+        InputError: it fails.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except FileNotFoundError:
+        return ""
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        raise InputError(f"{command[0]} does not answer: {reason}") from None

@@ -46,7 +46,7 @@ class TestOnACluster:
         jobs, said = submit("-m", *RUN, "seed=0,1")
         assert said.startswith("2 runs: 2 submitted as job ")
         begun(jobs[0])
-        assert sorted(queued().values()) == jobs
+        assert sorted(job.id for job in queued().values()) == jobs
         again = pgt("train", "-m", *RUN, "seed=0,1", *LAUNCHER)
         assert "2 in the queue already, 0 submitted" in again.stdout
         subprocess.run(["scancel", "--signal=USR1", jobs[0]], check=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgt.core.errors import InputError
-from pgt.runs.sweeps import link, new_sweep, queued, runs_of
+from pgt.runs.sweeps import SlurmJob, link, new_sweep, queued, runs_of
 
 
 @pytest.fixture
@@ -39,9 +39,10 @@ def test_the_queue_names_runs_by_array_and_leaves_out_what_is_ending_or_foreign(
         link(array, index, Path("runs/demo", name))
     rows = ["7_0|RUNNING|{}", "7_1|PENDING|{}", "7_2|COMPLETING|{}", "8|RUNNING|{}", "9_0|RUNNING|(null)"]
     squeue("\n".join(row.format(array) for row in rows[:3]) + f"\n{rows[4]}\n")
-    assert queued() == {Path("runs/demo/a").resolve(): "7_0", Path("runs/demo/b").resolve(): "7_1"}
+    runs = Path("runs/demo").resolve()
+    assert queued() == {runs / "a": SlurmJob("7_0", True), runs / "b": SlurmJob("7_1", False)}
     squeue(rows[3].format(array))  # an array of one job is a job
-    assert queued() == {Path("runs/demo/a").resolve(): "8"}
+    assert queued() == {runs / "a": SlurmJob("8", True)}
 
 
 def test_without_slurm_nothing_is_queued_and_a_slurm_that_fails_is_said(squeue, monkeypatch):

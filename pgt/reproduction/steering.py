@@ -1,0 +1,67 @@
+"""Ends the runs of an experiment that are queued or running, and finds the commands of those that failed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pgt.config.grammar import key_of
+from pgt.reproduction.status import FAILED, QUEUED, REFUSED, RUNNING, standings
+from pgt.runs import sweeps
+from pgt.runs.folder import read_failure
+
+
+def cancel(root: Path, experiment: str) -> Iterator[str]:
+    """End what is queued or running of an experiment; yields a line for each job and process that it has ended.
+
+    Slurm cancels its jobs. Processes of this machine get SIGTERM, those that start the jobs of a sweep first: that
+    sweep ends as a whole. Runs that train stop after their step and save.
+
+    Args:
+        experiment: its name, or a folder of several.
+
+    Raises:
+        InputError: Slurm does not answer.
+    """
+    going = [one for one in standings(root, experiment) if one.status in (QUEUED, RUNNING)]
+    submitted = [one for one in going if one.job]
+    sweeps.cancel([one.job for one in submitted if one.job])
+    yield from (f"cancelled job {one.job}: {one.run}" for one in submitted)
+    here = [one.run for one in going if not one.job]
+    starters = {root / run: sweep.process for sweep in sweeps.read_sweeps(root) for run in sweep.runs if sweep.process}
+    trainers = {one.run: one.process for one in going if not one.job}
+    for process in dict.fromkeys([*(starters[run] for run in here if run in starters), *trainers.values()]):
+        runs = [run for run in here if process in (starters.get(run), trainers[run])]
+        yield f"{_end(process)}: {', '.join(map(str, runs))}"
+
+
+def _end(process: str) -> str:
+    """Send SIGTERM to a process of this machine, as `pgt.runs.folder.lock` names it; returns what was done."""
+    found = re.fullmatch(r"(.*), process (\d+)", process)
+    if found is None or found[1] != platform.node():
+        return f"not stopped, since it is on another machine ({process})"
+    try:
+        os.kill(int(found[2]), signal.SIGTERM)
+    except OSError as error:
+        return f"not stopped ({process}: {error.strerror})"
+    return f"asked to stop ({process})"
+
+
+def retries(root: Path, experiment: str) -> dict[tuple[str, ...], int]:
+    """The commands that trained, or were to train, the failed and refused runs of an experiment, and how many of them.
+
+    They are without `trainer.force`, which would train finished runs again, too.
+
+    Args:
+        experiment: its name, or a folder of several.
+    """
+    failures = [read_failure(one.run) for one in standings(root, experiment) if one.status in (FAILED, REFUSED)]
+    commands = [failure.command for failure in failures if failure]
+    return Counter(
+        tuple(word for word in words if "=" not in word or key_of(word) != "trainer.force") for words in commands
+    )
