@@ -122,14 +122,11 @@ def _standing(
     root: Path, run: Path, summary: Summary | InputError | None, job: SlurmJob | None, sweep: SweepList | None
 ) -> Standing:
     folder = root / run
-    one = Standing(folder, str(run.parent), NOT_BEGUN, **(sweep.runs[run] if sweep else {}))
-    if isinstance(summary, InputError):
-        return replace(one, status=DAMAGED, reason=str(summary))
-    if summary is not None:
-        one = replace(
-            one,
-            experiment=summary.experiment or "custom",
-            status=summary.status,
+    if isinstance(summary, Summary):
+        one = Standing(
+            folder,
+            summary.experiment or "custom",
+            summary.status,
             method=method_label(summary.identity),
             alpha=float(summary.identity["method"]["alpha"]),
             seed=summary.seed,
@@ -142,6 +139,10 @@ def _standing(
         )
         if summary.status in (FINISHED, DIVERGED):
             return one
+    else:
+        one = Standing(folder, str(run.parent), NOT_BEGUN, **(sweep.runs[run] if sweep else {}))
+        if summary is not None:
+            return replace(one, status=DAMAGED, reason=str(summary))
     process = holder(folder)
     one = _progress(replace(one, process=process, job=job.id if job else None), summary)
     if process or job:
@@ -152,7 +153,7 @@ def _standing(
     if failure:
         line = failure.reason.removeprefix(f"{folder}: ").splitlines()[-1]
         return replace(one, status=REFUSED if failure.code == InputError.exit_code else FAILED, reason=line)
-    if not (folder / LOCK).exists() and summary is None:
+    if summary is None and not (folder / LOCK).exists():
         return one
     return replace(one, status=KILLED if was_killed(folder) else STOPPED)
 

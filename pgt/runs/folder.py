@@ -73,6 +73,9 @@ class Summary:
     version: int = field(default=SCHEMA_VERSION)
 
 
+NAMES = tuple(item.name for item in fields(Summary))
+
+
 def write_summary(folder: Path, summary: Summary) -> None:
     """Replace the folder's `summary.json`."""
     write_json(folder / "summary.json", asdict(summary))
@@ -85,13 +88,13 @@ def read_summary(folder: Path) -> Summary | None:
         InputError: a summary that cannot be read.
     """
     path = folder / "summary.json"
-    if not path.is_file():
-        return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
         if values["version"] != SCHEMA_VERSION:
             raise InputError(f"{path} has schema version {values['version']}, this pgt reads {SCHEMA_VERSION}")
-        return Summary(**{item.name: values[item.name] for item in fields(Summary) if item.name in values})
+        return Summary(**{name: values[name] for name in NAMES if name in values})
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
         raise InputError(
