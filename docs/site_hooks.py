@@ -14,6 +14,7 @@ SHOWN = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/*.py", "launch/*.sbatch", 
 """The files outside docs/ that the site has, at their paths in the repository."""
 
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+CODE = re.compile(r"`[^`\n]+`")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -24,7 +25,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to the places of files on the site. The text of a link to a file that it lacks stays as it is."""
+    """Let links lead to the places of files on the site. The text of a link to a file that it lacks stays as it is.
+
+    GitHub wants a bar within code within a table escaped, and Python-Markdown shows the escape.
+    """
     outside = page.file.generated_by is not None
     folder = posixpath.dirname(page.file.src_uri if outside else f"docs/{page.file.src_uri}")
 
@@ -36,4 +40,4 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         relative = os.path.relpath(uri, posixpath.dirname(page.file.src_uri) or ".")
         return f"[{link['text']}]({relative}{link['anchor'] or ''})"
 
-    return LINK.sub(on_site, markdown)
+    return CODE.sub(lambda code: code[0].replace("\\|", "|"), LINK.sub(on_site, markdown))
