@@ -14,18 +14,22 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import yaml
 from nbclient import NotebookClient
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pgt.cli.main import main, parser
 from pgt.config.compose import compose_all
-from pgt.config.experiments import own_sweep
 from pgt.config.resources import own_conf
 from tests.conftest import ROOT, train
 from tests.test_docs import PAGES, name
 
-BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^[^\n]*?`(?P<file>[\w./-]+\.(?:py|yaml))`[^\n]*:\n\n)?"  # the line before it may name the file that it is
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
 TOUR = ROOT / "docs/tour.ipynb"
 
 READERS = {"table", "figure", "plan", "status", "report"}
@@ -100,15 +104,16 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def own_files(monkeypatch):
-    """Write the YAML files of a page, `# path` in one of their first lines, and set what its commands export."""
+    """A function that writes the files of a page, and sets the variables that name the folders of data."""
 
     def prepare(page):
-        for variable in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
+        for variable in ("IMAGENET", "TINY_IMAGENET", "CIFAR", *re.findall(r"\b([A-Z_]+)=DIR\b", page.read_text())):
             monkeypatch.setenv(variable, "DIR")
-        for code in blocks(page.read_text(), "yaml"):
-            path = Path(re.search(r"^# (\S+\.yaml)$", code, re.M)[1])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(code)
+        for block in BLOCK.finditer(page.read_text()):
+            if block["file"]:
+                path = Path(block["file"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block["code"])
 
     return prepare
 
@@ -121,6 +126,8 @@ def test_python_runs(code, stand_ins):
 
 def known_command(words, compose):
     """Whether a line of a page can be given: it is run, parsed or composed, as far as it goes here."""
+    if re.match(r"\w+=", words[0]):  # a variable of the environment
+        return known_command(words[1:], compose)
     if words[0] in ("torchrun", "srun"):
         return known_command(words[words.index("pgt") :], compose)
     if words[0] == "sbatch":
@@ -129,7 +136,8 @@ def known_command(words, compose):
     if words[:2] == ["pgt", "train"]:
         return compose([word for word in words[2:] if word != "..."])
     if words[0] == "pgt":
-        return bool(parser(words[1]).parse_args(words[1:]))
+        with own_conf(config_dirs(words)):
+            return bool(parser(words[1]).parse_args(words[1:]))
     if words[0] in ("pip", "uv"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         return {extra for word in words for extra in re.findall(r"\[([\w-]+)\]", word)} <= {*extras}
@@ -140,17 +148,25 @@ def known_command(words, compose):
     return words[0] in SHELL_WORDS or (words[0] == "export" and all("=" in word for word in words[1:]))
 
 
+def config_dirs(words):
+    return [words[words.index("--config-dir") + 1]] if "--config-dir" in words else []
+
+
 def composed(arguments, first_only):
     """Compose the jobs of `pgt train`, or the first one: with the first value of each key that is swept."""
     if "--cfg" in arguments:
         return main(["train", *arguments]) == 0
-    at = arguments.index("--config-dir") if "--config-dir" in arguments else len(arguments)
-    overrides = [word for word in arguments[:at] if word != "-m"]
-    with own_conf(arguments[at + 1 :]):
-        if first_only:
-            experiments = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
-            swept = own_sweep(experiments, overrides, True) if "-m" in arguments else []
-            overrides = [re.sub(r"(=[^,\[{(]*),.*", r"\1", word) for word in [*overrides, *swept]]
+    folders = config_dirs(arguments)
+    overrides = [word for word in arguments if word not in ("-m", "--config-dir", *folders)]
+    if first_only:
+        overrides = [re.sub(r"(=[^,\[{(]*),.*", r"\1", word) for word in overrides]
+        experiments = [word.partition("=")[2] for word in overrides if word.startswith("experiment=")]
+        given = {word.partition("=")[0] for word in overrides}
+        files = (Path(each, "experiment", f"{name}.yaml") for each in (ROOT / "conf", *folders) for name in experiments)
+        for file in files:
+            swept = yaml.safe_load(file.read_text()).get("sweep", {}) if file.exists() else {}
+            overrides += [f"{key}={values[0]}" for key, values in swept.items() if key not in given]
+    with own_conf(folders):
         return not overrides or bool(compose_all(overrides, not first_only and "-m" in arguments))
 
 
