@@ -26,7 +26,7 @@ from tests.conftest import ROOT, train
 from tests.test_docs import PAGES, name
 
 BLOCK = re.compile(
-    r"(?:^[^\n]*?`(?P<file>[\w./-]+\.(?:py|yaml))`[^\n]*:\n\n)?"  # the line before it may name the file that it is
+    r"(?:^[^\n]*?`(?P<file>[\w./-]+\.(?:py|yaml))`[^\n]*:\n\n)?"  # the line before may name the file that it is, and so may its first
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
@@ -107,11 +107,12 @@ def own_files(monkeypatch):
     """A function that writes the files of a page, and sets the variables that name the folders of data."""
 
     def prepare(page):
-        for variable in ("IMAGENET", "TINY_IMAGENET", "CIFAR", *re.findall(r"\b([A-Z_]+)=DIR\b", page.read_text())):
+        for variable in ("IMAGENET", "TINY_IMAGENET", "CIFAR", *re.findall(r"\b([A-Z_0-9]+)=DIR\b", page.read_text())):
             monkeypatch.setenv(variable, "DIR")
         for block in BLOCK.finditer(page.read_text()):
-            if block["file"]:
-                path = Path(block["file"])
+            first = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", block["code"])
+            if block["file"] or first:
+                path = Path(block["file"] or first[1])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block["code"])
 
