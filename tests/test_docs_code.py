@@ -26,7 +26,7 @@ from tests.conftest import ROOT, train
 from tests.test_docs import PAGES, name
 
 BLOCK = re.compile(
-    r"(?:^[^\n]*?`(?P<file>[\w./-]+\.(?:py|yaml))`[^\n]*:\n\n)?"  # the line before may name the file that it is, and so may its first
+    r"(?:^[^\n]*?`(?P<file>[\w./-]+\.(?:py|yaml))`[^\n]*:\n\n)?"  # the line before may name a file
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.M | re.S,
 )
@@ -110,9 +110,9 @@ def own_files(monkeypatch):
         for variable in ("IMAGENET", "TINY_IMAGENET", "CIFAR", *re.findall(r"\b([A-Z_0-9]+)=DIR\b", page.read_text())):
             monkeypatch.setenv(variable, "DIR")
         for block in BLOCK.finditer(page.read_text()):
-            first = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", block["code"])
-            if block["file"] or first:
-                path = Path(block["file"] or first[1])
+            comment = re.match(r"(?:# @package .*\n)?# ([\w./-]+\.(?:py|yaml))\n", block["code"])
+            if block["file"] or comment:
+                path = Path(block["file"] or comment[1])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block["code"])
 
