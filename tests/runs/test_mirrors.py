@@ -4,22 +4,27 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import struct
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pgt.cli.main import main
 from pgt.core.errors import InputError
+from pgt.launch.run import run as run_config
 from pgt.runs import mirrors
 from pgt.runs.folder import read_metrics
-from pgt.runs.mirrors import About, Mirror, WandbRun, start_mirrors
+from pgt.runs.mirrors import Mirror, WandbRun, start_mirrors
 from pgt.runs.norms import FOLDER, RECORDS, read_format, read_norms
+from pgt.runs.trackers import About, norms_by_layer
 from pgt.training import folder as run_folder
+from pgt.training.job import prepare
 from tests.conftest import TINY, compose, last_wins, train
 from tests.training.test_stopping import STEPS, begun
 
@@ -73,16 +78,25 @@ def expected(folder):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_wandb_holds_every_metric_the_config_and_the_environment():
-    logger = ("logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=mine")
-    summary = train(*RUN, *logger, "record.norms_every=1")
+def test_wandb_holds_every_metric_the_config_and_the_environment(capsys):
+    logger = ("logger=wandb", "logger.wandb.mode=offline", "logger.wandb.project=mine", "logger.wandb.tags=[night]")
+    summary = run_config(compose(*RUN, *logger, "record.norms_every=1"), "[2/3] ")
     [folder] = Path("runs").glob("custom/*")
+    assert f"`wandb sync {folder}/wandb`" in capsys.readouterr().out
     [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    history, norms, config, run = {}, {}, {}, None
+    history, norms, config, run, final, metrics = {}, {}, {}, None, {}, {}
     for record in finished_records(path):
         kind = record.WhichOneof("record_type")
+        if kind == "metric":
+            metrics[record.metric.name or record.metric.glob_name] = record.metric
+        if kind == "summary":
+            final |= items(record.summary.update)
+        if kind == "exit":
+            assert record.exit.exit_code == 0
         if kind == "history":
             row = items(record.history.item)
+            if "epochs.path" not in row:
+                assert record.history.step.num == 2 * row["step"] + ("epoch/epoch" in row)
             history |= {(row["step"], key): value for key, value in row.items() if key.startswith(("step/", "epoch/"))}
             norms |= {key: value for key, value in row.items() if key.startswith("norms/")}
         if kind == "run":
@@ -90,12 +104,18 @@ def test_wandb_holds_every_metric_the_config_and_the_environment():
             config |= items(record.run.config.update)
         if kind == "config":
             config |= items(record.config.update)
-    assert (run.run_id, run.project, run.run_group) == (summary.run_id, "mine", summary.group_id)
+    assert (run.run_id, run.project, run.run_group, run.job_type) == (summary.run_id, "mine", "custom", "pgt")
+    assert run.display_name == "resnet20 on synthetic pgt α=0.25 seed 0"  # without its place in a sweep
+    assert list(run.tags) == ["resnet20", "synthetic", "night"]
+    assert metrics["epoch/test_top1"].summary.max
+    assert metrics["*"].step_metric == metrics["epoch/test_top1"].step_metric == "step"
+    assert (final["status"], final["test_top1_best"]) == ("finished", summary.test_top1_best)
     assert history == expected(folder)
     assert len(history) > 20
     assert history[3, "epoch/zeroed_filters_by_layer"] == [0] * 19
     assert len({key.split(".")[0] for key in norms}) == 19, norms.keys()
-    assert config["method"]["alpha"] == 0.25
+    assert (config["method"]["name"], config["method"]["alpha"]) == ("pgt", 0.25)
+    assert config["group_id"] == summary.group_id
     assert config["environment"]["packages"]["torch"]
     [table] = folder.glob("wandb/offline-run-*/files/media/table/epochs*.json")
     assert len(json.loads(table.read_text())["data"]) == 2
@@ -108,7 +128,8 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
     [folder] = Path("runs").glob("custom/*")
     events = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0})
     events.Reload()
-    found = {(e.step, tag): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("end/")]
+    found = {(e.step, tag): e.value for tag in tags for e in events.Scalars(tag)}
     numbers = {key: value for key, value in expected(folder).items() if not isinstance(value, list)}
     assert found.keys() == numbers.keys()
     assert (3, "epoch/zeroed_filters") in found
@@ -122,6 +143,50 @@ def test_tensorboard_holds_every_metric_the_config_and_the_environment():
     [config] = events.Tensors("config/text_summary")
     assert b"alpha: 0.25" in config.tensor_proto.string_val[0]
     assert "environment/text_summary" in events.Tags()["tensors"]
+
+
+def hyperparameters(folder):
+    """Return what the tab HPARAMS of TensorBoard shows of a run: hyperparameters, metrics and status."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    parts = [HParamsPluginData.FromString(content) for content in events.PluginTagToContent("hparams").values()]
+    data = {part.WhichOneof("data"): part for part in parts}
+    start = data["session_start_info"].session_start_info.hparams
+    metrics = [info.name.tag for info in data["experiment"].experiment.metric_infos]
+    return (
+        {name: value.string_value or value.number_value for name, value in start.items()},
+        {tag: [event.value for event in events.Scalars(tag)] for tag in metrics},
+        Status.Name(data["session_end_info"].session_end_info.status),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_tensorboard_compares_runs_by_hyperparameters_and_final_metrics(monkeypatch):
+    run = (*RUN, "logger=tensorboard")
+    killed_before_checkpoint(monkeypatch, 5, *run)
+    summary = train(*run)
+    [folder] = Path("runs").glob("custom/*")
+    chosen, metrics, status = hyperparameters(folder)
+    assert (chosen["method"], chosen["method.alpha"], chosen["recipe.epochs"]) == ("pgt", 0.25, 2)
+    assert metrics["end/test_top1_best"] == [pytest.approx(summary.test_top1_best)]
+    assert metrics["end/test_loss"] == [pytest.approx(summary.test_loss)]
+    assert status == "STATUS_SUCCESS"
+    assert main(["train", *last_wins(*run, "recipe.lr_peak=1e30", "paths.runs=other")]) == 1
+    [diverged] = Path("other").glob("custom/*")
+    assert hyperparameters(diverged)[2] == "STATUS_FAILURE"
+
+
+def test_a_run_of_one_step_is_sent_once(capsys):
+    train(*last_wins(*RUN, "recipe.epochs=1", "recipe.global_batch=16", "recipe.local_batch=16"))
+    assert main(["mirror", "tensorboard"]) == 0
+    [folder] = Path("runs").glob("custom/*")
+    assert {step for step, _ in expected(folder)} == {0}
+    assert_holds_once(folder)
+    assert hyperparameters(folder)[0]["seed"] == 0
 
 
 def test_runs_that_have_ended_are_sent_as_if_the_mirror_had_been_there(capsys):
@@ -186,7 +251,8 @@ def assert_holds_once(folder):
 
     events = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "histograms": 0, "tensors": 0})
     events.Reload()
-    found = [((e.step, tag), e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("end/")]
+    found = [((e.step, tag), e.value) for tag in tags for e in events.Scalars(tag)]
     numbers = {key: value for key, value in expected(folder).items() if not isinstance(value, list)}
     assert sorted(key for key, _ in found) == sorted(numbers)
     assert dict(found) == pytest.approx(numbers, rel=1e-6)
@@ -237,7 +303,8 @@ def test_wandb_has_a_table_of_all_epochs_after_an_interruption(monkeypatch, tmp_
     [folder] = Path("runs").glob("custom/*")
     *_, last = sorted(folder.glob("wandb/offline-run-*"))
     [log] = last.glob("*.wandb")
-    finished_records(log)
+    rows = [record.history for record in finished_records(log) if record.WhichOneof("record_type") == "history"]
+    assert [row.step.num for row in rows] == [6, 7, 8]  # of step 3, its epoch, and the table
     [path] = last.glob("files/media/table/epochs*.json")
     table = json.loads(path.read_text())
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -249,8 +316,9 @@ def test_wandb_has_a_table_of_all_epochs_after_an_interruption(monkeypatch, tmp_
 
 def test_both_at_once_and_the_same_numbers_as_without():
     config = compose(*RUN, "logger=[wandb,tensorboard]", "logger.wandb.mode=offline")
-    assert config.logger.chosen() == {
-        "wandb": {"project": "pgt", "entity": None, "mode": "offline"}, "tensorboard": {}}  # fmt: skip
+    chosen = config.logger.chosen()
+    assert set(chosen) == {"wandb", "tensorboard"}
+    assert chosen["wandb"]["mode"] == "offline"
     assert compose(*RUN).logger.chosen() == {}
     assert train(*RUN, "logger=tensorboard").run_id == train(*RUN).run_id
 
@@ -307,7 +375,7 @@ def test_what_is_not_installed_is_said_before_anything_is_written(monkeypatch, c
     monkeypatch.setattr("pgt.runs.mirrors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^logger=wandb needs the package wandb: pip install wandb"):
         mirrors.check({"wandb": {}})
-    assert start_mirrors({}, None, print) == []
+    assert start_mirrors({}, None) == []
     assert main(["train", *RUN, "logger=wandbb"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -353,6 +421,126 @@ def test_a_key_is_found_where_wandb_leaves_it(no_key, monkeypatch):
     mirrors.check(online)
 
 
+class Server:
+    """Stands for `wandb.init` and the run that it returns; keeps what it is asked for."""
+
+    offline = False
+
+    def __init__(self, on_log=lambda: None):
+        self.inits, self.rows, self.summary, self.calls, self.on_log = [], [], {}, [], on_log
+        self.settings = SimpleNamespace(wandb_dir="wandb")
+
+    def init(self, **options):
+        self.inits.append(options)
+        return self
+
+    def log(self, row, step=None, commit=True):
+        self.rows.append((step, row))
+        self.on_log()
+
+    def define_metric(self, *_, **__):
+        pass
+
+    def mark_preempting(self):
+        self.calls.append("preempting")
+
+    def finish(self, exit_code):
+        self.calls.append(exit_code)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A server in the place of wandb's, with a key and no other variable of wandb."""
+    import wandb
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    server = Server()
+    monkeypatch.setattr(wandb, "init", server.init)
+    return server
+
+
+WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@WANDB
+def test_wandb_hears_of_a_stop_and_goes_on_where_the_run_was(online):
+    stops = iter([lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    online.on_log = lambda: next(stops, lambda: None)()
+    arguments = ("train", *RUN, "logger=wandb")
+    assert main(arguments) == 143
+    assert online.calls == ["preempting", 143]
+    assert online.summary["status"] == "stopped"
+    stopped = len(online.rows)
+    assert main(arguments) == 0
+    assert online.calls[2:] == [0]
+    assert [options["resume"] for options in online.inits] == [None, "allow"]
+    rows = [step for step, row in online.rows if "step" in row]
+    assert rows == sorted(set(rows)), "wandb drops what does not come in order"
+    [folder] = Path("runs").glob("custom/*")
+    assert len(rows) == len(read_metrics(folder))
+    assert online.rows[stopped][0] > online.rows[0][0]
+
+
+@WANDB
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_wandb_hears_that_a_run_has_diverged_or_failed(online, monkeypatch):
+    assert main(["train", *last_wins(*RUN, "recipe.lr_peak=1e30"), "logger=wandb"]) == 1
+    assert online.calls == [1]
+    assert online.summary["status"] == "diverged"
+    assert "not finite" in online.summary["reason"]
+
+    def fails(*arguments):
+        raise InputError("a full disk")
+
+    monkeypatch.setattr("pgt.training.folder.save", fails)
+    assert main(["train", *RUN, "logger=wandb"]) == 2
+    assert online.calls == [1, 2]
+    assert online.summary["status"] == "failed"
+
+
+@WANDB
+def test_the_suggested_command_sends_a_run_as_its_own_command_would_have(online, capsys):
+    run = (*RUN, "'paths.runs=my runs'".strip("'"))
+    train(*run)
+    capsys.readouterr()
+    given = ("logger=wandb", "logger.wandb.project=mine", "logger.wandb.entity=us", "logger.wandb.tags=['a b',c]")
+    assert main(["train", *run, *given]) == 0
+    command = re.search("`(pgt mirror wandb .*)` sends", capsys.readouterr().out)[1]
+    assert online.inits == []
+    assert main(shlex.split(command)[1:]) == 0
+    [options] = online.inits
+    assert (options["project"], options["entity"], options["tags"][2:]) == ("mine", "us", ["a b", "c"])
+    assert online.calls == [0]
+
+
+@WANDB
+def test_the_config_comes_before_the_environment_and_that_before_defaults(online, monkeypatch):
+    train(*RUN, "logger=wandb")
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_NAME", "a name")
+    monkeypatch.setenv("WANDB_TAGS", "x,y")
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")
+    train(*RUN, "logger=wandb", "trainer.force=true")
+    train(*RUN, "logger=wandb", "trainer.force=true", "logger.wandb.project=mine", "logger.wandb.tags=[z]")
+    default, environment, config = online.inits
+    assert [options["project"] for options in online.inits] == ["pgt", None, "mine"]  # None: wandb reads its variable
+    assert [options["tags"][2:] for options in online.inits] == [[], ["x", "y"], ["z"]]
+    assert (environment["name"], config["name"]) == (None, None)
+    assert default["settings"].console == "off"
+    assert "console" not in environment["settings"].model_fields_set
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("HOME", os.getcwd())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mirrors.check({"wandb": {"mode": None}})
+    with pytest.raises(InputError, match="no API key"):
+        mirrors.check({"wandb": {"mode": "online"}})
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(InputError, match="WANDB_MODE=sometimes: export one of online, offline"):
+        mirrors.check({"wandb": {}})
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize(("minutes", "seconds"), [(0.5, 15), (10, 60)])
 def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, seconds):
@@ -365,8 +553,9 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
         raise TimeoutError
 
     monkeypatch.setattr(wandb, "init", init)
-    about = About("id", "group", "name", Path("."), {"trainer": {"timeout_minutes": minutes}}, {}, 0)
-    start_mirrors({"wandb": {"project": "p", "entity": None, "mode": "offline"}}, about, lambda text: None)
+    config = compose(*RUN, f"trainer.timeout_minutes={minutes}")
+    about = About(prepare(config).summary, Path("."), config.model_dump(), {}, say=lambda text: None)
+    start_mirrors({"wandb": {"mode": "offline"}}, about)
     assert asked == [seconds]
 
 
@@ -379,6 +568,6 @@ def test_norms_that_are_not_finite_cost_no_mirror():
     parts = record_format.split(records["filters"])
     parts[0][-1], parts[1][-1][0] = np.nan, np.inf
     records.flush()
-    norms = mirrors.norms_by_layer(folder, 10**6, {"zeroed_filters": 0})
+    norms = norms_by_layer(folder, 10**6, {"zeroed_filters": 0})
     assert [len(values) for values in norms.values()][:2] == [parts[1].shape[1] - 1, parts[2].shape[1]]
     assert all(np.histogram(values)[0].sum() == len(values) for values in norms.values())
