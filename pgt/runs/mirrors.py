@@ -23,7 +23,7 @@ from pgt.runs.folder import (
     read_starts,
     read_summary,
 )
-from pgt.runs.frame import NUMBERS
+from pgt.runs.frame import NUMBERS, SUMMARY
 from pgt.runs.trackers import END, FAILED, STOPPED, About, TensorBoard, WandbRun, has_wandb_key, wandb_mode
 
 KINDS: dict[str, Callable[..., Sink]] = {"wandb": WandbRun, "tensorboard": TensorBoard}
@@ -145,7 +145,7 @@ def end(mirrors: Sequence[Sink], folder: Path, error: BaseException | None = Non
     status = summary.status
     if status == UNFINISHED:
         status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
-    names = ("reason", "epochs", *sorted(NUMBERS))
+    names = [name for name in SUMMARY if name in {"epochs", "reason", *NUMBERS}]
     known = {name: value for name in names if (value := getattr(summary, name)) is not None}
     record = {"event": END, "status": status, "exit_code": 0 if error is None else exit_code(error), **known}
     for mirror in mirrors:
