@@ -150,8 +150,9 @@ def figure(options: Namespace) -> int:
 
 
 def mirror_options(parser: ArgumentParser) -> None:
-    parser.add_argument("logger", choices=["wandb", "tensorboard"], help="where their records go")
+    parser.add_argument("logger", help="where their records go: wandb, tensorboard, or a logger of your own")
     parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
+    parser.add_argument("overrides", nargs="*", help="of the logger, as for pgt train: logger.wandb.group=mine")
     add_runs(parser)
     parser.add_argument("--project", help="of wandb (default: pgt)")
     parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
@@ -159,15 +160,24 @@ def mirror_options(parser: ArgumentParser) -> None:
 
 
 def mirror(options: Namespace) -> int:
-    from pgt.config.resources import read_conf
+    from pgt.config.compose import compose_all
+    from pgt.config.grammar import written
     from pgt.runs import mirrors
 
-    values = read_conf(f"logger/{options.logger}")[options.logger]
-    for name in ("project", "entity", "mode"):
-        if vars(options)[name] and name not in values:
-            raise InputError(f"--{name} is not for {options.logger}: leave it out")
-    given = {name: vars(options)[name] or value for name, value in values.items()}
-    mirrors.send(options.runs, options.experiment, options.logger, given, print)
+    flags = {name: value for name in ("project", "entity", "mode") if (value := vars(options)[name])}
+    if flags and options.logger != "wandb":
+        raise InputError(f"--{next(iter(flags))} is not for {options.logger}: leave it out")
+    experiment, overrides = options.experiment, options.overrides
+    if experiment and "=" in experiment:
+        experiment, overrides = None, [experiment, *overrides]
+    flagged = [f"logger.wandb.{name}={written(value)}" for name, value in flags.items()]
+    for text in overrides:
+        if not text.startswith("logger."):
+            raise InputError(f"leave out '{text}': only keys of the logger can be set, as in logger.wandb.group=mine")
+    [config] = compose_all([f"logger={options.logger}", *overrides, *flagged])
+    if not config.logger.chosen():
+        raise InputError(f"logger={options.logger} takes no records: name one that does, such as tensorboard")
+    mirrors.send(options.runs, experiment, config.logger.chosen(), print)
     return 0
 
 

@@ -300,9 +300,15 @@ class Record(Part):
 
 
 class Wandb(Part):
-    project: str
+    """Options of `wandb.init`; null: as wandb's environment variables say, or else as the comments in conf/ do."""
+
+    project: str | None = None
     entity: str | None = None
-    mode: Literal["online", "offline"]
+    mode: Literal["online", "offline"] | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+    notes: str | None = None
 
 
 class TensorBoard(Part):
@@ -310,10 +316,20 @@ class TensorBoard(Part):
 
 
 class Logger(Part):
-    """The mirrors of metrics.jsonl; null: not this one."""
+    """The mirrors of metrics.jsonl; null: not this one. Besides these, any name with a class of the user's own."""
+
+    model_config = ConfigDict(extra="allow")
 
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        for name, options in (self.model_extra or {}).items():
+            fits = isinstance(options, dict) and isinstance(options.get("_target_"), str) and name.isidentifier()
+            if options is not None and not fits:
+                raise ValueError(f"has no {name}: a logger of your own is {{_target_: package.Class, ...}}")
+        return self
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """Name and options of each logger that is asked for."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pgt import data
+from pgt.config.grammar import written
 from pgt.config.identity import group_id, identity, run_id, with_files
+from pgt.config.resources import conf_dir, conf_file, is_choice, read_conf
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
@@ -132,11 +135,22 @@ def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
             "it has ended without a record of norms: trainer.force=true trains it again, with "
             f"record.norms_every={config.record.norms_every}"
         )
-    where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"
-    for name in config.logger.chosen():
-        if not (folder / name).exists():
-            path = folder.relative_to(config.paths.runs)
-            yield f"its records have not been sent to {name}: `pgt mirror {name} {path}{where}` sends them"
+    for name, options in config.logger.chosen().items():
+        if not (folder / name).exists() and is_choice("logger", name):
+            command = _mirror_command(config, folder, name, options)
+            yield f"its records have not been sent to {name}: `{command}` sends them"
+
+
+def _mirror_command(config: Config, folder: Path, name: str, options: Mapping[str, Any]) -> str:
+    """The command that sends a run's records to a logger with the options that its config gives."""
+    file, defaults = conf_file(f"logger/{name}"), read_conf(f"logger/{name}").get(name) or {}
+    given = [f"logger.{name}.{key}={written(value)}" for key, value in options.items() if value != defaults.get(key)]
+    words = ["pgt", "mirror", name, str(folder.relative_to(config.paths.runs)), *given]
+    if config.paths.runs != "runs":
+        words += ["--runs", config.paths.runs]
+    if not file.is_relative_to(conf_dir()):
+        words += ["--config-dir", str(file.parents[len(Path(name).parts)])]
+    return shlex.join(words)
 
 
 def data_options(config: Config) -> dict[str, Any]:
