@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["-sc"]:
             return _complete(arguments)
         command = arguments[0] if arguments else ""
+        made = parser(command)
         if command and not command.startswith("-") and command not in COMMANDS:
-            raise InputError(f"there is no command {command}: {_meant(command)}")
-        options = parser(command).parse_args(arguments)
+            nearest = difflib.get_close_matches(command, ["train", *COMMANDS], n=1)
+            made.error(f"there is no command {command}" + (f": did you mean `pgt {nearest[0]}`?" if nearest else ""))
+        options = made.parse_args(arguments)
         with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
             return COMMANDS[options.command].run(options)
     except BrokenPipeError:  # of standard output: training runs deal with their own
@@ -62,11 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on = "; the same command goes on from its last checkpoint" if arguments[:1] == ["train"] else ""
         print(f"pgt: interrupted{on}", file=sys.stderr)
         return 130
-
-
-def _meant(command: str) -> str:
-    nearest = difflib.get_close_matches(command, ["train", *COMMANDS], n=1)
-    return f"did you mean `pgt {nearest[0]}`?" if nearest else "`pgt --help` lists them"
 
 
 class OneLine(argparse.ArgumentParser):
