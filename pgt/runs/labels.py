@@ -13,10 +13,15 @@ def method_label(identity: Mapping[str, Any]) -> str:
     user's own has the name of its function: `package.function`.
     """
     method = identity["method"]
-    parts = [part["name"] for part in (method.get("loss"), *method["transforms"]) if part]
+    parts = [name_of(part) for part in (method.get("loss"), *method["transforms"]) if part]
     if method["alpha"] != 1:
         parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
     return "+".join(parts) or "baseline"
+
+
+def name_of(part: Mapping[str, Any]) -> str:
+    """The name of a part of an identity, or of a config.yaml, which calls a function of the user's own `_target_`."""
+    return str(part["_target_"] if "_target_" in part else part["name"])
 
 
 def as_pgt(method: str, implementation: str) -> str:
