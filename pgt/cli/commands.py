@@ -269,7 +269,32 @@ def data(options: Namespace) -> int:
     return 0
 
 
+def list_options(parser: ArgumentParser) -> None:
+    from pgt.config.resources import groups
+
+    parser.add_argument("what", choices=[_several(group) for group in groups()], help="the group to list")
+    parser.add_argument("--config-dir", metavar="DIR", help="list those of this folder, too")
+
+
+def list_choices(options: Namespace) -> int:
+    from pgt.config.resources import choices, conf_file, groups, header
+
+    group = next(group for group in groups() if _several(group) == options.what)
+    names = choices(group)
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {header(conf_file(f'{group}/{name}'))}".rstrip())
+    if group == "experiment":
+        print("FOLDER/all stands for all of a folder, as in `pgt train -m experiment=table1/all`")
+    return 0
+
+
+def _several(group: str) -> str:
+    """The plural of a config group's name."""
+    return group if group == "data" else f"{group}s"
+
+
 COMMANDS = {
+    "list": Command("the experiments, models, methods, data and recipes that there are", list_options, list_choices),
     "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
     "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),

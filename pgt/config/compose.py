@@ -26,7 +26,7 @@ from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_con
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
@@ -181,7 +181,7 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         InputError: a folder without experiments, a sweep without `multirun`, or sweeps that do not go together.
     """
     spelled = []
-    for text in overrides:
+    for text in _with_timm(overrides):
         parsed = parse(text)
         chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
         interval = isinstance(parsed.value(), IntervalSweep) and _searching(overrides)
@@ -196,6 +196,14 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         else:
             spelled.append(text)
     return spelled
+
+
+def _with_timm(overrides: Sequence[str]) -> list[str]:
+    """Overrides with model=timm if `model.name` names one of timm's networks and no model is chosen."""
+    keys = [key_of(text) for text in overrides]
+    named = [text for key, text in zip(keys, overrides, strict=True) if key == "model.name"]
+    of_timm = any(str(value).startswith(TIMM) for text in named for value in values_of(parse(text)))
+    return [*overrides, "model=timm"] if of_timm and "model" not in keys else list(overrides)
 
 
 def _for_sweeper(spelled: Sequence[str]) -> list[str]:
@@ -265,6 +273,9 @@ def _compose(overrides: Sequence[str]) -> Config:
     HydraConfig.instance().set_config(composed)
     place = origin(composed, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
+    name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
+    if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
+        said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
     return validate(composed, said, place)
 
 

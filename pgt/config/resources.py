@@ -160,6 +160,17 @@ def not_yaml(error: Exception) -> InputError:
     return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
 
 
+def header(file: Path) -> str:
+    """The first comment at the top of a config file that is not for Hydra; empty if there is none."""
+    for line in file.read_text("utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        if text := line.strip("# "):
+            if not text.startswith("@package"):
+                return text
+    return ""
+
+
 def is_global(file: Path) -> bool:
     """Whether the comment at the top of a config file says `@package _global_`."""
     return re.match(r"(\s*#.*\n|\s*\n)*?\s*#\s*@package\s+_global_\s", file.read_text("utf-8") + "\n") is not None

@@ -72,3 +72,6 @@ stem."""
 
 STEMS = tuple(name for name in PARAMETERS if not name.startswith(("resnet20", "vgg")))
 """The networks whose stem can be small (`model.stem`)."""
+
+TIMM = "timm/"
+"""The names of timm's networks begin like this in a config: `timm/convnext_atto`."""

@@ -30,6 +30,7 @@ from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
 from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_failure, read_summary, write_failure
 from pgt.runs.sweeps import link, new_sweep, runs_of
+from pgt.training import own
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def train(arguments: Sequence[str]) -> int:
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
     options = _options(arguments)
-    with own_conf([options.config_dir] if options.config_dir else [], options.config_name):
+    folders = [options.config_dir] if options.config_dir else []
+    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
+    with own_conf(folders, options.config_name):
         if showing := _showing(options):
             return _show(showing, options)
         environment = rank_environment(os.environ)
@@ -338,8 +341,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
 
 
 def _check(config: Config) -> None:
-    """Raise InputError if the config's data or loggers are plainly not there."""
+    """Raise InputError if the config's data, loggers, or functions of the user's own are plainly not there."""
     check_size(config)
+    own.check(config)
     data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
 

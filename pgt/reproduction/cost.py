@@ -117,13 +117,13 @@ class Work:
     Attributes:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
-        disk: bytes of checkpoints.
+        disk: bytes of checkpoints; None if the size of the network is not known here.
     """
 
     steps: int | None
     images: int | None
     evaluated: int
-    disk: float
+    disk: float | None
 
     def gpu_seconds(self, speed: float) -> float:
         """The time that one GPU takes at `speed` training images per second."""
@@ -144,7 +144,8 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
     batch = config["recipe.global_batch"]
     left = config["recipe.epochs"] - epochs_done
     evaluations = math.ceil(left / config["trainer.evaluate_every"])
-    disk = 12 * PARAMETERS.get(config["model.name"], 0)  # float32: weights, momentum, the best weights
+    parameters = PARAMETERS.get(config["model.name"])
+    disk = 12.0 * parameters if parameters else None  # float32: weights, momentum, the best weights
     if train is None:
         return Work(None, None, 0, disk)
     batches = train // batch if config["data.drop_last"] else math.ceil(train / batch)

@@ -187,6 +187,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
             "status": [item.status for item in items],
             "steps": pd.Series([item.work.steps for item in items], dtype=float),
             "images": pd.Series([item.work.images for item in items], dtype=float),
+            "disk": pd.Series([item.work.disk for item in items], dtype=float),
             "gpus": [item.gpus for item in items],
             "seconds": [max(part.values()) for part in parts],
             "bound": [max(part, key=part.__getitem__) for part in parts],
@@ -199,7 +200,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
     said = (
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
-        f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
+        f"Checkpoints: {_total(runs.disk / 1e9, '{:.1f}'.format)} GB."
     )
     sources = [
         f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"

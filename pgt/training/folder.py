@@ -125,7 +125,7 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     """Write config.yaml and summary.json, and add this start to environment.json; returns its entry there."""
     (folder / "checkpoints").mkdir(exist_ok=True)
     with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True))).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
     starts = [*runs.read_starts(folder), start]
