@@ -62,7 +62,7 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The plain values of a config, and by key the errors of interpolations that cannot be resolved."""
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
-    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.experiments` reads it
+    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.choices` reads it
     config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
     wrong: dict[str, str] = {}
     while True:
