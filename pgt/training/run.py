@@ -161,11 +161,10 @@ def _train_and_write(
             summary = train_epochs(config, trainer, loaders, summary, sink, save, stop)
         except TrainingError as error:
             kept = runs.read_summary(job.folder) or summary
-            runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=machine.now()))
+            run_folder.end(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=machine.now()))
             raise TrainingError(f"{job.folder}: {error}") from None
         summary = replace(summary, status=FINISHED, finished=machine.now())
-        runs.write_summary(job.folder, summary)
-        (job.folder / run_folder.PREVIOUS).unlink(missing_ok=True)  # nothing resumes any more
+        run_folder.end(job.folder, summary)
         console.say(f"{job.label}{result_line(summary)}")
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")
