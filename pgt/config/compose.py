@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -100,7 +101,8 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
     """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
     for config, job in zip(configs, jobs, strict=True):
-        folder = getattr(config.data, "root", None) if DATA_SETS[config.data.name].any_files else None
+        root = getattr(config.data, "root", None)
+        folder = os.path.realpath(root) if root and DATA_SETS[config.data.name].any_files else None
         first = seen.setdefault(run_id(with_files(identity(config), folder)), job)
         if first is not job:
             raise InputError(

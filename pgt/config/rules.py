@@ -15,7 +15,7 @@ from pgt.config import sharing
 from pgt.config.hints import paths, unknown
 from pgt.config.schema import MISSING, Config, Step, Synthetic
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS, STEMS
+from pgt.core.registry import DATA_SETS, HOOKS, STEMS
 
 KINDS = {
     "int": "a whole number",
@@ -171,5 +171,5 @@ def _conflicts(config: Config) -> Iterator[str]:
                 )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
-    if method.implementation.startswith("authors_hook") and recipe.local_batch is None:
+    if method.implementation in HOOKS and recipe.local_batch is None:
         yield ("what the authors' hook computes depends on the size of a group: set recipe.local_batch " + whole_batch)

@@ -13,7 +13,7 @@ from pgt.core.types import Loader
 from pgt.data import DataSet
 from pgt.data.delivery import Delivery
 from pgt.methods import AuthorsHookCrossEntropy, build_alteration, build_loss, uniform_epsilon
-from pgt.training import memory, optimizer, schedule
+from pgt.training import device_memory, optimizer, schedule
 from pgt.training.precision import Precision
 from pgt.training.ranks import Ranks
 from pgt.training.trainer import Trainer
@@ -58,7 +58,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         raise InputError(f"method.{error}") from None
     loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
     if config.trainer.checkpoint_activations:
-        memory.checkpoint_activations(model)
+        device_memory.checkpoint_activations(model)
     rates = schedule.build(recipe, config.schedule, train.steps_per_epoch)
     alterations = [build_alteration(**transform.model_dump()) for transform in method.transforms]
     for index, (alteration, transform) in enumerate(zip(alterations, method.transforms, strict=True)):

@@ -24,8 +24,8 @@ from pgt.runs.console import Console
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
+from pgt.training import device_memory
 from pgt.training import folder as run_folder
-from pgt.training import memory
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
 from pgt.training.job import Job, describe, report_earlier, result_line
@@ -46,7 +46,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
         check_kernels(ranks.device)
         set_up_torch(job.config)
         torch.manual_seed(job.config.seed)
-        stack.enter_context(memory.explained(job.config, ranks.device))
+        stack.enter_context(device_memory.explained(job.config, ranks.device))
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
             stack.callback(loader.close)
