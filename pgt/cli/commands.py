@@ -252,7 +252,7 @@ def validate(options: Namespace) -> int:
     return 0
 
 
-def data_options(parser: ArgumentParser) -> None:
+def verify_options(parser: ArgumentParser) -> None:
     from pgt.core.machine import cpus
 
     does = "decode every image of a folder, count them, and write down what `pgt train` compares with"
@@ -304,7 +304,7 @@ COMMANDS = {
     "report": Command("one HTML page of tables, figures and every run", report_options, report),
     "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
     "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),
-    "data": Command("look after data sets", data_options, data),
+    "data": Command("look after data sets", verify_options, data),
 }
 
 

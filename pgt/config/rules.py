@@ -15,7 +15,7 @@ from pgt.config import sharing
 from pgt.config.hints import paths, unknown
 from pgt.config.schema import MISSING, OURS, OWN, Amplification, Config, Model, Recipe, Step, Synthetic
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS, PARAMETERS, STEMS
+from pgt.core.registry import DATA_SETS, HOOKS, PARAMETERS, STEMS
 
 KINDS = {
     "int": "a whole number",
@@ -62,7 +62,7 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The plain values of a config, and by key the errors of interpolations that cannot be resolved."""
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
-    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.experiments` reads it
+    apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.choices` reads it
     config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
     wrong: dict[str, str] = {}
     while True:
@@ -168,7 +168,7 @@ def _conflicts(config: Config) -> Iterator[str]:
                 )
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
-    if method.implementation.startswith("authors_hook") and recipe.local_batch is None:
+    if method.implementation in HOOKS and recipe.local_batch is None:
         yield (
             "what the authors' hook computes depends on the size of a group: set recipe.local_batch "
             f"({_whole_batch(recipe)})"

@@ -41,6 +41,9 @@ DATA_SETS = {
     "synthetic": Facts("random tensors"),
 }
 
+HOOKS = ("authors_hook", "authors_hook_fp16")
+"""The implementations of PGT that rebuild the authors' published hook, which is not exact."""
+
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,

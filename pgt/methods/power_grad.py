@@ -11,8 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgt.methods.gradient import INSTEAD, CompiledPowerGrad, PowerGrad, full_precision, powers_of
+from pgt.methods.gradient import (
+    INSTEAD,
+    CompiledPowerGrad,
+    PowerGrad,
+    full_precision,
+    is_transformed,
+    powers_of,
+    refuse_make_fx,
+)
 from pgt.methods.smoothing import check_smoothing, uniform_epsilon
+
+FUNC = f"power_grad_cross_entropy cannot go through torch.func or forward mode: {INSTEAD}"
 
 
 def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
@@ -106,7 +116,7 @@ def power_grad_cross_entropy(
             that does not fit the logits; a weight that requires a gradient.
         RuntimeError: for a second derivative with respect to the logits, since p' − q is not the gradient of the
             value (with respect to the incoming gradient, in which p' − q is linear, there is one); in forward mode, by
-            torch.func, or through torch.export.
+            torch.func, or through torch.export or make_fx.
 
     Examples:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
@@ -140,13 +150,16 @@ def _apply(*arguments: Any) -> Tensor:
             f"its loss, or {INSTEAD}"
         )
     if torch.compiler.is_compiling():
+        if is_transformed(arguments[0]):
+            raise RuntimeError(FUNC)
         compiled: Tensor = CompiledPowerGrad.apply(*arguments)
         return compiled
+    refuse_make_fx(arguments[0])
     try:
         loss: Tensor = PowerGrad.apply(*arguments)[0]
     except RuntimeError as error:
         if "setup_context" in str(error):  # a transform of torch.func
-            raise RuntimeError(f"power_grad_cross_entropy cannot go through torch.func: {INSTEAD}") from None
+            raise RuntimeError(FUNC) from None
         raise
     return loss
 
@@ -211,12 +224,10 @@ class PowerGradCrossEntropy(nn.Module):
 
 def check_alpha(alpha: float) -> float:
     """Return α as a float, or raise a ValueError unless it is one number in [0, 1] without a gradient."""
-    if isinstance(alpha, Tensor):
-        if alpha.numel() != 1:
-            shape = list(alpha.shape)
-            raise ValueError(f"alpha must be one number, got a tensor of shape {shape}; class weights go in weight=...")
-        if alpha.requires_grad:
-            raise ValueError("alpha must not require a gradient: PGT defines none for it")
+    if shape := list(getattr(alpha, "shape", ())):
+        raise ValueError(f"alpha must be one number, got a tensor of shape {shape}; class weights go in weight=...")
+    if isinstance(alpha, Tensor) and alpha.requires_grad:
+        raise ValueError("alpha must not require a gradient: PGT defines none for it")
     alpha = float(alpha)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")

@@ -13,6 +13,7 @@ import pandas as pd
 from pgt.config.identity import identity
 from pgt.config.resources import read_conf
 from pgt.config.schema import Model
+from pgt.core.registry import HOOKS
 from pgt.reproduction import published
 from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
 from pgt.reproduction.published import IMAGE_SIZE, Row
@@ -21,7 +22,7 @@ from pgt.runs.folder import DIVERGED
 from pgt.runs.frame import config_names, dotted
 from pgt.runs.labels import as_pgt
 
-EXACT, HOOK = "exact", "authors_hook"
+EXACT, HOOK = "exact", HOOKS[0]
 
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from pgt import models
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
-from pgt.core.registry import DATA_SETS, TIMM
+from pgt.core.registry import DATA_SETS, HOOKS, TIMM
 from pgt.data import digits
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.reader import EVALUATION_RESIZE
@@ -57,7 +57,7 @@ def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
         raise InputError(f"the run {run} is {status}: only a finished one has results to export")
     if calibrate and source.alpha == 0:
         raise InputError("a network of α = 0 has no calibrated probabilities, softmax(0·z) is uniform: no --calibrate")
-    if calibrate and source.summary.identity["method"]["implementation"].startswith("authors_hook"):
+    if calibrate and source.summary.identity["method"]["implementation"] in HOOKS:
         raise InputError("what the authors' hook trains is not calibrated by α, it is no exact PGT: no --calibrate")
     _, model = networks.fit(source.path, source.state, source.model)
     heads = models.classifiers(model)

@@ -82,7 +82,7 @@ def command(
     for line in _training_lines(source):
         print(line)
     given = {"root": root and str(root), "workers": workers, "image_size": image_size}
-    chosen = data_options(source.config, name, data_name, **given)
+    chosen = chosen_data(source.config, name, data_name, **given)
     known = source.known or ({} if alpha is None else {"alpha": alpha})
     if alpha is None:
         alpha = 1.0 if source.alpha is None else source.alpha
@@ -98,7 +98,7 @@ def command(
         print(f"\n{comparison(name, known, measured['test_top1'])}")
 
 
-def data_options(config: Mapping[str, Any], model: str, name: str | None = None, **given: Any) -> dict[str, Any]:
+def chosen_data(config: Mapping[str, Any], model: str, name: str | None = None, **given: Any) -> dict[str, Any]:
     """Return the arguments of `pgt.data.open_set`: from the command line, else from the run, else from conf/data.
 
     Args:

@@ -15,7 +15,7 @@ from pgt.core.types import Alteration, Loader, Loss
 from pgt.data import DataSet
 from pgt.data.delivery import Delivery
 from pgt.methods import AuthorsHookCrossEntropy, Transform, build_alteration, build_loss, uniform_epsilon
-from pgt.training import memory, optimizer, own, schedule
+from pgt.training import device_memory, optimizer, own, schedule
 from pgt.training.precision import Precision
 from pgt.training.ranks import Ranks
 from pgt.training.trainer import Trainer
@@ -66,7 +66,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     loss = _loss(config, device)
     try_loss(config, loss, train.num_classes, device)
     if config.trainer.checkpoint_activations:
-        memory.checkpoint_activations(model)
+        device_memory.checkpoint_activations(model)
     rates = schedule.build(recipe, config.schedule, train.steps_per_epoch)
     alterations = []
     for index, transform in enumerate(method.transforms):

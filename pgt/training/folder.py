@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from pgt.runs import folder as runs
 from pgt.runs import norms as weight_norms
 from pgt.runs.console import Console
 from pgt.runs.folder import Summary
-from pgt.runs.mirrors import end, start_mirrors
+from pgt.runs.mirrors import end as end_mirrors
+from pgt.runs.mirrors import start_mirrors
 from pgt.runs.norms import NormsFile
 from pgt.runs.sinks import JsonLines, Sinks
 from pgt.runs.trackers import About
@@ -31,6 +32,8 @@ from pgt.training.trainer import Trainer
 
 LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
 """What a run resumes from: the last checkpoint, and if that cannot be read, the one before it."""
+WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "loader", "skipped", "metrics_size", "summary"}
+"""What a checkpoint must have. Those of before alterations kept a state lack `alterations`."""
 
 
 def clear(folder: Path) -> None:
@@ -68,27 +71,58 @@ def save(
     runs.write_summary(folder, summary)
 
 
+def end(folder: Path, summary: Summary) -> None:
+    """Write the summary of a run that has ended, and remove what only a run that resumes needs."""
+    runs.write_summary(folder, summary)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+
+
 def load(folder: Path) -> dict[str, Any] | None:
     """The last checkpoint that can be read, on the CPU; None if there is none.
 
     Its entry `warning`, if it has one, says that a later one is damaged.
 
     Raises:
-        InputError: the only checkpoint, or both, are damaged.
+        InputError: the only checkpoint, or both, are damaged, or of an older format.
     """
+    broken: list[InputError] = []
     paths = [path for path in (folder / name for name in CHECKPOINTS) if path.is_file()]
-    if not paths:
-        return None
-    try:
-        return checkpoint.load(paths[0], "cpu")
-    except InputError as error:
-        if len(paths) == 1:
-            raise
-        with suppress(InputError):
-            state = checkpoint.load(paths[1], "cpu")
-            paths[1].replace(paths[0])  # or the next save would put the damaged one in its place
-            return state | {"warning": f"{paths[0]} cannot be read: goes on from {paths[1].name}, the one before it"}
-        raise error
+    for path in paths:
+        try:
+            state = _read(path)
+        except InputError as error:
+            broken.append(error)
+            continue
+        if not broken:
+            return state
+        path.replace(paths[0])  # or the next save would put the damaged one in its place
+        return state | {"warning": f"{paths[0]} cannot be read: goes on from {path.name}, the one before it"}
+    if len(broken) > 1:
+        both = " and ".join(map(str, paths))
+        raise InputError(f"the checkpoints {both} are damaged: put one back, or add trainer.force=true to start over")
+    if broken:
+        raise broken[0]
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint that has everything to resume from.
+
+    Raises:
+        InputError: it is damaged, or of an older format.
+    """
+    state = checkpoint.load(path, "cpu")
+    missing = WHOLE - (state.keys() if isinstance(state, dict) else set())
+    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
+    if {"progress"} <= missing < WHOLE and "epoch" in state:
+        commit = state.get("summary", {}).get("commit", "unknown")
+        raise InputError(
+            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
+            "start over"
+        )
+    if missing:
+        raise checkpoint.damaged(path, KeyError(*missing))
+    return state
 
 
 def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -99,16 +133,8 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
         warning: None, or what `load` has to say.
 
     Raises:
-        InputError: the checkpoint is damaged, or of an older format.
+        InputError: the checkpoint is damaged.
     """
-    path = folder / LAST
-    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
-    if state is not None and "progress" not in state and "epoch" in state:
-        commit = state["summary"].get("commit", "unknown")
-        raise InputError(
-            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
-            "start over"
-        )
     if state is None:
         return {"step": 0, "metrics_size": 0, "summary": {}, "warning": None}
     try:
@@ -118,7 +144,7 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
         return {"step": step, "warning": state.get("warning"), **{k: state[k] for k in ("metrics_size", "summary")}}
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise checkpoint.damaged(path, error) from None
+        raise checkpoint.damaged(folder / LAST, error) from None
 
 
 def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:
@@ -151,10 +177,10 @@ def sinks(
     try:
         yield together, console, metrics
     except BaseException as error:
-        end(mirrors, about.folder, error)
+        end_mirrors(mirrors, about.folder, error)
         raise
     else:
-        end(mirrors, about.folder)
+        end_mirrors(mirrors, about.folder)
     finally:
         together.close()
 

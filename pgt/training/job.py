@@ -46,6 +46,11 @@ class Job:
     label: str
 
 
+_listed: dict[str, DataSet] = {}
+"""The data set that `folder_of` has opened last, by its options, for `prepare` to take in a sweep, which asks for a
+run's folder just before it trains the run: listing the files takes long on a network's disk."""
+
+
 def folder_of(config: Config) -> Path:
     """The folder of the config's run. It lists the files of an image folder, which are part of the run's identity.
 
@@ -54,7 +59,10 @@ def folder_of(config: Config) -> Path:
     """
     if not DATA_SETS[config.data.name].any_files:
         return _folder(config, identity(config))
-    return _folder(config, _identity(config, data.open_set(**data_options(config))))
+    options = data_options(config)
+    _listed.clear()
+    _listed[repr(options)] = dataset = data.open_set(**options)
+    return _folder(config, _identity(config, dataset))
 
 
 def _folder(config: Config, values: Mapping[str, Any]) -> Path:
@@ -76,7 +84,9 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
     Raises:
         InputError: the data cannot be used, or the run was made from other data.
     """
-    dataset = data.open_set(**data_options(config))
+    options = data_options(config)
+    listed = _listed.pop(repr(options), None) if label else None
+    dataset = listed or data.open_set(**options)
     fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
     folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)

@@ -24,8 +24,8 @@ from pgt.runs.console import Console
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
 from pgt.runs.sinks import Sinks
 from pgt.runs.trackers import About
+from pgt.training import device_memory, own
 from pgt.training import folder as run_folder
-from pgt.training import memory, own
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
 from pgt.training.job import Job, describe, report_earlier, result_line
@@ -47,7 +47,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
         set_up_torch(job.config)
         torch.manual_seed(job.config.seed)
         stack.enter_context(own.explained(job.config))
-        stack.enter_context(memory.explained(job.config, ranks.device))
+        stack.enter_context(device_memory.explained(job.config, ranks.device))
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
             stack.callback(loader.close)
@@ -163,11 +163,10 @@ def _train_and_write(
             summary = train_epochs(config, trainer, loaders, summary, sink, save, stop)
         except TrainingError as error:
             kept = runs.read_summary(job.folder) or summary
-            runs.write_summary(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=machine.now()))
+            run_folder.end(job.folder, replace(kept, status=DIVERGED, reason=str(error), finished=machine.now()))
             raise TrainingError(f"{job.folder}: {error}") from None
         summary = replace(summary, status=FINISHED, finished=machine.now())
-        runs.write_summary(job.folder, summary)
-        (job.folder / run_folder.PREVIOUS).unlink(missing_ok=True)  # nothing resumes any more
+        run_folder.end(job.folder, summary)
         console.say(f"{job.label}{result_line(summary)}")
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")

@@ -326,7 +326,7 @@ def test_flags_of_hydra_that_only_print_are_hydras(capsys, monkeypatch):
         (["-m", "--cfg", "job", "seed=0,1"], "leave out -m"),
         (["-m", "--cfg", "job", "experiment=grid/alpha_resnet18"], "leave out -m"),
         (["--cfg", "job", "experiment=grid/alpha_resnet18"], "method.alpha=0"),
-        (["--cfg", "job", "seed=0,1"], "add -m"),
+        (["--cfg", "job", "seed=0,1"], "give seed one value"),
         (["--cfg", "job", "method=[gc,pgt]"], "method=gc_pgt"),
         (["--cfg", "what"], "choose from"),
         (["--resolve", "seed=0"], "--cfg"),
@@ -337,6 +337,7 @@ def test_what_cannot_be_shown_gets_one_line(capsys, arguments, mend):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert mend in err
+    assert "add -m" not in err
 
 
 def test_a_sweep_of_a_group_takes_keys_that_only_its_choices_have():
@@ -363,6 +364,17 @@ def test_odd_environments_train(env, shown):
     assert shown in done.stdout
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "--help"]])
+def test_what_argparse_prints_cannot_be_lost_unnoticed(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgt", *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.slow
 def test_a_full_disk_behind_standard_output_ends_no_run_but_a_command():
     with open("/dev/full", "w") as full:
@@ -387,4 +399,4 @@ def test_a_backend_that_matplotlib_lacks_is_not_asked_for():
 def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):
     assert main(["train", "experiment=demo/bn", "--cfg", "job"]) == 0
     assert main(["train", "experiment=demo/all", "--cfg", "job"]) == 2
-    assert "names 2 runs: add -m" in capfd.readouterr().err
+    assert "names 2 runs, and one job is shown: name one" in capfd.readouterr().err

@@ -231,6 +231,14 @@ def test_a_value_that_needs_quotes_is_shown_in_quotes_that_a_shell_takes(value):
     assert compose("data=imagefolder", *mended).data.root == value
 
 
+def test_a_comma_in_a_value_is_shown_in_quotes():
+    said = refused("data=imagefolder", "data.root=/images,2")
+    assert "add -m" in said
+    mended = shlex.split(said.rpartition("write ")[2])
+    assert compose("data=imagefolder", *mended).data.root == "/images,2"
+    assert "'/" not in refused("model=resnet20,resnet50")
+
+
 def test_a_home_folder_is_named_in_full(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     assert refused("data.root=~/images").endswith("\"data.root='/home/ann/images'\"")
