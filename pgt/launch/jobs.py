@@ -41,6 +41,10 @@ POLL_SECONDS = 2.0
 """Time between two looks at a run that another process trains."""
 
 
+_folders: dict[str, Path] = {}
+"""The folders of the runs that this process has trained in turn, by their configs: `folder_of` lists the data again."""
+
+
 def train(arguments: Sequence[str]) -> int:
     """Run `pgt train`; returns the exit code.
 
@@ -158,9 +162,14 @@ def _share(configs: Sequence[Config]) -> None:
     """
     for number, config in enumerate(configs):
         with suppress(InputError):  # the exit code counts it
-            folder = folder_of(config)
+            folder = _known_folder(config)
             if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
                 train_job(config, label(number, len(configs)), waits=True)
+
+
+def _known_folder(config: Config) -> Path:
+    """`folder_of`, without listing the data again if this process has trained the run."""
+    return _folders.get(repr(config)) or folder_of(config)
 
 
 def ended(folder: Path) -> bool:
@@ -223,7 +232,7 @@ def train_job(config: Config, label: str, waits: bool) -> float:
         raise Stopped(Stop.unanswered, "between two runs")
     folder = None
     try:
-        folder = folder_of(config)
+        folder = _folders[repr(config)] = folder_of(config)
         while True:
             try:
                 if process := holder(folder):
@@ -289,7 +298,7 @@ def _exit_code(codes: Sequence[int]) -> int:
 def _code_of(config: Config) -> int:
     """The exit code of a job, read from its run's folder."""
     try:
-        return code_in(folder_of(config))
+        return code_in(_known_folder(config))
     except InputError as error:  # the data are gone; the job has said so
         return error.exit_code
 

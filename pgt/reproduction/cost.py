@@ -120,7 +120,7 @@ class Work:
     Attributes:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
-        disk: bytes of the checkpoints that a run leaves: `best.pt` and `last.pt`; None if the network's size is not known.
+        disk: bytes of the checkpoints that a run leaves, `best.pt` and `last.pt`; None if the network is not known.
         more_disk: bytes besides while it trains: `previous.pt`, and the checkpoint that is being written.
     """
 
