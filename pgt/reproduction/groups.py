@@ -137,7 +137,21 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
 
 def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """The columns among `names` that have more than one value."""
-    return [name for name in names if any(value != runs[name].iloc[0] for value in runs[name])]
+    values = {name: runs[name].tolist() for name in names}  # lists: a Series takes a hundred times as long by value
+    return [name for name, column in values.items() if any(value != column[0] for value in column)]
+
+
+def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """The columns among `names` that tell runs apart which those before them, and those in `known`, do not.
+
+    A key that always changes together with an earlier one (`model.interpolation` with `model.name`) is not among them.
+    """
+    texts = runs[[*known, *varying(runs, [name for name in names if name not in known])]].astype(str)
+    found, count = [*known], len(texts[[*known]].drop_duplicates()) if known else 1
+    for name in texts.columns[len(known) :]:
+        if (more := len(texts[[*found, name]].drop_duplicates())) > count:
+            found, count = [*found, name], more
+    return found[len(known) :]
 
 
 def overrides(values: Mapping[Any, Any] | pd.Series[Any]) -> str:
