@@ -21,7 +21,7 @@ def printable(name: object) -> str:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in ascending order, three or more in a row as a range: `0–2, 5`."""
-    found = []
+    found: list[str] = []
     for _, members in groupby(enumerate(sorted(set(numbers))), key=lambda item: item[1] - item[0]):
         row = [number for _, number in members]
         found += [f"{row[0]}–{row[-1]}"] if len(row) > 2 else map(str, row)

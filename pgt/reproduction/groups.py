@@ -91,8 +91,8 @@ class Group(Comparison):
         return finished(self.runs)
 
 
-def read_groups(root: Path, experiment: str) -> list[Group]:
-    """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
+def read_runs(root: Path, experiment: str) -> pd.DataFrame:
+    """The frame of an experiment's runs, or of those of a folder of experiments.
 
     Raises:
         InputError: there is no run of it.
@@ -100,7 +100,16 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
     runs = frame(root, experiment)
     if runs.empty:
         raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
-    return grouped(runs)
+    return runs
+
+
+def read_groups(root: Path, experiment: str) -> list[Group]:
+    """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
+
+    Raises:
+        InputError: there is no run of it.
+    """
+    return grouped(read_runs(root, experiment))
 
 
 def grouped(runs: pd.DataFrame) -> list[Group]:
@@ -191,8 +200,10 @@ def warnings(runs: pd.DataFrame) -> list[Note]:
 
 def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
     """A measured value of the finished runs of one setting, by their seeds."""
-    done = finished(runs)
-    return dict(zip(done.seed.tolist(), done[name].tolist(), strict=True))
+    if runs.empty:
+        return {}
+    done = runs.status == FINISHED
+    return dict(zip(runs.seed[done].tolist(), runs[name][done].tolist(), strict=True))
 
 
 def data_of(runs: pd.DataFrame) -> str:

@@ -60,7 +60,11 @@ def experiment_table(root: Path, experiment: str) -> Table:
     Raises:
         InputError: there is no run of it.
     """
-    groups = read_groups(root, experiment)
+    return groups_table(read_groups(root, experiment), experiment)
+
+
+def groups_table(groups: Sequence[Group], experiment: str) -> Table:
+    """The same table of groups that are read already."""
     runs = pd.concat([group.finished for group in groups])
     measured = f" Data: {data_of(runs)}. Seeds: {ranges(runs.seed)}." if len(runs) else ""
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
