@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 460, 210
-LEFT, RIGHT, TOP, BOTTOM = 34, 10, 8, 22
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 8, 22
 """The size of a chart and its margins, in units of its view box."""
 
 Value = tuple[int, float, float | None]
@@ -60,7 +60,10 @@ def chart(curves: Mapping[str, Iterable[Value]]) -> Chart | None:
 
     def line(label: str, values: Sequence[Value]) -> Line:
         points = " ".join("{:.1f},{:.1f}".format(*place(epoch, value)) for epoch, value, _ in values)
-        told = [(round(place(epoch, value)[0], 1), epoch, value, deviation) for epoch, value, deviation in values]
+        told = [
+            (round(place(epoch, value)[0], 1), epoch, round(value, 2), deviation and round(deviation, 2))
+            for epoch, value, deviation in values
+        ]
         return Line(label, points, json.dumps(told))
 
     marks = sorted({low, (low + 100) // 2, 100})

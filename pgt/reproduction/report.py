@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Section:
 
     Attributes:
         run: its row of the frame.
+        title: experiment, what tells its setting from the experiment's others, and seed.
         difference: (key, value, the baseline's value); None without a baseline of the same seed.
         environment: name and value.
         chart: accuracy by epoch.
@@ -84,16 +86,12 @@ class Section:
     """
 
     run: Run
+    title: str
     difference: Sequence[tuple[str, Any, Any]] | None
     environment: Mapping[str, Any]
     chart: Chart | None = None
     layers: Sequence[tuple[Any, ...]] = ()
     trouble: str = ""
-
-    @property
-    def title(self) -> str:
-        run = self.run
-        return run_title(run["experiment"], with_alpha(run["method"], run["alpha"]), run["seed"])
 
 
 def page(root: Path, experiment: str | None, drawn: bool) -> str:
@@ -117,7 +115,10 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    own = [(str(name), members) for name, members in runs.groupby("experiment") if not _is_paper(str(name))]
+    groups = grouped(runs)
+    own = {
+        name: list(members) for name, members in groupby(groups, lambda group: group.experiment) if not _is_paper(name)
+    }
     papers = [(paper_tables.paper_table(runs, number), *_measured_rows(runs, number)) for number in (1, 2, 3)]
     return environment.get_template("report.html.j2").render(
         made=now(),
@@ -126,10 +127,10 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
         rows=sum(measured for _, measured, _ in papers),
         rule=_html(paper_tables.RULE),
         papers=papers,
-        experiments=[_experiment(name, members) for name, members in own],
+        experiments=[_experiment(name, members) for name, members in own.items()],
         pictures=list(_pictures(root, own)) if drawn else [],
-        undrawn=[name for name, members in own if drawn and len(members) > MOST_DRAWN],
-        sections=_sections(runs),
+        undrawn=[name for name, members in own.items() if drawn and _count(members) > MOST_DRAWN],
+        sections=_sections(runs, groups),
         size=chart,
         notes=_notes,
     )
@@ -155,8 +156,13 @@ def _measured_rows(runs: pd.DataFrame, table: int) -> tuple[int, int]:
     return len({line.row.number for line in paper.measure(runs, table)[0] if line.seeds}), len(published.rows(table))
 
 
-def _experiment(name: str, runs: pd.DataFrame) -> Experiment:
-    groups = grouped(runs)
+def _count(groups: Sequence[Group]) -> int:
+    """The number of runs of an experiment."""
+    return sum(len(group.runs) for group in groups)
+
+
+def _experiment(name: str, groups: Sequence[Group]) -> Experiment:
+    runs = pd.concat([group.runs for group in groups])
     done = [group for group in groups if group.seeds]
     best = max(done, key=lambda group: float(group.finished[BEST].mean()), default=None)
     counted = ", ".join(f"{number} {status}" for status, number in runs.status.value_counts().items())
@@ -172,24 +178,24 @@ def _means(runs: pd.DataFrame) -> tuple[Chart | None, str]:
     """Mean test top-1 by epoch of the foremost settings, and what is shown."""
     if runs.empty:
         return None, ""
-    names = [*recipe_names(runs), *method_names(runs)]
+    names = [*method_names(runs), *recipe_names(runs)]
     parts, chosen = foremost(settings(runs, names), len(COLOURS))
     curves = {}
     for label, members in parts.items():
         shown = members.sort_values("seed").head(MOST_SEEDS)
         values = by_epoch(shown, ["test_top1"])["test_top1"]
-        deviations = values.std(axis=1) if len(shown) > 1 else pd.Series(None, values.index, object)
+        deviations = values.std(axis=1) if len(shown) > 1 else [None] * len(values)
         label = label or with_alpha(members.method.iloc[0], members.alpha.iloc[0])
         curves[f"{label} (n={len(shown)})"] = zip(values.index, values.mean(axis=1), deviations, strict=True)
     few = f"The first {MOST_SEEDS} seeds." if any(len(members) > MOST_SEEDS for members in parts.values()) else ""
     return chart.chart(curves), " ".join(filter(None, ("Test top-1 (%) by epoch, mean over seeds.", chosen, few)))
 
 
-def _pictures(root: Path, own: Sequence[tuple[str, pd.DataFrame]]) -> Iterator[tuple[str, str]]:
+def _pictures(root: Path, own: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, str]]:
     """(title, `data:` address) of each figure that there are runs for: the paper's own, and other experiments'."""
     wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS if number != 2]  # of no runs
-    for name, runs in own:
-        if len(runs) <= MOST_DRAWN and name not in grid.EXPERIMENTS.values():
+    for name, groups in own.items():
+        if _count(groups) <= MOST_DRAWN and name not in grid.EXPERIMENTS.values():
             wanted += [(number, name) for number in (4, 5, 8, 10)]
     for number, experiment in wanted:
         try:
@@ -208,7 +214,7 @@ def _embedded(figure: Any) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _sections(runs: pd.DataFrame) -> list[Section]:
+def _sections(runs: pd.DataFrame, groups: Sequence[Group]) -> list[Section]:
     """A section for each of the runs that began last: by experiment, method and α, the baseline first, and seed."""
     shown = runs.sort_values("started", kind="stable").tail(MOST_RUNS)
     order = sorted(
@@ -216,7 +222,8 @@ def _sections(runs: pd.DataFrame) -> list[Section]:
         key=lambda run: (run["experiment"], run["method"] != "baseline", run["method"], -run["alpha"], run["seed"]),
     )
     baselines = records(runs[(runs.method == "baseline") & runs.seed.isin(shown.seed)])
-    return [_section(run, _baseline(run, baselines)) for run in order]
+    labels = {(group.experiment, group.runs.group_id.iloc[0]): group.label for group in groups}
+    return [_section(run, labels[run["experiment"], run["group_id"]], _baseline(run, baselines)) for run in order]
 
 
 def _baseline(run: Run, baselines: Sequence[Run]) -> Run | None:
@@ -232,13 +239,14 @@ def _config(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.items() if "." in name}
 
 
-def _section(run: Run, baseline: Run | None) -> Section:
+def _section(run: Run, label: str, baseline: Run | None) -> Section:
     difference = unlike(_config(run), _config(baseline)) if baseline else None
-    section = Section(run, difference, {"data": run["manifest"]})
+    title = run_title(run["experiment"], label, run["seed"])
+    section = Section(run, title, difference, {"data": run["manifest"]})
     try:
-        section.environment = {"data": run["manifest"], **_environment(run["run"])}
         section.chart = _curves(read_epochs(run["run"], run["epochs"]))
         section.layers = _layers(run["run"])
+        section.environment = {"data": run["manifest"], **_environment(run["run"])}
     except InputError as error:
         section.trouble = str(error)
     return section

@@ -75,10 +75,11 @@ def number(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def foremost(found: Settings, most: int, keep: str = "") -> tuple[Settings, str]:
+def foremost(found: Settings, most: int, what: str = "settings", keep: str = "") -> tuple[Settings, str]:
     """The `most` settings with the best mean test top-1, and a sentence about it; all of them if there are not more.
 
     Args:
+        what: the word for them in the sentence.
         keep: the label of one to keep in any case.
     """
     if len(found) <= most:
@@ -89,7 +90,7 @@ def foremost(found: Settings, most: int, keep: str = "") -> tuple[Settings, str]
 
     chosen = sorted(found, key=lambda name: (name != keep, -top1(name)))[:most]
     shown = {name: runs for name, runs in found.items() if name in chosen}
-    return shown, f"{most} of {len(found)} are shown: those with the best test top-1."
+    return shown, f"{most} of {len(found)} {what} are shown: those with the best test top-1."
 
 
 def by_epoch(runs: pd.DataFrame, metrics: Iterable[str]) -> dict[str, pd.DataFrame]:

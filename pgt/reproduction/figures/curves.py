@@ -58,7 +58,7 @@ def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
     """
     panels, fewer = (_paper(root), "") if experiment is None else _panels(root, experiment)
     shown = pd.concat(list(panels.values()))
-    lines, chosen = foremost(settings(shown, method_names(shown)), MOST_LINES, keep="baseline")
+    lines, chosen = foremost(settings(shown, method_names(shown)), MOST_LINES, "methods", keep="baseline")
     if list(lines) == [""]:
         lines = {with_alpha(shown.method.iloc[0], shown.alpha.iloc[0]): shown}
     columns = {
@@ -78,7 +78,7 @@ def _panels(root: Path, experiment: str) -> tuple[Settings, str]:
     runs = finished(read_runs(root, experiment))
     if runs.empty:
         raise InputError(f"no finished runs under {root / experiment}: `pgt table {experiment}` shows what there is")
-    return foremost(settings(runs, recipe_names(runs)), MOST_PANELS)
+    return foremost(settings(runs, recipe_names(runs)), MOST_PANELS, "recipes")
 
 
 def _paper(root: Path) -> Settings:
@@ -105,7 +105,7 @@ def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
         for axis, (metric, label) in zip(column, METRICS.items(), strict=False):
             _accuracy(axis, {name: history[metric] for name, history in histories.items()}, looks)
             axis.set(ylabel=label, ylim=(0, 100))
-        column[0].set_title(wrapped(title, 28))
+        column[0].set_title(wrapped(title, 34))
         means = {label: history["test_top1"].mean(axis=1) for label, history in histories.items()}
         _saved(column[2], means, looks, {label: "" if same else f" (n={len(runs)})" for label, runs in lines.items()})
     for axis in axes[:, 1:].flat:
@@ -145,7 +145,7 @@ def _saved(
         if len(there):
             axis.plot(there, mean[there], "o", color=looks[label]["color"], markersize=4)
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
-    lowest = min(goal, *(mean.iloc[len(mean) // 3] for mean in means.values()))
+    lowest = min(99.0, goal, *(mean.iloc[len(mean) // 3] for mean in means.values()))
     axis.set(
         xlabel="Epoch",
         ylabel="Test top-1 (%)",
