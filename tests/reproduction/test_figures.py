@@ -375,7 +375,6 @@ def test_a_report_of_one_experiment_and_of_many_runs(monkeypatch, capsys):
 POKE = """<script>
 const chart = document.querySelector(".chart svg");
 for (let i = 0; i < 2; i++) chart.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
-const box = chart.getBoundingClientRect();
 document.title = `width ${document.documentElement.scrollWidth}`;
 document.querySelectorAll("details").forEach(one => one.open = true);
 </script></body>"""
@@ -383,7 +382,7 @@ document.querySelectorAll("details").forEach(one => one.open = true);
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)])  # a window is at least 500 pixels wide
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_a_browser_shows_the_report_without_complaint(page, chromium, width, dark):
     path = Path("page.html")
     path.write_text(page.read_text().replace("</body>", POKE))
@@ -393,7 +392,6 @@ def test_a_browser_shows_the_report_without_complaint(page, chromium, width, dar
     address = path.resolve().as_uri()
     shot = subprocess.run([*command, "--screenshot=page.png", address], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in shot.stderr
-    assert len(drawn("page.png")) > 50 if width > 500 else Path("page.png").exists()
     with Image.open("page.png") as picture:
         assert (max(picture.convert("RGB").getpixel((2, 2))) < 64) == dark
     dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120).stdout
