@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def draw(number: Name, root: Path, experiment: str | None, axes: sweep.Axes | No
         show = grid.logits_over_alpha if number == 8 else grid.accuracy_over_alpha
         return show(root, experiment or grid.EXPERIMENTS[number])
     except InputError:
-        style.pyplot().close("all")  # a figure that was begun would stay in memory
+        if "matplotlib.pyplot" in sys.modules:  # it takes a second to import
+            style.pyplot().close("all")  # a figure that was begun would stay in memory
         raise
 
 
