@@ -129,22 +129,28 @@ def table(options: Namespace) -> int:
 
 
 def figure_options(parser: ArgumentParser) -> None:
-    numbers = "of the paper: 2, 4-8, 10-12 or 14-17; or amplification: fluctuation of each layer by epoch"
+    numbers = "of the paper: 2, 4-8, 10-12 or 14-17; amplification: fluctuation of each layer by epoch; sweep: any keys"
     parser.add_argument("number", type=_figure, metavar="N", help=numbers)
     parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
+    parser.add_argument("--x", metavar="KEY", help="of a sweep: the key to the right, as recipe.lr_peak, or method")
+    parser.add_argument("--y", metavar="KEY", help="of a sweep: a second key, upwards: draw a heat map")
+    parser.add_argument("--value", metavar="NAME", help="of a sweep: what to show (default: test_top1_best)")
 
 
 def figure(options: Namespace) -> int:
     from pgt.reproduction import figures
 
-    if options.number not in (known := [*figures.NUMBERS, figures.layers.NAME]):
+    if options.number not in (known := [*figures.NUMBERS, *figures.NAMES]):
         numbers = ", ".join(map(str, known))
         raise InputError(f"there is no figure {options.number} here: choose one of {numbers}")
     prefix = "figure" if isinstance(options.number, int) else ""
     output = options.output or Path(f"{prefix}{options.number}")
-    for path in figures.save(options.number, options.runs, options.experiment, output):
+    given = {name: value for name in ("x", "y", "value") if (value := vars(options)[name])}
+    if given and options.number != figures.sweep.NAME:
+        raise InputError(f"--{min(given)} is for `pgt figure sweep EXPERIMENT`: leave it out")
+    for path in figures.save(options.number, options.runs, options.experiment, output, figures.sweep.Axes(**given)):
         print(f"written to {path}")
     return 0
 
@@ -182,6 +188,7 @@ def mirror(options: Namespace) -> int:
 
 
 def report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="only its runs: demo/bn, or a folder, demo (default: all)")
     add_runs(parser)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
@@ -192,7 +199,7 @@ def report(options: Namespace) -> int:
 
     if options.output.suffix not in (".html", ".htm"):
         raise InputError(f"cannot write a page to {options.output}: end the name in .html")
-    write_text(options.output, report.page(options.runs, drawn=not options.no_figures))
+    write_text(options.output, report.page(options.runs, options.experiment, drawn=not options.no_figures))
     print(f"written to {options.output}")
     return 0
 
@@ -301,7 +308,7 @@ COMMANDS = {
     "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
     "figure": Command("draw a figure of the paper from runs", figure_options, figure),
     "mirror": Command("send runs that have ended to wandb or TensorBoard", mirror_options, mirror),
-    "report": Command("one HTML page of tables, figures and every run", report_options, report),
+    "report": Command("one HTML page of results, tables, figures and runs", report_options, report),
     "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
     "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),
     "data": Command("look after data sets", verify_options, data),

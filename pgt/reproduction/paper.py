@@ -165,7 +165,9 @@ def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
     by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
     filling: dict[tuple[Row, Arm], list[pd.DataFrame]] = defaultdict(list)
     strays: Counter[tuple[str, str]] = Counter()
-    for _, members in farthest(runs).groupby("group_id", sort=False):
+    once = farthest(runs)
+    concerned = once.get("data.name", once.run).eq("imagenet") | once.experiment.isin(by_experiment)
+    for _, members in once[concerned].groupby("group_id", sort=False):
         config, row = _config(members), by_setting.get(_setting(members.iloc[0]))
         arm, differing = _nearest_arm(config, row) if row else (ARMS[0], "")
         if row and not differing:

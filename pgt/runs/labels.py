@@ -34,7 +34,12 @@ def with_alpha(method: str, alpha: float) -> str:
     return method + (f" α={alpha:g}" if alpha != 1 else "")
 
 
-def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+def run_title(experiment: str, label: str, seed: int) -> str:
     """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    return f"{experiment} {label} seed {seed}"
+
+
+def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+    """The title of a run with this identity (see `pgt.config.identity`)."""
     name = experiment or f"{identity['model']['name']} on {identity['data']['name']}"
-    return f"{name} {with_alpha(method_label(identity), identity['method']['alpha'])} seed {identity['seed']}"
+    return run_title(name, with_alpha(method_label(identity), identity["method"]["alpha"]), identity["seed"])
