@@ -1,4 +1,4 @@
-"""`python -m pgt.cli`: the same as `python -m pgt`."""
+"""`python -m pgt.cli`: another name of `python -m pgt`, which older scripts use."""
 
 from pgt.cli.main import entry
 

@@ -168,29 +168,36 @@ def table(options: Namespace) -> int:
 
 
 def figure_options(parser: ArgumentParser) -> None:
-    numbers = "of the paper: 2, 4-8, 10-12 or 14-17; or amplification: fluctuation of each layer by epoch"
+    numbers = "of the paper: 2, 4-8, 10-12 or 14-17; amplification: fluctuation of each layer by epoch; sweep: any keys"
     parser.add_argument("number", type=_figure, metavar="N", help=numbers)
     parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
+    parser.add_argument("--x", metavar="KEY", help="of a sweep: the key to the right, as recipe.lr_peak, or method")
+    parser.add_argument("--y", metavar="KEY", help="of a sweep: a second key, upwards: draw a heat map")
+    parser.add_argument("--value", metavar="NAME", help="of a sweep: what to show (default: test_top1_best)")
 
 
 def figure(options: Namespace) -> int:
     from pgt.reproduction import figures
 
-    if options.number not in (known := [*figures.NUMBERS, figures.layers.NAME]):
+    if options.number not in (known := [*figures.NUMBERS, *figures.NAMES]):
         numbers = ", ".join(map(str, known))
         raise InputError(f"there is no figure {options.number} here: choose one of {numbers}")
     prefix = "figure" if isinstance(options.number, int) else ""
     output = options.output or Path(f"{prefix}{options.number}")
-    for path in figures.save(options.number, options.runs, options.experiment, output):
+    given = {name: value for name in ("x", "y", "value") if (value := vars(options)[name])}
+    if given and options.number != figures.sweep.NAME:
+        raise InputError(f"--{min(given)} is for `pgt figure sweep EXPERIMENT`: leave it out")
+    for path in figures.save(options.number, options.runs, options.experiment, output, figures.sweep.Axes(**given)):
         print(f"written to {path}")
     return 0
 
 
 def mirror_options(parser: ArgumentParser) -> None:
-    parser.add_argument("logger", choices=["wandb", "tensorboard"], help="where their records go")
+    parser.add_argument("logger", help="where their records go: wandb, tensorboard, or a logger of your own")
     parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
+    parser.add_argument("overrides", nargs="*", help="of the logger, as for pgt train: logger.wandb.group=mine")
     add_runs(parser)
     parser.add_argument("--project", help="of wandb (default: pgt)")
     parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
@@ -198,19 +205,29 @@ def mirror_options(parser: ArgumentParser) -> None:
 
 
 def mirror(options: Namespace) -> int:
-    from pgt.config.resources import read_conf
+    from pgt.config.compose import compose_all
+    from pgt.config.grammar import written
     from pgt.runs import mirrors
 
-    values = read_conf(f"logger/{options.logger}")[options.logger]
-    for name in ("project", "entity", "mode"):
-        if vars(options)[name] and name not in values:
-            raise InputError(f"--{name} is not for {options.logger}: leave it out")
-    given = {name: vars(options)[name] or value for name, value in values.items()}
-    mirrors.send(options.runs, options.experiment, options.logger, given, print)
+    flags = {name: value for name in ("project", "entity", "mode") if (value := vars(options)[name])}
+    if flags and options.logger != "wandb":
+        raise InputError(f"--{next(iter(flags))} is not for {options.logger}: leave it out")
+    experiment, overrides = options.experiment, options.overrides
+    if experiment and "=" in experiment:
+        experiment, overrides = None, [experiment, *overrides]
+    flagged = [f"logger.wandb.{name}={written(value)}" for name, value in flags.items()]
+    for text in overrides:
+        if not text.startswith("logger."):
+            raise InputError(f"leave out '{text}': only keys of the logger can be set, as in logger.wandb.group=mine")
+    [config] = compose_all([f"logger={options.logger}", *overrides, *flagged])
+    if not config.logger.chosen():
+        raise InputError(f"logger={options.logger} takes no records: name one that does, such as tensorboard")
+    mirrors.send(options.runs, experiment, config.logger.chosen(), print)
     return 0
 
 
 def report_options(parser: ArgumentParser) -> None:
+    parser.add_argument("experiment", nargs="?", help="only its runs: demo/bn, or a folder, demo (default: all)")
     add_runs(parser)
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     parser.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
@@ -221,7 +238,7 @@ def report(options: Namespace) -> int:
 
     if options.output.suffix not in (".html", ".htm"):
         raise InputError(f"cannot write a page to {options.output}: end the name in .html")
-    write_text(options.output, report.page(options.runs, drawn=not options.no_figures))
+    write_text(options.output, report.page(options.runs, options.experiment, drawn=not options.no_figures))
     print(f"written to {options.output}")
     return 0
 
@@ -281,7 +298,7 @@ def validate(options: Namespace) -> int:
     return 0
 
 
-def data_options(parser: ArgumentParser) -> None:
+def verify_options(parser: ArgumentParser) -> None:
     from pgt.core.machine import cpus
 
     does = "decode every image of a folder, count them, and write down what `pgt train` compares with"
@@ -298,7 +315,32 @@ def data(options: Namespace) -> int:
     return 0
 
 
+def list_options(parser: ArgumentParser) -> None:
+    from pgt.config.resources import groups
+
+    parser.add_argument("what", choices=[_several(group) for group in groups()], help="the group to list")
+    parser.add_argument("--config-dir", metavar="DIR", help="list those of this folder, too")
+
+
+def list_choices(options: Namespace) -> int:
+    from pgt.config.resources import choices, conf_file, groups, header
+
+    group = next(group for group in groups() if _several(group) == options.what)
+    names = choices(group)
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {header(conf_file(f'{group}/{name}'))}".rstrip())
+    if group == "experiment":
+        print("FOLDER/all stands for all of a folder, as in `pgt train -m experiment=table1/all`")
+    return 0
+
+
+def _several(group: str) -> str:
+    """The plural of a config group's name."""
+    return group if group == "data" else f"{group}s"
+
+
 COMMANDS = {
+    "list": Command("the experiments, models, methods, data and recipes that there are", list_options, list_choices),
     "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
     "status": Command(
@@ -307,10 +349,10 @@ COMMANDS = {
     "table": Command("the paper's tables beside what was measured, or those of any experiment", table_options, table),
     "figure": Command("draw a figure of the paper from runs", figure_options, figure),
     "mirror": Command("send runs that have ended to wandb or TensorBoard", mirror_options, mirror),
-    "report": Command("one HTML page of tables, figures and every run", report_options, report),
+    "report": Command("one HTML page of results, tables, figures and runs", report_options, report),
     "export": Command("a finished run's network as a folder for timm and the Hub", export_options, export),
     "validate": Command("evaluate weights on a test set, beside what the paper says", validate_options, validate),
-    "data": Command("look after data sets", data_options, data),
+    "data": Command("look after data sets", verify_options, data),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,20 +14,20 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from pgt.config.experiments import SEVERAL, check_file, experiments, origin, own_sweep
-from pgt.config.grammar import key_of, parse, values_of, written
+from pgt.config.choices import SEVERAL, SeveralRuns, check_file, experiments, origin, own_sweep
+from pgt.config.grammar import key_of, parse, quoted, values_of, written
 from pgt.config.hints import one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
 from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
@@ -125,7 +126,10 @@ def shown(overrides: Sequence[str]) -> list[str]:
         InputError: an unknown key or choice, or a sweep.
     """
     with _searched(overrides) as rest:
-        [job] = expand(_spell_out(rest, False), False)
+        try:
+            [job] = expand(_spell_out(rest, False), False)
+        except SeveralRuns as error:
+            raise InputError(f"{error.what}, and one job is shown: {error.one}") from None
         with _hydra():
             if wrong := _unknown_keys(job):
                 raise InputError(unknown(wrong, _known(job)))
@@ -136,7 +140,8 @@ def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) ->
     """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
     for config, job in zip(configs, jobs, strict=True):
-        folder = getattr(config.data, "root", None) if DATA_SETS[config.data.name].any_files else None
+        root = getattr(config.data, "root", None)
+        folder = os.path.realpath(root) if root and DATA_SETS[config.data.name].any_files else None
         first = seen.setdefault(run_id(with_files(identity(config), folder)), job)
         if first is not job:
             raise InputError(
@@ -181,7 +186,7 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         InputError: a folder without experiments, a sweep without `multirun`, or sweeps that do not go together.
     """
     spelled = []
-    for text in overrides:
+    for text in _with_timm(overrides):
         parsed = parse(text)
         chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
         interval = isinstance(parsed.value(), IntervalSweep) and _searching(overrides)
@@ -189,13 +194,21 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         if parsed.key_or_group == "experiment" and values and all(isinstance(value, str) for value in values):
             names = list(dict.fromkeys(name for value in values for name in experiments(value)))
             if len(names) > 1 and not multirun:
-                raise InputError(f"'{text}' names {len(names)} runs: add -m to run all of them")
+                raise SeveralRuns(f"'{text}' names {len(names)} runs", f"name one, as in experiment={names[0]}")
             spelled += [f"experiment={','.join(map(written, names))}", *own_sweep(names, overrides, multirun)]
         elif chooses and parsed.is_sweep_override():
             spelled.append(f"{parsed.get_key_element()}={','.join(map(written, values))}")
         else:
             spelled.append(text)
     return spelled
+
+
+def _with_timm(overrides: Sequence[str]) -> list[str]:
+    """Overrides with model=timm if `model.name` names one of timm's networks and no model is chosen."""
+    keys = [key_of(text) for text in overrides]
+    named = [text for key, text in zip(keys, overrides, strict=True) if key == "model.name"]
+    of_timm = any(str(value).startswith(TIMM) for text in named for value in values_of(parse(text)))
+    return [*overrides, "model=timm"] if of_timm and "model" not in keys else list(overrides)
 
 
 def _for_sweeper(spelled: Sequence[str]) -> list[str]:
@@ -219,7 +232,8 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     """The override lists of the jobs of a command line, in Hydra's order.
 
     Raises:
-        InputError: an override that does not parse, or a sweep without `multirun`.
+        InputError: an override that does not parse.
+        SeveralRuns: a sweep without `multirun`.
     """
     values = []
     for text in overrides:
@@ -227,7 +241,9 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         if not parsed.is_sweep_override():
             values.append([text])
         elif not multirun and not parsed.is_hydra_override():
-            raise InputError(f"'{text}' is a sweep: add -m to run all of it")
+            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group(parsed.key_or_group)
+            mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
+            raise SeveralRuns(f"'{text}' is a sweep", f"give {parsed.key_or_group} one value{mend}")
         else:
             values.append([f"{parsed.get_key_element()}={value}" for value in _swept(parsed)])
     if _searching(overrides):  # the product may be vast, and the sweeper tries only a part of it
@@ -265,6 +281,9 @@ def _compose(overrides: Sequence[str]) -> Config:
     HydraConfig.instance().set_config(composed)
     place = origin(composed, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
+    name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
+    if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
+        said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
     return validate(composed, said, place)
 
 

@@ -27,13 +27,13 @@ def parse(text: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
-        raise InputError(f"cannot read the override '{text}': write {_mend(text)}") from None
+        raise InputError(f"cannot read the override '{text}': write {quoted(text)}") from None
     if not parsed.key_or_group:
         raise InputError(f"cannot read the override '{text}': write key=value")
     return parsed
 
 
-def _mend(text: str) -> str:
+def quoted(text: str) -> str:
     """The override with its value in quotes, for the grammar and for a shell."""
     key, equals, value = text.partition("=")
     value = os.path.expanduser(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,10 +87,10 @@ def search_path() -> tuple[Path, list[Path]]:
 
 def conf_dir() -> Path:
     """The folder of the Hydra groups."""
-    return folder("conf")
+    return repository_folder("conf")
 
 
-def folder(name: str) -> Path:
+def repository_folder(name: str) -> Path:
     """A folder of the repository: inside the installed package, or beside it in a checkout."""
     inside = PACKAGE / Path(name).name
     return inside if inside.is_dir() else PACKAGE.parent / name
@@ -136,13 +137,15 @@ def read_file(file: Path) -> dict[str, Any]:
     """The contents of a config file, unresolved.
 
     Raises:
-        InputError: the file is no YAML, or no mapping.
+        InputError: the file is no YAML, or no mapping, or begins with a byte-order mark.
     """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        if file.read_bytes().startswith(codecs.BOM_UTF8):  # Hydra would not see `# @package` behind it
+            raise InputError(f"{file} begins with a byte-order mark: save it as UTF-8 without one")
         values = OmegaConf.to_container(OmegaConf.load(file))
     except yaml.YAMLError as error:
         raise not_yaml(error) from None
@@ -158,6 +161,17 @@ def not_yaml(error: Exception) -> InputError:
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config"
     return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
+
+
+def header(file: Path) -> str:
+    """The first comment at the top of a config file that is not for Hydra; empty if there is none."""
+    for line in file.read_text("utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        if text := line.strip("# "):
+            if not text.startswith("@package"):
+                return text
+    return ""
 
 
 def is_global(file: Path) -> bool:
@@ -180,4 +194,4 @@ def _file(name: str) -> Path | None:
 
 def _names(folder: Path, group: str) -> Iterator[str]:
     top = folder / group
-    return (path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml"))
+    return (path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.yaml") if path.is_file())

@@ -52,8 +52,12 @@ def atomic_write(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, a quota or a limit that leaves no room."""
+FULL = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "remove files of yours, or have your quota raised",
+    errno.EFBIG: "raise the limit on the size of a file (`ulimit -f unlimited`), or take another file system",
+}
+"""Errors of a disk, a quota or a limit that leaves no room, each with the mend."""
 
 
 @contextmanager
@@ -61,15 +65,15 @@ def writing(path: Path) -> Iterator[None]:
     """A context that writes to the open file `path`: its errors, which the system gives without a name, name it.
 
     Raises:
-        InputError: the disk is full; it says how much room is left.
+        InputError: the disk or a quota is full, or the file is too large.
     """
     try:
         yield
     except OSError as error:
         if error.errno in FULL:
-            free = shutil.disk_usage(path.parent).free / 1e6
+            free = f", with {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free" * (error.errno == errno.ENOSPC)
             raise InputError(
-                f"{path}: {error.strerror}, with {free:,.1f} MB free: make room, then give the same command again"
+                f"{path}: {error.strerror}{free}: {FULL[error.errno]}, then give the same command again"
             ) from None
         if error.errno is not None and error.filename is None:
             error.filename = str(path)

@@ -34,7 +34,6 @@ COMMIT = "COMMIT"
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process its place among the others."""
-NUMBERS = frozenset(RANK_VARIABLES) - {"MASTER_ADDR"}
 
 
 def describe(device: str, threads: int) -> dict[str, Any]:
@@ -112,13 +111,19 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
     the only pod of a Kubernetes training operator, is none of several.
 
     Raises:
-        InputError: the variables are incomplete, or a number is none.
+        InputError: the variables are incomplete or contradict each other, or a number is none.
     """
+    alone = {"RANK": "0", "WORLD_SIZE": "1"}
     try:
-        if "TORCHELASTIC_RUN_ID" in variables or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= variables.keys():
-            if variables.get("WORLD_SIZE") == "1" and "LOCAL_RANK" not in variables:
-                return None
-            return {name: _number(variables, name) if name in NUMBERS else variables[name] for name in RANK_VARIABLES}
+        if "TORCHELASTIC_RUN_ID" in variables or alone.keys() & variables.keys():
+            rank, size = (int(_number({**alone, **variables}, name)) for name in alone)
+            if rank >= size:
+                raise InputError(
+                    f"RANK={rank} does not go with WORLD_SIZE={size}, since ranks count from 0: unset both, or start "
+                    "the processes by torchrun or srun"
+                )
+            if size > 1 or {"LOCAL_RANK", "MASTER_ADDR"} <= variables.keys():
+                return {name: _number(variables, name) for name in RANK_VARIABLES}
         if "SLURM_STEP_NUM_TASKS" in variables and int(_number(variables, "SLURM_STEP_NUM_TASKS")) > 1:
             job, step = (int(_number(variables, name)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
             port = 20_000 + (job * 16 + step % 16) % 20_000
@@ -136,7 +141,8 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _number(variables: Mapping[str, str], name: str) -> str:
-    if not variables[name].strip().isdecimal():
+    """A variable that must be a number, unless it is the address."""
+    if name != "MASTER_ADDR" and not variables[name].strip().isdecimal():
         raise InputError(f"{name}={variables[name]} is no number: unset it, or start the processes by torchrun or srun")
     return variables[name]
 

@@ -41,6 +41,9 @@ DATA_SETS = {
     "synthetic": Facts("random tensors"),
 }
 
+HOOKS = ("authors_hook", "authors_hook_fp16")
+"""The implementations of PGT that rebuild the authors' published hook, which is not exact."""
+
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -72,3 +75,6 @@ stem."""
 
 STEMS = tuple(name for name in PARAMETERS if not name.startswith(("resnet20", "vgg")))
 """The networks whose stem can be small (`model.stem`)."""
+
+TIMM = "timm/"
+"""The names of timm's networks begin like this in a config: `timm/convnext_atto`."""

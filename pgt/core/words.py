@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 
 def some(names: Sequence[object], most: int, last: bool = False) -> str:
@@ -16,3 +17,12 @@ def some(names: Sequence[object], most: int, last: bool = False) -> str:
 def printable(name: object) -> str:
     """A name as one printable line of UTF-8; other characters are escaped (`\\n`, `\\udcff`)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in ascending order, three or more in a row as a range: `0–2, 5`."""
+    found: list[str] = []
+    for _, members in groupby(enumerate(sorted(set(numbers))), key=lambda item: item[1] - item[0]):
+        row = [number for _, number in members]
+        found += [f"{row[0]}–{row[-1]}"] if len(row) > 2 else map(str, row)
+    return ", ".join(found)

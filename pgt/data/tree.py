@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS
 from pgt.core.words import some
-from pgt.data.image_file import contents
+from pgt.data.image_file import contents, files_fault, why
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MANIFEST = "pgt-manifest.json"
@@ -95,12 +94,19 @@ class Tree:
         """Return a short hash of the digest and of the contents of up to `SAMPLED` files of each split, spread evenly.
 
         An image folder may have millions. A change of other files goes unnoticed.
+
+        Raises:
+            OSError: a file could not be read, and the disk or the machine is to blame: the hash would be another one.
         """
         sha = hashlib.sha256(digest.encode())
         for files in (self.train, self.test):
             for index in np.linspace(0, len(files) - 1, min(len(files), SAMPLED)).astype(int):
-                with suppress(OSError, ValueError):  # a bad file, which is said when training reads it
-                    sha.update(contents(files.path(index)))
+                path = files.path(index)
+                try:
+                    sha.update(contents(path))
+                except (OSError, ValueError) as error:
+                    if not files_fault(error):
+                        raise OSError(getattr(error, "errno", None), why(error), str(path)) from None
         return sha.hexdigest()[:16]
 
     def counts(self) -> tuple[int, int, int]:

@@ -18,6 +18,9 @@ from pgt.core.signals import STOP_SIGNALS, uninterrupted
 MOST = 16
 """The number of decoders on a rank of many CPUs: this many decode for the fastest GPU, and each takes memory."""
 
+DIED = ("Workers initialization failed", "exited unexpectedly")
+"""How DALI and torch report a process that has died, while it started, for example."""
+
 NOTICED = 2
 """Seconds within which a process's death is noticed after its connection was lost."""
 
@@ -55,6 +58,21 @@ def lost() -> InputError:
     )
 
 
+@contextmanager
+def _named() -> Iterator[None]:
+    """A context whose errors that a process has died name the cause.
+
+    Raises:
+        InputError: see `lost`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(text in str(error) for text in DIED):
+            raise lost() from None
+        raise
+
+
 class Helpers:
     """The processes that read images for one loader. If one dies, the loader must not wait for it."""
 
@@ -63,9 +81,14 @@ class Helpers:
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """A context in which the loader starts its processes, if it needs any."""
+        """A context in which the loader starts its processes, if it needs any.
+
+        Raises:
+            InputError: one of them has died before all had begun.
+        """
         before = multiprocessing.active_children()
-        yield
+        with _named():
+            yield
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
 
     @contextmanager
@@ -77,14 +100,16 @@ class Helpers:
         Raises:
             InputError: one of the processes has died.
         """
-        if not self._processes:
-            yield
+        if not self._processes:  # there are none, or all have died while they started
+            with _named():
+                yield
             return
         interruptible = current_thread() is main_thread()  # Python allows signal handlers only there
         before = signal.signal(signal.SIGCHLD, lambda *_: self._check()) if interruptible else None
         try:
             self._check()
-            yield
+            with _named():
+                yield
         except Exception:  # torch reports a lost connection, for example
             self._check(NOTICED)
             raise

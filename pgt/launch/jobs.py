@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pgt import data
 from pgt.config.compose import Jobs, compose_all, compose_jobs, shown
 from pgt.config.grammar import key_of, written
-from pgt.config.identity import identity
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
@@ -42,7 +41,8 @@ from pgt.runs.folder import (
     read_summary,
     write_failure,
 )
-from pgt.runs.sweeps import LIST, link, new_sweep, runs_of, write_list
+from pgt.runs.sweeps import LIST, link, new_sweep, runs_of
+from pgt.training import own
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 """Time between two looks at a run that another process trains."""
+
+
+_folders: dict[str, Path] = {}
+"""The folders of the runs that this process has trained in turn, by their configs: `folder_of` lists the data again."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -66,7 +70,9 @@ def train(arguments: Sequence[str]) -> int:
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
     options = _options(arguments)
-    with own_conf([options.config_dir] if options.config_dir else [], options.config_name):
+    folders = [options.config_dir] if options.config_dir else []
+    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
+    with own_conf(folders, options.config_name):
         if showing := _showing(options):
             return _show(showing, options)
         environment = rank_environment(os.environ)
@@ -118,7 +124,7 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in overrides}
-    with _notes(jobs, sweep) as notes:
+    with _notes(jobs) as notes:
         settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
             settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
@@ -143,12 +149,12 @@ def _in_turn(hydra: HydraConf) -> bool:
 
 
 @contextmanager
-def _notes(jobs: Jobs, sweep: Sweep) -> Iterator[Path]:
+def _notes(jobs: Jobs) -> Iterator[Path]:
     """A folder for what Hydra, its launchers and its sweepers write.
 
     It is a temporary one if jobs train in turn in this process, since their run folders say more. Other launchers and
-    sweepers leave logs and results there, and may need to reach it from other machines. It lists the runs, and is
-    locked while this process starts jobs: so `pgt status` knows which runs are to come.
+    sweepers leave logs and results there, and may need to reach it from other machines. It is locked while this process
+    starts jobs: so `pgt status` knows whether more are to come.
     """
     if _in_turn(jobs.hydra):
         with TemporaryDirectory(prefix="pgt-") as temporary:
@@ -157,8 +163,6 @@ def _notes(jobs: Jobs, sweep: Sweep) -> Iterator[Path]:
         folder = new_sweep(Path(jobs.configs[0].paths.runs))
         try:
             with lock(folder):
-                if not jobs.searches:  # the sweeper chooses other configs
-                    write_list(folder, sweep.command, {folder_of(config): identity(config) for config in jobs.configs})
                 yield folder
         finally:
             if {path.name for path in folder.iterdir()} <= {"multirun.yaml", LIST, LOCK}:  # no job has begun
@@ -172,9 +176,14 @@ def _share(configs: Sequence[Config]) -> None:
     """
     for number, config in enumerate(configs):
         with suppress(InputError):  # the exit code counts it
-            folder = folder_of(config)
+            folder = _known_folder(config)
             if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
                 train_job(config, label(number, len(configs)), waits=True)
+
+
+def _known_folder(config: Config) -> Path:
+    """`folder_of`, without listing the data again if this process has trained the run."""
+    return _folders.get(repr(config)) or folder_of(config)
 
 
 def ended(folder: Path) -> bool:
@@ -241,7 +250,7 @@ def train_job(config: Config, label: str, waits: bool) -> float:
         raise Stopped(Stop.unanswered, "between two runs")
     folder = None
     try:
-        folder = folder_of(config)
+        folder = _folders[repr(config)] = folder_of(config)
         while True:
             try:
                 if process := holder(folder):
@@ -312,7 +321,7 @@ def _exit_code(codes: Sequence[int]) -> int:
 def _code_of(config: Config) -> int:
     """The exit code of a job, read from its run's folder."""
     try:
-        return code_in(folder_of(config))
+        return code_in(_known_folder(config))
     except InputError as error:  # the data are gone; the job has said so
         return error.exit_code
 
@@ -364,8 +373,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
 
 
 def _check(config: Config) -> None:
-    """Raise InputError if the config's data or loggers are plainly not there."""
+    """Raise InputError if the config's data, loggers, or functions of the user's own are plainly not there."""
     check_size(config)
+    own.check(config)
     data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
 

@@ -15,9 +15,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from pgt.config.compose import compose_each
+from pgt.config.identity import identity
 from pgt.config.resources import own_conf
 from pgt.config.schema import Config
 from pgt.launch.jobs import Sweep, label
+from pgt.runs.sweeps import write_list
 from pgt.training.job import folder_of
 
 
@@ -73,8 +75,9 @@ class LocalLauncher(Launcher):
             LaunchedJob(number, label(number, self._sweep.total), config, folder_of(config), self._sweep.command)
             for number, config in enumerate(configs, initial_job_idx)
         ]
-        launch = import_module(self.implementation).launch
-        objectives = launch(jobs, Path(self._config.hydra.sweep.dir), **self._options)
+        sweep = Path(self._config.hydra.sweep.dir)
+        write_list(sweep, self._sweep.command, {job.folder: identity(job.config) for job in jobs})
+        objectives = import_module(self.implementation).launch(jobs, sweep, **self._options)
         return [JobReturn(_return_value=value, status=JobStatus.COMPLETED) for value in objectives]
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from pgt.core.errors import InputError
 from pgt.core.types import Alteration, NamedParameters, Schedule, is_own
 
 
@@ -158,9 +157,9 @@ class Amplification(Alteration):
         found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, types)]
         self.layers = {name: layer for name, layer in found if is_own(name) and _is_trained(layer)}
         if not self.layers:
-            raise InputError(
-                f"amplification: the network has no layer of the kinds {', '.join(self.kinds) or '(none)'}: set kinds "
-                f"in method.transforms to some of {', '.join(KINDS)}"
+            raise ValueError(
+                f"finds no layer of the kinds {', '.join(self.kinds) or '(none)'} in the network: set kinds to some of "
+                f"{', '.join(KINDS)}"
             )
         weights, count = self._weights(), len(self.layers)
         self.net = [weights[0].new_zeros(count, dtype=torch.float64)] if self.whole else _zeros_like(weights)

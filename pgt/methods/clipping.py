@@ -6,7 +6,7 @@ No loop over filters and no host synchronisation: thresholds are applied as fact
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,10 +23,17 @@ def clip_grad_norm(parameters: Parameters, step: int = 0, *, max_norm: float) ->
     Args:
         parameters: parameters or (name, parameter) pairs; ‖G‖ is one 2-norm over all of them.
         step: not used; every gradient transform takes it.
-        max_norm: λ, above 0.
+        max_norm: λ, above 0; infinite: nothing is clipped.
 
     Raises:
-        ValueError: λ is not above 0.
+        ValueError: λ is not above 0; `parameters` are something else.
+
+    Examples:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grad_norm([weight], max_norm=1.0)
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
 
     Reference: Pascanu et al., arXiv 1211.5063; the PGT paper calls it clipping by value but clips by norm.
     """
@@ -35,7 +42,7 @@ def clip_grad_norm(parameters: Parameters, step: int = 0, *, max_norm: float) ->
     if not grads:
         return
     norm = torch.nn.utils.get_total_norm(grads)
-    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    torch._foreach_mul_(grads, (max_norm / norm).clamp(max=1))
 
 
 def clip_grad_value(parameters: Parameters, step: int = 0, *, clip_value: float) -> None:
@@ -47,7 +54,7 @@ def clip_grad_value(parameters: Parameters, step: int = 0, *, clip_value: float)
         clip_value: c, above 0.
 
     Raises:
-        ValueError: c is not above 0.
+        ValueError: c is not above 0; `parameters` are something else.
     """
     _check_positive(clip_value=clip_value)
     if grads := _gradients(parameters):
@@ -77,15 +84,24 @@ def clip_grad_unitwise(
         exclude: regular expression; parameters in whose name it is found are left alone.
 
     Raises:
-        ValueError: λ or ε is not above 0; `exclude` and parameters without names.
+        ValueError: λ or ε is not above 0; `parameters` are something else, or have no names for `exclude`; `exclude` is
+            no regular expression.
+
+    Examples:
+        >>> weight = torch.tensor([[3.0, 4.0], [0.0, 1.0]], requires_grad=True)
+        >>> weight.grad = torch.ones(2, 2)
+        >>> clip_grad_unitwise([weight], clip_factor=0.1)
+        >>> weight.grad.norm(dim=1)  # a tenth of the norms of the rows
+        tensor([0.5000, 0.1000])
 
     Reference: Brock et al., arXiv 2102.06171.
     """
     _check_positive(clip_factor=clip_factor, eps=eps)
+    left_alone = None if exclude is None else _pattern(exclude)
     chosen = [
         (p.detach(), p.grad)
         for name, p in _named(parameters, exclude is not None)
-        if p.grad is not None and not (exclude is not None and re.search(exclude, name))
+        if p.grad is not None and not (left_alone and left_alone.search(name))
     ]
     if not chosen:
         return
@@ -94,8 +110,8 @@ def clip_grad_unitwise(
     bounds = [unitwise_norm(weight) for weight, _ in chosen]
     torch._foreach_clamp_min_(bounds, eps)
     torch._foreach_mul_(bounds, clip_factor)
-    torch._foreach_clamp_min_(norms, bounds)
     torch._foreach_div_(bounds, norms)
+    torch._foreach_clamp_max_(bounds, 1)
     torch._foreach_mul_(grads, bounds)
 
 
@@ -110,16 +126,27 @@ def _named(parameters: Parameters, needs_names: bool = False) -> list[tuple[str,
     """(name, parameter) pairs; a parameter that came alone has an empty name.
 
     Raises:
-        ValueError: names are needed and there are none.
+        ValueError: `parameters` are something else, such as a module or a dict; names are needed and there are none.
     """
-    items = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    items = [parameters] if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable) else list(parameters)
     if needs_names and any(isinstance(item, Tensor) for item in items):
         raise ValueError("exclude goes by names: pass model.named_parameters(), not model.parameters()")
-    return [("", item) if isinstance(item, Tensor) else item for item in items]
+    pairs = [("", item) if isinstance(item, Tensor) else item for item in items]
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
+        kind = type(parameters).__name__
+        raise ValueError(f"parameters must be model.named_parameters() or model.parameters(), got a {kind}")
+    return pairs
 
 
 def _gradients(parameters: Parameters) -> list[Tensor]:
     return [p.grad for _, p in _named(parameters) if p.grad is not None]
+
+
+def _pattern(exclude: str) -> re.Pattern[str]:
+    try:
+        return re.compile(exclude)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"exclude must be a regular expression, got {exclude!r}: {error}") from None
 
 
 def _check_positive(**thresholds: float) -> None:

@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 TWICE = (
     "power_grad_cross_entropy has no second derivative with respect to the logits: its backward pass returns p′ − q, "
@@ -14,6 +17,21 @@ TWICE = (
     "torch.autograd.grad(..., inputs=weights))"
 )
 INSTEAD = "use surrogate_cross_entropy, which is made of ordinary PyTorch operations"
+
+
+def refuse_make_fx(logits: Tensor) -> None:
+    """Raise a RuntimeError if make_fx traces the loss: its graph has the operations below autograd.
+
+    Trained later, that graph would have the gradient of the value, which is plain cross-entropy's. AOTAutograd, which
+    traces functional tensors, is fine: it traces the backward pass with the loss.
+    """
+    if get_proxy_mode() is not None and not isinstance(logits, FunctionalTensor):
+        raise RuntimeError("make_fx keeps the value of this loss and not its gradient: trace the network without it")
+
+
+def is_transformed(logits: Tensor) -> bool:
+    """Whether the loss is computed within a transform of torch.func or in forward mode."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad.unpack_dual(logits).tangent is not None
 
 
 def full_precision(x: Tensor) -> Tensor:

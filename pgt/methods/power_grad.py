@@ -11,8 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgt.methods.gradient import INSTEAD, CompiledPowerGrad, PowerGrad, full_precision, powers_of
+from pgt.methods.gradient import (
+    INSTEAD,
+    CompiledPowerGrad,
+    PowerGrad,
+    full_precision,
+    is_transformed,
+    powers_of,
+    refuse_make_fx,
+)
 from pgt.methods.smoothing import check_smoothing, uniform_epsilon
+
+FUNC = f"power_grad_cross_entropy cannot go through torch.func or forward mode: {INSTEAD}"
 
 
 def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
@@ -30,6 +40,10 @@ def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
 
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
+
+    Examples:
+        >>> power_transform(torch.tensor([0.64, 0.36]), alpha=0.5)  # 0.8 and 0.6, renormalised
+        tensor([0.5714, 0.4286])
     """
     powers = powers_of(full_precision(p).log(), check_alpha(alpha))
     return powers / powers.sum(dim, keepdim=True)
@@ -52,6 +66,10 @@ def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
 
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
+
+    Examples:
+        >>> stationary_threshold(torch.tensor([0.64, 0.36]), alpha=0.5)
+        tensor(0.5102)
     """
     alpha = check_alpha(alpha)
     p = full_precision(p)
@@ -98,11 +116,13 @@ def power_grad_cross_entropy(
             that does not fit the logits; a weight that requires a gradient.
         RuntimeError: for a second derivative with respect to the logits, since p' − q is not the gradient of the
             value (with respect to the incoming gradient, in which p' − q is linear, there is one); in forward mode, by
-            torch.func, or through torch.export.
+            torch.func, or through torch.export or make_fx.
 
-    Example:
-        >>> loss = power_grad_cross_entropy(model(images), labels, alpha=0.25)
-        >>> loss.backward()
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+        >>> power_grad_cross_entropy(logits, torch.tensor([0]), alpha=0.25).backward()
+        >>> logits.grad  # softmax(0.25·z) − q
+        tensor([[-0.5481,  0.2741,  0.2741]])
     """
     alpha = check_alpha(alpha)
     check_arguments(logits, target, weight, reduction)
@@ -130,13 +150,16 @@ def _apply(*arguments: Any) -> Tensor:
             f"its loss, or {INSTEAD}"
         )
     if torch.compiler.is_compiling():
+        if is_transformed(arguments[0]):
+            raise RuntimeError(FUNC)
         compiled: Tensor = CompiledPowerGrad.apply(*arguments)
         return compiled
+    refuse_make_fx(arguments[0])
     try:
         loss: Tensor = PowerGrad.apply(*arguments)[0]
     except RuntimeError as error:
         if "setup_context" in str(error):  # a transform of torch.func
-            raise RuntimeError(f"power_grad_cross_entropy cannot go through torch.func: {INSTEAD}") from None
+            raise RuntimeError(FUNC) from None
         raise
     return loss
 
@@ -151,7 +174,7 @@ class PowerGradCrossEntropy(nn.Module):
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN, or another argument that is unknown.
 
-    Example:
+    Examples:
         >>> criterion = PowerGradCrossEntropy(alpha=0.25)
         >>> criterion(model(images), labels).backward()
     """
@@ -201,12 +224,10 @@ class PowerGradCrossEntropy(nn.Module):
 
 def check_alpha(alpha: float) -> float:
     """Return α as a float, or raise a ValueError unless it is one number in [0, 1] without a gradient."""
-    if isinstance(alpha, Tensor):
-        if alpha.numel() != 1:
-            shape = list(alpha.shape)
-            raise ValueError(f"alpha must be one number, got a tensor of shape {shape}; class weights go in weight=...")
-        if alpha.requires_grad:
-            raise ValueError("alpha must not require a gradient: PGT defines none for it")
+    if shape := list(getattr(alpha, "shape", ())):
+        raise ValueError(f"alpha must be one number, got a tensor of shape {shape}; class weights go in weight=...")
+    if isinstance(alpha, Tensor) and alpha.requires_grad:
+        raise ValueError("alpha must not require a gradient: PGT defines none for it")
     alpha = float(alpha)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")

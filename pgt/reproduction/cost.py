@@ -24,6 +24,9 @@ REFERENCE_GPU = "RTX3090"
 DEFAULT_GPU = "V100-16GB"
 """The paper's card."""
 
+BEST, CHECKPOINT = 4, 8
+"""Bytes a parameter, in float32: of the best weights, and of a checkpoint, which has weights and momentum."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -117,13 +120,15 @@ class Work:
     Attributes:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
-        disk: bytes of checkpoints.
+        disk: bytes of the checkpoints that a run leaves, `best.pt` and `last.pt`; None if the network is not known.
+        more_disk: bytes besides while it trains: `previous.pt`, and the checkpoint that is being written.
     """
 
     steps: int | None
     images: int | None
     evaluated: int
-    disk: float
+    disk: int | None
+    more_disk: int
 
     def gpu_seconds(self, speed: float) -> float:
         """The time that one GPU takes at `speed` training images per second."""
@@ -144,11 +149,13 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
     batch = config["recipe.global_batch"]
     left = config["recipe.epochs"] - epochs_done
     evaluations = math.ceil(left / config["trainer.evaluate_every"])
-    disk = 12 * PARAMETERS.get(config["model.name"], 0)  # float32: weights, momentum, the best weights
+    parameters = PARAMETERS.get(config["model.name"])
+    disk = parameters and parameters * (BEST + CHECKPOINT)
+    more_disk = 2 * CHECKPOINT * (parameters or 0) if left else 0
     if train is None:
-        return Work(None, None, 0, disk)
+        return Work(None, None, 0, disk, more_disk)
     batches = train // batch if config["data.drop_last"] else math.ceil(train / batch)
-    return Work(batches * left, batches * left * batch, test * evaluations, disk)
+    return Work(batches * left, batches * left * batch, test * evaluations, disk, more_disk)
 
 
 def memory(config: Mapping[str, Any], images: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pgt.reproduction.groups import BEST, Group, by_seed
@@ -15,7 +16,7 @@ NOTE = (
 )
 
 
-def about_correction(groups: list[Group]) -> bool:
+def about_correction(groups: Sequence[Group]) -> bool:
     """Whether one of the groups trains with gradient correction."""
     return any({"gcw", "gcode"} & {*group.method.split("+")} for group in groups)
 

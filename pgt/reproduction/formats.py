@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ LATEX = {
 }
 """Letters that LaTeX needs a command for."""
 
+LATEX_NEEDS = r"Needs \usepackage{booktabs}. Put it into a table environment with a caption of your own."
 
 T = TypeVar("T")
 Column: TypeAlias = tuple[str, Callable[[T], str]]
@@ -81,7 +81,8 @@ def format_of(path: Path) -> str:
 
 
 def render(tables: Sequence[Table], form: str) -> str:
-    """Tables one under the other in one of `FORMATS`. CSV has no titles and no notes: it is data."""
+    """Tables one under the other in one of `FORMATS`. CSV has no titles and no notes: it is data. LaTeX has them as
+    comments, so that the file holds the tabular alone."""
     if form == "csv":
         return "\n".join(_csv(table) for table in tables)
     return "\n\n".join(_render(table, form) for table in tables)
@@ -93,7 +94,8 @@ def _render(table: Table, form: str) -> str:
     styles = {"terminal": "simple", "markdown": "github", "latex": "latex_booktabs"}
     body = tabulate(table.rows, table.headers, tablefmt=styles[form], disable_numparse=True)
     if form == "latex":
-        return "\n\n".join(part for part in (_tex(table.title), _letters(body), *map(_tex_note, table.notes)) if part)
+        notes = "\n".join(map(str, [table.title, LATEX_NEEDS, *table.notes])).strip()
+        return "\n".join([*(f"% {line}" for line in notes.splitlines()), _letters(body)])
     title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
     return "\n\n".join([*title, body, *map(str, table.notes)])
 
@@ -113,19 +115,6 @@ def _letters(text: str) -> str:
     for letter, command in LATEX.items():
         text = text.replace(letter, command)
     return text
-
-
-def _tex(text: str) -> str:
-    """Text with Markdown's code and emphasis as LaTeX."""
-    text = re.sub(r"([&%#$_{}])", r"\\\1", text)
-    text = re.sub(r"`([^`]+)`", r"\\texttt{\1}", text)
-    return _letters(re.sub(r"\*([^*]+)\*", r"\\emph{\1}", text))
-
-
-def _tex_note(note: Note) -> str:
-    items = [f"\\item[] {_tex(item)}" for item in note.items]
-    listed = [r"\begin{itemize}", *items, r"\end{itemize}"] if items else []
-    return "\n".join([*filter(None, [_tex(note.text)]), *listed])
 
 
 def _csv(table: Table) -> str:

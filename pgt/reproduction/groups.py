@@ -91,8 +91,8 @@ class Group(Comparison):
         return finished(self.runs)
 
 
-def read_groups(root: Path, experiment: str) -> list[Group]:
-    """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
+def read_runs(root: Path, experiment: str) -> pd.DataFrame:
+    """The frame of an experiment's runs, or of those of a folder of experiments.
 
     Raises:
         InputError: there is no run of it.
@@ -100,7 +100,16 @@ def read_groups(root: Path, experiment: str) -> list[Group]:
     runs = frame(root, experiment)
     if runs.empty:
         raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
-    return grouped(runs)
+    return runs
+
+
+def read_groups(root: Path, experiment: str) -> list[Group]:
+    """The groups of an experiment, or of a folder of experiments: by experiment, the baseline first.
+
+    Raises:
+        InputError: there is no run of it.
+    """
+    return grouped(read_runs(root, experiment))
 
 
 def grouped(runs: pd.DataFrame) -> list[Group]:
@@ -140,6 +149,19 @@ def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """The columns among `names` that have more than one value."""
     values = {name: runs[name].tolist() for name in names}  # lists: a Series takes a hundred times as long by value
     return [name for name, column in values.items() if any(value != column[0] for value in column)]
+
+
+def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """The columns among `names` that tell runs apart which those before them, and those in `known`, do not.
+
+    A key that always changes together with an earlier one (`model.interpolation` with `model.name`) is not among them.
+    """
+    texts = runs[[*known, *varying(runs, [name for name in names if name not in known])]].astype(str)
+    found, count = [*known], len(texts[[*known]].drop_duplicates()) if known else 1
+    for name in texts.columns[len(known) :]:
+        if (more := len(texts[[*found, name]].drop_duplicates())) > count:
+            found, count = [*found, name], more
+    return found[len(known) :]
 
 
 def overrides(values: Mapping[Any, Any] | pd.Series[Any]) -> str:

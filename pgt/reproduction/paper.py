@@ -13,6 +13,7 @@ import pandas as pd
 from pgt.config.identity import identity
 from pgt.config.resources import read_conf
 from pgt.config.schema import Model
+from pgt.core.registry import HOOKS
 from pgt.reproduction import published
 from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
 from pgt.reproduction.published import IMAGE_SIZE, Row
@@ -21,7 +22,7 @@ from pgt.runs.folder import DIVERGED
 from pgt.runs.frame import config_names, dotted
 from pgt.runs.labels import as_pgt
 
-EXACT, HOOK = "exact", "authors_hook"
+EXACT, HOOK = "exact", HOOKS[0]
 
 PRECISION = {"trainer.precision": "fp16", "trainer.loss_scale": 65536, "trainer.loss_scale_growth_interval": 2000}
 """The precision of every experiment of the tables. What the authors' hook computes depends on all of it."""
@@ -164,7 +165,9 @@ def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
     by_experiment = {name: row for row in rows for name in (row.experiment, truncation(row.experiment))}
     filling: dict[tuple[Row, Arm], list[pd.DataFrame]] = defaultdict(list)
     strays: Counter[tuple[str, str]] = Counter()
-    for _, members in farthest(runs).groupby("group_id", sort=False):
+    once = farthest(runs)
+    concerned = once.get("data.name", once.run).eq("imagenet") | once.experiment.isin(by_experiment)
+    for _, members in once[concerned].groupby("group_id", sort=False):
         config, row = _config(members), by_setting.get(_setting(members.iloc[0]))
         arm, differing = _nearest_arm(config, row) if row else (ARMS[0], "")
         if row and not differing:

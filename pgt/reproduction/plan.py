@@ -56,7 +56,7 @@ def command(
     gpu: str,
     images_per_second: float | None,
     bench: Iterable[Path],
-    probe: Callable[[Iterable[Identity], int], dict[str, Speed]] | None,
+    probe: Callable[[Iterable[tuple[Identity, int]]], dict[str, Speed]] | None,
     loader_images_per_second: float | None,
 ) -> None:
     """Print the plan of a command line of `pgt train -m`.
@@ -68,7 +68,8 @@ def command(
         gpu: the card whose published speeds hold for what is not stated or measured.
         images_per_second: stated speed of one GPU, for every network.
         bench: files of the benchmarks, with measured speeds.
-        probe: (runs, gpus) -> the speed of each network, measured now; None: nothing is measured.
+        probe: (identity of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing
+            is measured.
         loader_images_per_second: stated speed of the loader.
 
     Raises:
@@ -82,7 +83,7 @@ def command(
     items = plan([(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, gpus)) for c in configs], root)
     measured = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
     if probe:
-        measured |= probe((item.identity for item in items), gpus)
+        measured |= probe((item.identity, item.gpus) for item in items)
     loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else measured.get("loader")
     stated = Speed(images_per_second, "stated") if images_per_second else None
     sizes: dict[str, set[int]] = {}
@@ -187,6 +188,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
             "status": [item.status for item in items],
             "steps": pd.Series([item.work.steps for item in items], dtype=float),
             "images": pd.Series([item.work.images for item in items], dtype=float),
+            "disk": pd.Series([item.work.disk for item in items], dtype=float),
             "gpus": [item.gpus for item in items],
             "seconds": [max(part.values()) for part in parts],
             "bound": [max(part, key=part.__getitem__) for part in parts],
@@ -199,7 +201,8 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
     said = (
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
-        f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
+        f"Checkpoints: {_total(runs.disk / 1e9, '{:.1f}'.format)} GB, and "
+        f"{max(item.work.more_disk for item in items) / 1e9:.1f} GB more while a run trains."
     )
     sources = [
         f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"

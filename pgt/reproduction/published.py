@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from pgt.config.resources import folder
+from pgt.config.resources import repository_folder
 
 IMAGE_SIZE = 224
 """Pixels of a training image, a side."""
@@ -191,5 +191,5 @@ def difference(row: Row) -> float | None:
 
 def read(name: str) -> list[dict[str, str]]:
     """The lines of one of the CSV files of published numbers, in results/published/."""
-    with (folder("results/published") / f"{name}.csv").open(newline="") as file:
+    with (repository_folder("results/published") / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))

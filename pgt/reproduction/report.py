@@ -1,13 +1,13 @@
-"""One HTML page of all tables, figures and runs, which a browser opens from the disk."""
+"""One HTML page of one's own results, the paper's tables, figures and runs, which a browser opens from the disk."""
 
 from __future__ import annotations
 
 import base64
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,58 @@ from markupsafe import Markup, escape
 
 from pgt.core.errors import InputError
 from pgt.core.machine import now
-from pgt.reproduction import figures, paper, paper_tables, published, tables
+from pgt.reproduction import chart, figures, paper, paper_tables, published, tables
+from pgt.reproduction.chart import Chart
 from pgt.reproduction.figures import grid
+from pgt.reproduction.figures.style import COLOURS
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import unlike
-from pgt.runs.folder import FINISHED, read_epochs
+from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, unlike
+from pgt.reproduction.settings import by_epoch, foremost, method_names, recipe_names, settings
+from pgt.runs.folder import FINISHED, read_epochs, read_starts
 from pgt.runs.frame import frame, records
-from pgt.runs.labels import with_alpha
+from pgt.runs.labels import run_title, with_alpha
 from pgt.runs.norms import read_norms
 
 Run = Mapping[str, Any]
 """A row of the frame of runs (see `pgt.runs.frame`)."""
 
-WIDTH, HEIGHT = 460, 170
-"""Size of a run's curve, in pixels."""
+MOST_RUNS = 100
+"""The most runs that have a part of the page of their own."""
+
+MOST_DRAWN = 500
+"""The most runs of an experiment whose figures are drawn: the page is to be there in seconds."""
+
+MOST_SEEDS = 20
+"""The most seeds of a setting that its curve is the mean of, for the same reason."""
+
+
+@dataclass
+class Experiment:
+    """The part of the page about an experiment.
+
+    Attributes:
+        runs: in words, how many there are of each status.
+        best: the setting with the best mean test top-1; None without a finished run.
+        settings: number of settings with finished runs.
+        chart: test top-1 by epoch, a line a setting; None if there is none, or if its records are damaged.
+        notes: on what the chart shows.
+    """
+
+    name: str
+    runs: str
+    table: Table
+    best: Group | None
+    settings: int
+    chart: Chart | None
+    notes: str
+
+    @property
+    def best_values(self) -> tuple[str, str, str]:
+        """The best setting's test top-1, its baseline's, and the difference, paired by seed."""
+        if self.best is None:
+            return "", "", ""
+        base, gain = Comparison(self.best.baseline, self.best.baseline).measured(BEST), self.best.paired(BEST)
+        return str(self.best.measured(BEST)), str(base or ""), gain.signed() if gain else ""
 
 
 @dataclass
@@ -39,58 +77,61 @@ class Section:
 
     Attributes:
         run: its row of the frame.
+        title: experiment, what tells its setting from the experiment's others, and seed.
         difference: (key, value, the baseline's value); None without a baseline of the same seed.
         environment: name and value.
-        curves: name, colour and SVG points of accuracy by epoch.
+        chart: accuracy by epoch.
         layers: (index, name, filters, zeroed out, least and median norm) at the last recorded step.
-        trouble: why curves or layers could not be read.
+        trouble: why something could not be read.
     """
 
     run: Run
+    title: str
     difference: Sequence[tuple[str, Any, Any]] | None
     environment: Mapping[str, Any]
-    curves: Sequence[tuple[str, str, str]] = ()
+    chart: Chart | None = None
     layers: Sequence[tuple[Any, ...]] = ()
     trouble: str = ""
 
-    @property
-    def title(self) -> str:
-        run = self.run
-        return f"{run['experiment']} {with_alpha(run['method'], run['alpha'])} seed {run['seed']}"
 
-
-def page(root: Path, drawn: bool) -> str:
+def page(root: Path, experiment: str | None, drawn: bool) -> str:
     """The page's HTML.
 
     Args:
         root: the runs folder.
+        experiment: only this one, or all that its name is a folder of.
         drawn: whether with figures, which take a second or two each.
 
     Raises:
-        InputError: there is no run under `root`.
+        InputError: there is no run.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    runs = frame(root)
+    runs = frame(root, experiment)
     if runs.empty:
-        raise InputError(f"no runs under {root}: `pgt train experiment=demo/bn` makes one in seconds")
-    experiments = sorted(runs.experiment.unique())
+        name = experiment or "demo/bn"
+        raise InputError(f"no runs under {root / (experiment or '')}: `pgt train experiment={name}` makes one")
     environment = Environment(
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    groups = grouped(runs)
+    own = {
+        name: list(members) for name, members in groupby(groups, lambda group: group.experiment) if not _is_paper(name)
+    }
+    papers = [(paper_tables.paper_table(runs, number), *_measured_rows(runs, number)) for number in (1, 2, 3)]
     return environment.get_template("report.html.j2").render(
         made=now(),
         finished=(runs.status == FINISHED).sum(),
         count=len(runs),
-        rows=_measured_rows(runs),
+        rows=sum(measured for _, measured, _ in papers),
         rule=_html(paper_tables.RULE),
-        papers=[paper_tables.paper_table(runs, number) for number in (1, 2, 3)],
-        others=[(name, tables.experiment_table(root, name)) for name in experiments if not _is_paper(name)],
-        pictures=list(_pictures(root, experiments)) if drawn else [],
-        sections=_sections(runs),
-        width=WIDTH,
-        height=HEIGHT,
+        papers=papers,
+        experiments=[_experiment(name, members) for name, members in own.items()],
+        pictures=list(_pictures(root, own)) if drawn else [],
+        undrawn=[name for name, members in own.items() if drawn and _count(members) > MOST_DRAWN],
+        sections=_sections(runs, groups),
+        size=chart,
         notes=_notes,
     )
 
@@ -110,17 +151,52 @@ def _is_paper(experiment: str) -> bool:
     return experiment in {row.experiment for row in published.all_rows()}
 
 
-def _measured_rows(runs: pd.DataFrame) -> int:
-    """Count the paper's rows that have a finished run."""
-    lines = [line for number in (1, 2, 3) for line in paper.measure(runs, number)[0]]
-    return len({(line.row.table, line.row.number) for line in lines if line.seeds})
+def _measured_rows(runs: pd.DataFrame, table: int) -> tuple[int, int]:
+    """Count the rows of one of the paper's tables that have a finished run, and all of them."""
+    return len({line.row.number for line in paper.measure(runs, table)[0] if line.seeds}), len(published.rows(table))
 
 
-def _pictures(root: Path, experiments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _count(groups: Sequence[Group]) -> int:
+    """The number of runs of an experiment."""
+    return sum(len(group.runs) for group in groups)
+
+
+def _experiment(name: str, groups: Sequence[Group]) -> Experiment:
+    runs = pd.concat([group.runs for group in groups])
+    done = [group for group in groups if group.seeds]
+    best = max(done, key=lambda group: float(group.finished[BEST].mean()), default=None)
+    counted = ", ".join(f"{number} {status}" for status, number in runs.status.value_counts().items())
+    drawn, notes = None, ""
+    try:
+        drawn, notes = _means(finished(runs))
+    except InputError as error:
+        notes = str(error)
+    return Experiment(name, counted, tables.groups_table(groups, name), best, len(done), drawn, notes)
+
+
+def _means(runs: pd.DataFrame) -> tuple[Chart | None, str]:
+    """Mean test top-1 by epoch of the foremost settings, and what is shown."""
+    if runs.empty:
+        return None, ""
+    names = [*method_names(runs), *recipe_names(runs)]
+    parts, chosen = foremost(settings(runs, names), len(COLOURS))
+    curves = {}
+    for label, members in parts.items():
+        shown = members.sort_values("seed").head(MOST_SEEDS)
+        values = by_epoch(shown, ["test_top1"])["test_top1"]
+        deviations = values.std(axis=1) if len(shown) > 1 else [None] * len(values)
+        label = label or with_alpha(members.method.iloc[0], members.alpha.iloc[0])
+        curves[f"{label} (n={len(shown)})"] = zip(values.index, values.mean(axis=1), deviations, strict=True)
+    few = f"The first {MOST_SEEDS} seeds." if any(len(members) > MOST_SEEDS for members in parts.values()) else ""
+    return chart.chart(curves), " ".join(filter(None, ("Test top-1 (%) by epoch, mean over seeds.", chosen, few)))
+
+
+def _pictures(root: Path, own: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, str]]:
     """(title, `data:` address) of each figure that there are runs for: the paper's own, and other experiments'."""
-    wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS]
-    own = [name for name in experiments if not _is_paper(name) and name not in grid.EXPERIMENTS.values()]
-    wanted += [(number, name) for name in own for number in (4, 5, 8, 10)]
+    wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS if number != 2]  # of no runs
+    for name, groups in own.items():
+        if _count(groups) <= MOST_DRAWN and name not in grid.EXPERIMENTS.values():
+            wanted += [(number, name) for number in (4, 5, 8, 10)]
     for number, experiment in wanted:
         try:
             figure = figures.draw(number, root, experiment)
@@ -138,14 +214,16 @@ def _embedded(figure: Any) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _sections(runs: pd.DataFrame) -> list[Section]:
-    """A section for each run: by experiment, method and α, the baseline first, and seed."""
+def _sections(runs: pd.DataFrame, groups: Sequence[Group]) -> list[Section]:
+    """A section for each of the runs that began last: by experiment, method and α, the baseline first, and seed."""
+    shown = runs.sort_values("started", kind="stable").tail(MOST_RUNS)
     order = sorted(
-        records(runs),
+        records(shown),
         key=lambda run: (run["experiment"], run["method"] != "baseline", run["method"], -run["alpha"], run["seed"]),
     )
-    baselines = [run for run in order if run["method"] == "baseline"]
-    return [_section(run, _baseline(run, baselines)) for run in order]
+    baselines = records(runs[(runs.method == "baseline") & runs.seed.isin(shown.seed)])
+    labels = {(group.experiment, group.runs.group_id.iloc[0]): group.label for group in groups}
+    return [_section(run, labels[run["experiment"], run["group_id"]], _baseline(run, baselines)) for run in order]
 
 
 def _baseline(run: Run, baselines: Sequence[Run]) -> Run | None:
@@ -161,46 +239,37 @@ def _config(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.items() if "." in name}
 
 
-def _section(run: Run, baseline: Run | None) -> Section:
+def _section(run: Run, label: str, baseline: Run | None) -> Section:
     difference = unlike(_config(run), _config(baseline)) if baseline else None
-    section = Section(run, difference, _environment(run["run"]))
+    title = run_title(run["experiment"], label, run["seed"])
+    section = Section(run, title, difference, {"data": run["manifest"]})
     try:
-        section.curves = _curves(read_epochs(run["run"], run["epochs"]))
+        section.chart = _curves(read_epochs(run["run"], run["epochs"]))
         section.layers = _layers(run["run"])
+        section.environment = {"data": run["manifest"], **_environment(run["run"])}
     except InputError as error:
         section.trouble = str(error)
     return section
 
 
-def _curves(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    found = []
-    last = max(len(epochs) - 1, 1)
-    for name, metric, colour in (("training", "train_top1", "#999999"), ("test", "test_top1", "#0072B2")):
-        points = [
-            f"{30 + (WIDTH - 40) * record['epoch'] / last:.1f},{10 + (HEIGHT - 30) * (1 - record[metric] / 100):.1f}"
-            for record in epochs
-            if record.get(metric) is not None
-        ]
-        found.append((name, colour, " ".join(points)))
-    return found
+def _curves(epochs: Sequence[Mapping[str, Any]]) -> Chart | None:
+    """Training and test top-1 of a run by epoch."""
+
+    def values(metric: str) -> list[chart.Value]:
+        return [(record["epoch"] + 1, record[metric], None) for record in epochs if record.get(metric) is not None]
+
+    return chart.chart({"training top-1": values("train_top1"), "test top-1": values("test_top1")})
 
 
 def _environment(folder: Path) -> dict[str, Any]:
     """Device, Python and packages of the last start. Names of machines are left out: a page may be published."""
-    path = folder / "environment.json"
-    try:
-        found = json.loads(path.read_text())
-        start = found["starts"][-1]
-        packages = ", ".join(f"{name} {version}" for name, version in start["packages"].items() if version)
-        return {
-            "data": found["manifest"],
-            "starts": len(found["starts"]),
-            "device": start["device"],
-            "python": start["python"],
-            "packages": packages,
-        }
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    starts = read_starts(folder)
+    if not starts:
         return {}
+    last = starts[-1]
+    packages = ", ".join(f"{name} {version}" for name, version in last.get("packages", {}).items() if version)
+    known = {"starts": len(starts), "device": last.get("device"), "python": last.get("python"), "packages": packages}
+    return {name: value for name, value in known.items() if value}
 
 
 def _layers(folder: Path) -> list[tuple[Any, ...]]:

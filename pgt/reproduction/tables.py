@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pgt.core.words import ranges
 from pgt.reproduction import epochs_needed, published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
 from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
@@ -59,10 +60,13 @@ def experiment_table(root: Path, experiment: str) -> Table:
     Raises:
         InputError: there is no run of it.
     """
-    groups = read_groups(root, experiment)
+    return groups_table(read_groups(root, experiment), experiment)
+
+
+def groups_table(groups: Sequence[Group], experiment: str) -> Table:
+    """The same table of groups that are read already."""
     runs = pd.concat([group.finished for group in groups])
-    seeds = ", ".join(map(str, sorted(runs.seed.unique())))
-    measured = f" Data: {data_of(runs)}. Seeds: {seeds}." if len(runs) else ""
+    measured = f" Data: {data_of(runs)}. Seeds: {ranges(runs.seed)}." if len(runs) else ""
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
     if all(group.experiment.startswith("demo/") for group in groups):
         notes.append(SMALL_DATA_NOTE)

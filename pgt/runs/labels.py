@@ -9,13 +9,19 @@ from typing import Any
 def method_label(identity: Mapping[str, Any]) -> str:
     """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
 
-    PGT by an implementation other than the exact one has the name of that implementation.
+    PGT by an implementation other than the exact one has the name of that implementation. A loss or a transform of the
+    user's own has the name of its function: `package.function`.
     """
     method = identity["method"]
-    parts = [transform["name"] for transform in method["transforms"]]
+    parts = [name_of(part) for part in (method.get("loss"), *method["transforms"]) if part]
     if method["alpha"] != 1:
         parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
     return "+".join(parts) or "baseline"
+
+
+def name_of(part: Mapping[str, Any]) -> str:
+    """The name of a part of an identity, or of a config.yaml, which calls a function of the user's own `_target_`."""
+    return str(part["_target_"] if "_target_" in part else part["name"])
 
 
 def as_pgt(method: str, implementation: str) -> str:
@@ -28,7 +34,12 @@ def with_alpha(method: str, alpha: float) -> str:
     return method + (f" α={alpha:g}" if alpha != 1 else "")
 
 
-def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+def run_title(experiment: str, label: str, seed: int) -> str:
     """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
+    return f"{experiment} {label} seed {seed}"
+
+
+def title(experiment: str | None, identity: Mapping[str, Any]) -> str:
+    """The title of a run with this identity (see `pgt.config.identity`)."""
     name = experiment or f"{identity['model']['name']} on {identity['data']['name']}"
-    return f"{name} {with_alpha(method_label(identity), identity['method']['alpha'])} seed {identity['seed']}"
+    return run_title(name, with_alpha(method_label(identity), identity["method"]["alpha"]), identity["seed"])

@@ -45,7 +45,7 @@ class SweepList:
 
 
 def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Write the list of a sweep's runs into its folder.
+    """Write the list of a sweep's runs into its folder, which may not be there yet.
 
     Args:
         command: `pgt train` and its words.
@@ -59,6 +59,7 @@ def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[
         }
         for run, identity in runs.items()
     }
+    sweep.mkdir(parents=True, exist_ok=True)
     write_json(sweep / LIST, {"command": list(command), "runs": listed})
 
 

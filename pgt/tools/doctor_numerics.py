@@ -172,7 +172,7 @@ def trained(root: Path, *overrides: str, **variables: str) -> Trained:
     here = {"PYTHONPATH": path, "TMPDIR": str(folder)}  # run this pgt, and keep the files of a killed one in `root`
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pgt.cli", "train", *words],
+            [sys.executable, "-m", "pgt", "train", *words],
             cwd=folder,
             env={**os.environ, **here, **variables},
             capture_output=True,

@@ -12,7 +12,7 @@ from torch import nn
 
 from pgt import models
 from pgt.core.machine import cpus
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, TIMM
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.reproduction.cost import Speed
@@ -56,24 +56,25 @@ class Case:
         return f"{self.network}, {self.batch} x {self.size} x {self.size}, {self.precision}{compiled}"
 
 
-def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Speed]:
+def speeds(runs: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Speed]:
     """Measure the speed of each network among runs, with the settings of its first run.
 
+    Networks of the user's own are left out: their speed stays unknown.
+
     Args:
-        identities: of runs (see `pgt.config.identity`).
-        gpus: number that share a batch if the network has no batch norm.
+        runs: the identity of each (see `pgt.config.identity`), and the number of GPUs that share its batch.
     """
     found: dict[str, Speed] = {}
-    for identity in identities:
+    for identity, gpus in runs:
         case = _case(identity, gpus)
-        if case.network not in found:
+        if case.network not in found and (case.network in models.MODELS or case.network.startswith(TIMM)):
             found[case.network] = _speed(case)
     return found
 
 
 def _case(identity: Mapping[str, Any], gpus: int) -> Case:
     data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
-    batch = recipe["local_batch"] or max(1, recipe["global_batch"] // gpus)
+    batch = recipe["local_batch"] or recipe["global_batch"] // gpus
     size = int(data.get("image_size") or DATA_SETS[data["name"]].image_size or 0)
     precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
     stem = identity["model"].get("stem", "standard")

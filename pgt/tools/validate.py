@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tabulate import tabulate
 
-from pgt import data
+from pgt import data, models
 from pgt.config.resources import read_conf
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, TIMM
 from pgt.data.delivery import EVALUATION_BATCH, Delivery
 from pgt.reproduction import formats, published
 from pgt.reproduction.formats import Column
@@ -78,11 +78,11 @@ def command(
         raise InputError(f"--alpha must lie between 0 and 1, got {alpha:g}")
     source = weights.read(checkpoint, which)
     name, model = networks.fit(source.path, source.state, model_name or source.model)
-    print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
+    print(f"{source.path}: {name}, {networks.classes(model):,} classes")
     for line in _training_lines(source):
         print(line)
     given = {"root": root and str(root), "workers": workers, "image_size": image_size}
-    chosen = data_options(source.config, name, data_name, **given)
+    chosen = chosen_data(source.config, name, data_name, **given)
     known = source.known or ({} if alpha is None else {"alpha": alpha})
     if alpha is None:
         alpha = 1.0 if source.alpha is None else source.alpha
@@ -98,7 +98,7 @@ def command(
         print(f"\n{comparison(name, known, measured['test_top1'])}")
 
 
-def data_options(config: Mapping[str, Any], model: str, name: str | None = None, **given: Any) -> dict[str, Any]:
+def chosen_data(config: Mapping[str, Any], model: str, name: str | None = None, **given: Any) -> dict[str, Any]:
     """Return the arguments of `pgt.data.open_set`: from the command line, else from the run, else from conf/data.
 
     Args:
@@ -130,7 +130,10 @@ def data_options(config: Mapping[str, Any], model: str, name: str | None = None,
         raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")
     if in_folders:
         interpolation = config.get("model", {}).get("interpolation")
-        chosen["interpolation"] = interpolation or read_conf(f"model/{model}")["interpolation"]
+        if interpolation is None:
+            of_timm = model.startswith(TIMM)
+            interpolation = models.interpolation(model) if of_timm else read_conf(f"model/{model}")["interpolation"]
+        chosen["interpolation"] = interpolation
         if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
             chosen["backend"] = "torchvision"  # with Pillow's resize, as the authors evaluated
         if given.get("root") is not None:
@@ -161,7 +164,7 @@ def measure(
     precision = Precision(precision_name, device.type)
     delivery = Delivery(device, precision.dtype, 1, 1, seed=0, drop_last=False, evaluation_batch=batch)
     _, test = data.open_set(**chosen).loaders(delivery)
-    classes = model.get_submodule("fc").out_features
+    classes = networks.classes(model)
     if test.num_classes != classes:
         raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
     model = precision.apply(model).to(device).to(memory_format=torch.channels_last)

@@ -32,9 +32,12 @@ def load(path: Path, device: torch.device | str) -> dict[str, Any]:
 
     Raises:
         InputError: the file is not a checkpoint, or holds other things than tensors and plain types.
+        OSError: the system cannot read it, which does not say that it is damaged.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # torch.load raises many kinds of them for a damaged file
         raise damaged(path, error) from None
     return state

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,19 @@ from pgt.runs import folder as runs
 from pgt.runs import norms as weight_norms
 from pgt.runs.console import Console
 from pgt.runs.folder import Summary
-from pgt.runs.mirrors import About, start_mirrors
+from pgt.runs.mirrors import end as end_mirrors
+from pgt.runs.mirrors import start_mirrors
 from pgt.runs.norms import NormsFile
 from pgt.runs.sinks import JsonLines, Sinks
+from pgt.runs.trackers import About
 from pgt.training import checkpoint
 from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
 
 LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
 """What a run resumes from: the last checkpoint, and if that cannot be read, the one before it."""
+WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "loader", "skipped", "metrics_size", "summary"}
+"""What a checkpoint must have. Those of before alterations kept a state lack `alterations`."""
 
 
 def clear(folder: Path) -> None:
@@ -43,7 +47,7 @@ def clear(folder: Path) -> None:
         runs.FAILURE,
     ):
         (folder / name).unlink(missing_ok=True)
-    for name in ("tensorboard", weight_norms.FOLDER):
+    for name in ("tensorboard", "wandb", weight_norms.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -67,27 +71,58 @@ def save(
     runs.write_summary(folder, summary)
 
 
+def end(folder: Path, summary: Summary) -> None:
+    """Write the summary of a run that has ended, and remove what only a run that resumes needs."""
+    runs.write_summary(folder, summary)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+
+
 def load(folder: Path) -> dict[str, Any] | None:
     """The last checkpoint that can be read, on the CPU; None if there is none.
 
     Its entry `warning`, if it has one, says that a later one is damaged.
 
     Raises:
-        InputError: the only checkpoint, or both, are damaged.
+        InputError: the only checkpoint, or both, are damaged, or of an older format.
     """
+    broken: list[InputError] = []
     paths = [path for path in (folder / name for name in CHECKPOINTS) if path.is_file()]
-    if not paths:
-        return None
-    try:
-        return checkpoint.load(paths[0], "cpu")
-    except InputError as error:
-        if len(paths) == 1:
-            raise
-        with suppress(InputError):
-            state = checkpoint.load(paths[1], "cpu")
-            paths[1].replace(paths[0])  # or the next save would put the damaged one in its place
-            return state | {"warning": f"{paths[0]} cannot be read: goes on from {paths[1].name}, the one before it"}
-        raise error
+    for path in paths:
+        try:
+            state = _read(path)
+        except InputError as error:
+            broken.append(error)
+            continue
+        if not broken:
+            return state
+        path.replace(paths[0])  # or the next save would put the damaged one in its place
+        return state | {"warning": f"{paths[0]} cannot be read: goes on from {path.name}, the one before it"}
+    if len(broken) > 1:
+        both = " and ".join(map(str, paths))
+        raise InputError(f"the checkpoints {both} are damaged: put one back, or add trainer.force=true to start over")
+    if broken:
+        raise broken[0]
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint that has everything to resume from.
+
+    Raises:
+        InputError: it is damaged, or of an older format.
+    """
+    state = checkpoint.load(path, "cpu")
+    missing = WHOLE - (state.keys() if isinstance(state, dict) else set())
+    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
+    if {"progress"} <= missing < WHOLE and "epoch" in state:
+        commit = state.get("summary", {}).get("commit", "unknown")
+        raise InputError(
+            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
+            "start over"
+        )
+    if missing:
+        raise checkpoint.damaged(path, KeyError(*missing))
+    return state
 
 
 def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -98,16 +133,8 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
         warning: None, or what `load` has to say.
 
     Raises:
-        InputError: the checkpoint is damaged, or of an older format.
+        InputError: the checkpoint is damaged.
     """
-    path = folder / LAST
-    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
-    if state is not None and "progress" not in state and "epoch" in state:
-        commit = state["summary"].get("commit", "unknown")
-        raise InputError(
-            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
-            "start over"
-        )
     if state is None:
         return {"step": 0, "metrics_size": 0, "summary": {}, "warning": None}
     try:
@@ -117,14 +144,14 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
         return {"step": step, "warning": state.get("warning"), **{k: state[k] for k in ("metrics_size", "summary")}}
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise checkpoint.damaged(path, error) from None
+        raise checkpoint.damaged(folder / LAST, error) from None
 
 
 def record_start(folder: Path, config: Config, summary: Summary, device: torch.device) -> dict[str, Any]:
     """Write config.yaml and summary.json, and add this start to environment.json; returns its entry there."""
     (folder / "checkpoints").mkdir(exist_ok=True)
     with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True))).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
     starts = [*runs.read_starts(folder), start]
@@ -136,14 +163,24 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
 
 @contextmanager
 def sinks(
-    about: About, total_steps: int, metrics_size: int, loggers: dict[str, Any]
+    about: About, title: str, total_steps: int, metrics_size: int, loggers: dict[str, Any]
 ) -> Iterator[tuple[Sinks, Console, JsonLines]]:
-    """Open all sinks of a run: all of them as one, and separately the console and `metrics.jsonl`."""
+    """Open all sinks of a run: all of them as one, and separately the console and `metrics.jsonl`.
+
+    Args:
+        title: of the run on the console: its name, and its place in a sweep.
+    """
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
-    console = Console(about.name, total_steps, about.folder / "log.txt")
-    together = Sinks([metrics, *start_mirrors(loggers, about, console.say), console])
+    console = Console(title, total_steps, about.folder / "log.txt")
+    mirrors = start_mirrors(loggers, replace(about, say=console.say))
+    together = Sinks([metrics, *mirrors, console])
     try:
         yield together, console, metrics
+    except BaseException as error:
+        end_mirrors(mirrors, about.folder, error)
+        raise
+    else:
+        end_mirrors(mirrors, about.folder)
     finally:
         together.close()
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pgt import data
+from pgt.config.grammar import written
 from pgt.config.identity import group_id, identity, run_id, with_files
+from pgt.config.resources import conf_dir, conf_file, is_choice, read_conf
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
@@ -43,6 +46,11 @@ class Job:
     label: str
 
 
+_listed: dict[str, DataSet] = {}
+"""The data set that `folder_of` has opened last, by its options, for `prepare` to take in a sweep, which asks for a
+run's folder just before it trains the run: listing the files takes long on a network's disk."""
+
+
 def folder_of(config: Config) -> Path:
     """The folder of the config's run. It lists the files of an image folder, which are part of the run's identity.
 
@@ -51,7 +59,10 @@ def folder_of(config: Config) -> Path:
     """
     if not DATA_SETS[config.data.name].any_files:
         return _folder(config, identity(config))
-    return _folder(config, _identity(config, data.open_set(**data_options(config))))
+    options = data_options(config)
+    _listed.clear()
+    _listed[repr(options)] = dataset = data.open_set(**options)
+    return _folder(config, _identity(config, dataset))
 
 
 def _folder(config: Config, values: Mapping[str, Any]) -> Path:
@@ -73,7 +84,9 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
     Raises:
         InputError: the data cannot be used, or the run was made from other data.
     """
-    dataset = data.open_set(**data_options(config))
+    options = data_options(config)
+    listed = _listed.pop(repr(options), None) if label else None
+    dataset = listed or data.open_set(**options)
     fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
     folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)
@@ -132,19 +145,36 @@ def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
             "it has ended without a record of norms: trainer.force=true trains it again, with "
             f"record.norms_every={config.record.norms_every}"
         )
-    where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"
-    for name in config.logger.chosen():
-        if not (folder / name).exists():
-            path = folder.relative_to(config.paths.runs)
-            yield f"its records have not been sent to {name}: `pgt mirror {name} {path}{where}` sends them"
+    for name, options in config.logger.chosen().items():
+        if not (folder / name).exists() and is_choice("logger", name):
+            command = _mirror_command(config, folder, name, options)
+            yield f"its records have not been sent to {name}: `{command}` sends them"
+
+
+def _mirror_command(config: Config, folder: Path, name: str, options: Mapping[str, Any]) -> str:
+    """The command that sends a run's records to a logger with the options that its config gives."""
+    file, defaults = conf_file(f"logger/{name}"), read_conf(f"logger/{name}").get(name) or {}
+    given = [f"logger.{name}.{key}={written(value)}" for key, value in options.items() if value != defaults.get(key)]
+    words = ["pgt", "mirror", name, str(folder.relative_to(config.paths.runs)), *given]
+    if config.paths.runs != "runs":
+        words += ["--runs", config.paths.runs]
+    if not file.is_relative_to(conf_dir()):
+        words += ["--config-dir", str(file.parents[len(Path(name).parts)])]
+    return shlex.join(words)
 
 
 def data_options(config: Config) -> dict[str, Any]:
     """The arguments of `pgt.data.open_set` that a config gives."""
     options = {key: value for key, value in config.data.model_dump().items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:
-        options["interpolation"] = config.model.interpolation
+        options["interpolation"] = config.model.interpolation or _interpolation(config.model.name)
     return options
+
+
+def _interpolation(network: str) -> str:
+    from pgt.models import interpolation  # imports torch; other networks' configs say it
+
+    return interpolation(network)
 
 
 def describe(config: Config) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import pgt as package
 from pgt.cli.main import main
+from pgt.config.resources import choices
 from pgt.runs.folder import find
 from tests.conftest import ROOT, TINY, last_wins, pgt
 
@@ -40,6 +41,9 @@ def test_help_says_what_there_is_and_imports_nothing_slow():
         (["table"], "the following arguments are required: what; see `pgt table --help`"),
         (["plan", "seed=0", "--gpus", "x"],
          "argument --gpus: invalid whole number value: 'x'; see `pgt plan --help`"),
+        (["list"], "the following arguments are required: what; see `pgt list --help`"),
+        (["trian", "seed=0"], "there is no command trian: did you mean `pgt train`?; see `pgt --help`"),
+        (["xyz"], "there is no command xyz; see `pgt --help`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
@@ -50,13 +54,26 @@ def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "plan", "status", "table", "figure", "report", "export", "validate", "data"]
+    "command", ["list", "doctor", "plan", "status", "table", "figure", "report", "export", "validate", "data"]
 )
 def test_each_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: pgt {command} ")
+
+
+@pytest.mark.parametrize("what", ["experiments", "models", "methods", "data", "recipes"])
+def test_list_gives_a_line_for_each_choice_and_imports_nothing_slow(what):
+    slow = ("torch", "hydra", "omegaconf", "numpy", "pandas", "pydantic")
+    code = f"import sys; from pgt.cli.main import main; main(['list', '{what}'])\n"
+    code += f"sys.exit(any(name in sys.modules for name in {slow}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    names = choices(what if what == "data" else what[:-1])
+    lines = done.stdout.splitlines()[: len(names)]
+    assert [line.split()[0] for line in lines] == names
+    assert all(re.fullmatch(r"\S+  +\S.*\.", line) for line in lines), "a header is one sentence or more on one line"
 
 
 @pytest.mark.parametrize("command", [["plan", "seed=0"], ["status"], ["table", "1"], ["figure", "2"], ["report"]])
@@ -309,7 +326,7 @@ def test_flags_of_hydra_that_only_print_are_hydras(capsys, monkeypatch):
         (["-m", "--cfg", "job", "seed=0,1"], "leave out -m"),
         (["-m", "--cfg", "job", "experiment=grid/alpha_resnet18"], "leave out -m"),
         (["--cfg", "job", "experiment=grid/alpha_resnet18"], "method.alpha=0"),
-        (["--cfg", "job", "seed=0,1"], "add -m"),
+        (["--cfg", "job", "seed=0,1"], "give seed one value"),
         (["--cfg", "job", "method=[gc,pgt]"], "method=gc_pgt"),
         (["--cfg", "what"], "choose from"),
         (["--resolve", "seed=0"], "--cfg"),
@@ -320,6 +337,7 @@ def test_what_cannot_be_shown_gets_one_line(capsys, arguments, mend):
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert mend in err
+    assert "add -m" not in err
 
 
 def test_a_sweep_of_a_group_takes_keys_that_only_its_choices_have():
@@ -346,6 +364,17 @@ def test_odd_environments_train(env, shown):
     assert shown in done.stdout
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["plan", "--help"]])
+def test_what_argparse_prints_cannot_be_lost_unnoticed(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pgt", *arguments], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 @pytest.mark.slow
 def test_a_full_disk_behind_standard_output_ends_no_run_but_a_command():
     with open("/dev/full", "w") as full:
@@ -370,4 +399,4 @@ def test_a_backend_that_matplotlib_lacks_is_not_asked_for():
 def test_all_of_a_folder_is_shown_by_hydras_own_flags(capfd):
     assert main(["train", "experiment=demo/bn", "--cfg", "job"]) == 0
     assert main(["train", "experiment=demo/all", "--cfg", "job"]) == 2
-    assert "names 2 runs: add -m" in capfd.readouterr().err
+    assert "names 2 runs, and one job is shown: name one" in capfd.readouterr().err

@@ -50,13 +50,14 @@ def test_every_experiment_composes_and_is_short():
 @pytest.mark.usefixtures("_data_sets")
 def test_every_choice_of_every_group_composes(group):
     for choice in choices(group):
-        config = compose(f"{group}={choice}", *(["data.root=."] if choice == "imagefolder" else []))
-        part = getattr(config, group)
-        assert getattr(part, "name", choice) == choice
+        named = {"imagefolder": ["data.root=."], "timm": ["model.name=timm/resnet18"]}.get(choice, [])
+        part = getattr(compose(f"{group}={choice}", *named), group)
+        assert getattr(part, "name", choice).split("/")[0] == choice
 
 
 def test_schema_groups_and_code_name_the_same_things():
-    assert choices("model") == sorted(MODELS) == sorted(PARAMETERS)
+    assert choices("model") == sorted([*MODELS, "timm"])
+    assert sorted(MODELS) == sorted(PARAMETERS)
     for name in MODELS:
         assert compose(f"model={name}").model.name == name
     assert choices("data") == sorted(DATA_SETS)
@@ -228,6 +229,14 @@ def test_a_value_that_needs_quotes_is_shown_in_quotes_that_a_shell_takes(value):
     mended = shlex.split(said.partition(": write ")[2])
     assert len(mended) == 1
     assert compose("data=imagefolder", *mended).data.root == value
+
+
+def test_a_comma_in_a_value_is_shown_in_quotes():
+    said = refused("data=imagefolder", "data.root=/images,2")
+    assert "add -m" in said
+    mended = shlex.split(said.rpartition("write ")[2])
+    assert compose("data=imagefolder", *mended).data.root == "/images,2"
+    assert "'/" not in refused("model=resnet20,resnet50")
 
 
 def test_a_home_folder_is_named_in_full(monkeypatch):

@@ -115,6 +115,27 @@ HEADER = "# @package _global_\n"
         (HEADER + "metod: {alpha: 3}\n", ["unknown key 'metod.alpha'", "did you mean 'method.alpha'?"]),
         (HEADER + "recipe: {epochs: many}\n", ["recipe.epochs must be a whole number, got many"]),
         (HEADER + "defaults:\n  - override /method: [gc, pgt]\n", ["override /method", "must be one choice"]),
+        (HEADER + "defaults:\n  - override /modl: resnet20\n", ["`override /modl`", "write `override /model`"]),
+        (HEADER + "defaults:\n  - override /: resnet20\n", ["names no group"]),
+        (HEADER + "defaults:\n  - override /model: resnet21\n", ["model 'resnet21'", "did you mean 'resnet20'?"]),
+        (HEADER + "defaults:\n  - override /model:\n", ["model 'null'", "resnet20"]),
+        (HEADER + "defaults:\n  - override /logger: [wandb, nope]\n", ["logger 'nope'"]),
+        (HEADER + "defaults:\n  - /model: resnet20\n", ["as `override /model: resnet20`"]),
+        (HEADER + "defaults:\n  - override model: resnet20\n", ["as `override /model: resnet20`"]),
+        (HEADER + "defaults:\n  - model: resnet20\n", ["as `override /model: resnet20`"]),
+        (HEADER + "defaults:\n  - overide /model: resnet20\n", ["as `override /model: resnet20`"]),
+        (HEADER + "defaults: {override /model: resnet20}\n", ["defaults: must be a list", "- override /model"]),
+        (HEADER + "defaults:\n", ["defaults: must be a list"]),
+        (HEADER + "defaults: [3]\n", ["`3`", "- override /model: resnet20"]),
+        (HEADER + "defaults: [resnet20]\n", ["no file experiment/resnet20.yaml", "override /model: resnet20"]),
+        (HEADER + "defaults: [/experiment/no/such]\n", ["no file experiment/no/such.yaml"]),
+        (HEADER + "defaults: [my]\n", ["`my`: is this file"]),
+        (HEADER + "defaults:\n  - override /model: resnet20\n  - demo/bn\n", ["`demo/bn` must come before"]),
+        (
+            HEADER + "defaults:\n  - override /model: resnet20\n  - override /model: resnet50\n",
+            ["one line"],
+        ),
+        ("\ufeff" + HEADER + "recipe: {epochs: 1}\n", ["byte-order mark", "save it"]),
         (HEADER + "hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
     ],
 )
@@ -126,6 +147,14 @@ def test_a_faulty_experiment_is_named_with_the_place_and_the_mend(text, facts):
     assert "\n" not in said
     assert "own/experiment/my.yaml" in said
     assert all(fact in said for fact in facts), said
+
+
+def test_a_folder_with_the_name_of_a_file_is_no_choice(capsys):
+    Path("own/experiment/my.yaml").mkdir(parents=True)
+    with own_conf(["own"]):
+        assert "my" not in choices("experiment")
+    assert main(["plan", "experiment=my", "--config-dir", "own"]) == 2
+    assert "did you mean 'my'" not in capsys.readouterr().err
 
 
 def test_a_wrong_value_of_the_command_line_is_not_blamed_on_a_file():

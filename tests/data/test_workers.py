@@ -39,6 +39,25 @@ def test_a_group_is_one_answer_and_another_evaluation_follows(tmp_path):
     assert [bytes(content) for content in stream(1)[0]] == [files.path(index).read_bytes() for index in range(4)]
 
 
+KILLED_AT_START = """
+import multiprocessing, os, signal, sys, threading, time
+from pgt.core.errors import InputError
+from tests.data.helpers import FOLDER, loaders
+def kill():
+    while not (begun := multiprocessing.active_children()):
+        time.sleep(0.001)
+    time.sleep(float(sys.argv[2]))
+    os.kill(begun[0].pid, signal.SIGKILL)
+if __name__ == "__main__":
+    signal.alarm(200)
+    train, _ = loaders({**FOLDER, "backend": sys.argv[1], "workers": 4}, cpus=4)
+    threading.Thread(target=kill).start()
+    try:
+        print(len(list(train.epoch(0))))
+    except InputError as error:
+        print(error)
+"""
+
 KILLED = """
 import multiprocessing, os, signal, sys, time
 from pgt.core.errors import InputError
@@ -70,3 +89,14 @@ def test_a_process_that_was_killed_ends_the_loader_and_is_named_as_the_cause(tmp
     for said in script(KILLED, backend, quiet=False):
         assert "was killed" in said
         assert "/dev/shm" in said
+
+
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", [BACKENDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS[1:])]
+)
+def test_a_process_that_is_killed_while_it_starts_is_named_as_the_cause(tmp_path, backend, seconds):
+    for name in ("train", "val"):
+        generate(tmp_path / name, 24)
+    [said] = script(KILLED_AT_START, backend, str(seconds), quiet=False)
+    assert "was killed" in said

@@ -259,6 +259,28 @@ def test_a_single_process_that_is_told_so_is_none_of_several():
         rank_environment({**pod, "WORLD_SIZE": "2"})
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "'LOCAL_RANK' is not set"),
+        ({"WORLD_SIZE": "2"}, "'RANK' is not set"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 does not go with WORLD_SIZE=2"),
+        ({"RANK": "1"}, "RANK=1 does not go with WORLD_SIZE=1"),
+        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "RANK=x is no number"),
+    ],
+)
+def test_a_place_among_others_that_is_told_in_part_is_refused(variables, said):
+    """Each of several such processes would otherwise train the whole run alone."""
+    with pytest.raises(InputError, match=said):
+        rank_environment(variables)
+
+
+def test_leftovers_of_one_process_are_no_launcher():
+    assert rank_environment({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}) is None
+    assert rank_environment({"LOCAL_RANK": "-1", "MASTER_ADDR": "x"}) is None
+    assert rank_environment({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "tcp://10.0.0.1:80"}) is None
+
+
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
 def test_a_rank_that_is_no_number_is_refused(name):
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x",

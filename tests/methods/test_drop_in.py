@@ -4,14 +4,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import aot_function, nop
 from torch import nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pgt import (
     PowerGradCrossEntropy,
+    SurrogateCrossEntropy,
     clip_grad_norm,
     clip_grad_unitwise,
     clip_grad_value,
@@ -66,6 +70,8 @@ def test_it_takes_torchs_argument_names_and_a_sample_without_a_batch():
     ("call", "said"),
     [
         (lambda z, y: PowerGradCrossEntropy(torch.ones(5)), r"\[5\].*weight="),
+        (lambda z, y: PowerGradCrossEntropy(torch.ones(1)), r"\[1\].*weight="),
+        (lambda z, y: SurrogateCrossEntropy(np.ones(1)), r"\[1\].*weight="),
         (lambda z, y: PowerGradCrossEntropy(ALPHA, smoothing=0.1), "label_smoothing="),
         (lambda z, y: PowerGradCrossEntropy(torch.tensor(0.3, requires_grad=True)), "gradient"),
         (lambda z, y: power_grad_cross_entropy(z, F.one_hot(y, 5), ALPHA), r"\[6, 5\].*float"),
@@ -167,6 +173,48 @@ def test_other_derivatives_are_refused_and_the_surrogate_named():
     )
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda loss, z: torch.func.jvp(loss, (z,), (z,))[1],
+        lambda loss, z: torch.func.jvp(torch.func.grad(loss), (z,), (z,))[1],
+        lambda loss, z: torch.func.grad(lambda z: torch.func.grad(loss)(z).square().sum())(z),
+    ],
+    ids=["jvp", "jvp of grad", "grad of grad"],
+)
+def test_transforms_within_a_compiled_function_are_refused_and_right_for_the_surrogate(transform):
+    z, y = (tensor.detach() for tensor in samples())
+
+    def compiled(loss):
+        torch.compiler.reset()
+        return torch.compile(lambda z: transform(lambda z: loss(z, y, ALPHA), z), backend="eager")(z)
+
+    with pytest.raises(RuntimeError, match="surrogate_cross_entropy"):
+        compiled(power_grad_cross_entropy)
+    expected = transform(lambda z: tempered(z, y), z)
+    torch.testing.assert_close(compiled(surrogate_cross_entropy), expected)
+
+
+@pytest.mark.parametrize("loss", [power_grad_cross_entropy, surrogate_cross_entropy])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_trace_trains_by_the_right_gradient_or_is_refused(loss):
+    z, y = samples()
+    expected = torch.autograd.grad(tempered(z, y), z)[0]
+
+    def traced(z, y):
+        return loss(z, y, ALPHA)
+
+    for example in (z, z.detach()):
+        with pytest.raises(RuntimeError, match="make_fx"):
+            make_fx(traced)(example, y)
+    whole = (torch.jit.trace(traced, (z.detach(), y)), aot_function(traced, fw_compiler=nop))
+    for function in whole:
+        for _ in range(3):  # TorchScript optimises a function after its first calls
+            torch.testing.assert_close(torch.autograd.grad(function(z, y), z)[0], expected)
+    plain = make_fx(lambda z, y: loss(z, y, 1.0))(z, y)
+    torch.testing.assert_close(torch.autograd.grad(plain(z, y), z)[0], torch.autograd.grad(F.cross_entropy(z, y), z)[0])
+
+
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_alpha_may_be_set_during_training(backend):
     criterion = PowerGradCrossEntropy(1.0)
@@ -223,6 +271,28 @@ def test_clipping_takes_parameters_pairs_or_one_tensor(clip, first):
     assert torch.equal(before[1], one[1])
 
 
+@pytest.mark.parametrize("clip", CLIPPING)
+def test_clipping_says_what_to_pass(clip):
+    network = nn.Sequential(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for wrong in (network, network[0], dict(network.named_parameters()), optimizer.param_groups, None, [None]):
+        with pytest.raises(ValueError, match=r"model\.named_parameters\(\) or model\.parameters\(\)"):
+            clip(wrong, **CLIPPING[clip])
+
+
+@pytest.mark.parametrize("least", [1e38, float("inf")])
+@pytest.mark.parametrize("clip", CLIPPING)
+def test_a_threshold_beyond_any_gradient_clips_nothing(clip, least):
+    network = nn.Linear(4, 3)
+    with torch.no_grad():
+        network.weight.mul_(1e3)
+    network(torch.randn(5, 4)).square().sum().backward()
+    before = [p.grad.clone() for p in network.parameters()]
+    clip(network.named_parameters(), **dict.fromkeys(CLIPPING[clip], least))
+    clip_grad_unitwise(network.named_parameters(), clip_factor=1.0, eps=least)
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(network.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize("clip", CLIPPING)
 def test_thresholds_that_are_not_above_0_are_refused(clip, value):
@@ -235,6 +305,12 @@ def test_thresholds_that_are_not_above_0_are_refused(clip, value):
 def test_exclude_needs_names():
     with pytest.raises(ValueError, match="named_parameters"):
         clip_grad_unitwise(nn.Linear(2, 2).parameters(), clip_factor=0.1, exclude="fc")
+
+
+@pytest.mark.parametrize("pattern", ["*.bias", ["fc"]])
+def test_exclude_must_be_a_regular_expression(pattern):
+    with pytest.raises(ValueError, match="exclude must be a regular expression"):
+        clip_grad_unitwise(nn.Linear(2, 2).named_parameters(), clip_factor=0.1, exclude=pattern)
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.05])

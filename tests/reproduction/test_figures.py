@@ -1,10 +1,12 @@
 """Every figure and the report, from runs that were trained and from planted ones."""
 
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.reproduction import figures, report
-from pgt.reproduction.figures import curves, filters, grid
+from pgt.reproduction.figures import curves, filters, grid, sweep
 from pgt.reproduction.figures.style import COLOURS
 from pgt.runs.folder import read_epochs
 from tests.conftest import TINY, train
@@ -53,7 +55,7 @@ def test_a_figure_is_drawn_in_both_formats(trained, number):
     files = figures.save(number, trained, "custom", Path("out/figure"))
     assert [path.name for path in files] == ["figure.svg", "figure.png"]
     colours = drawn(files[1])
-    if number in (4, 8):
+    if number == 4:
         assert rgb(COLOURS[1]) in colours  # black is the axes' own, too
     if number in (5, 6, 14):
         assert len({c for c in colours if max(c) - min(c) > 150}) > 30  # a colour for each filter
@@ -70,7 +72,7 @@ def test_accuracy_over_alpha_shows_means_and_deviations():
         for seed, test in enumerate(tests):
             plant("demo/bn", "pgt", seed, 90.0, test, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
     [(name, runs)] = grid.read_series(Path("runs"), "demo/bn").items()
-    assert name == "demo/bn"
+    assert name == ""  # the settings do not differ
     assert list(runs.alpha) == [0.25, 0.25, 0.5, 0.5, 1, 1]
     figure = figures.draw(10, Path("runs"), "demo/bn")
     [bars] = figure.axes[1].containers
@@ -100,7 +102,125 @@ def test_epochs_to_the_baselines_end():
     plant("demo/bn", "gc", 0, 70.0, 69.0, curve=(40, 50, 60, 70))
     figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-    assert labels == ["baseline (n=1): in epoch 4", "gc (n=1): not", "pgt α=0.25 (n=1): in epoch 2"]
+    assert labels == ["baseline: in epoch 4", "gc: never", "pgt: in epoch 2"]
+
+
+def plant_sweep(rates=(0.1, 0.2), alphas=(1, 0.5), seeds=(0, 1), top1=lambda rate, alpha, seed: 80 + 10 * rate + seed):
+    for rate, alpha, seed in itertools.product(rates, alphas, seeds):
+        overrides = [f"method.alpha={alpha}", f"recipe.lr_peak={rate}"]
+        value = top1(rate, alpha, seed)
+        plant("demo/bn", "pgt", seed, 90.0, value, curve=(50, value), overrides=overrides)
+
+
+def test_each_recipe_of_a_sweep_is_compared_with_its_own_baseline():
+    plant_sweep(top1=lambda rate, alpha, seed: 60 + 100 * rate + alpha + seed)
+    figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
+    axes = np.array(figure.axes).reshape(3, 2)
+    assert [axis.get_title() for axis in axes[0]] == ["lr_peak=0.1", "lr_peak=0.2"]
+    assert ["70.50 % (baseline)" in axes[2][0].get_title(), "80.50 % (baseline)" in axes[2][1].get_title()] == [
+        True
+    ] * 2
+    for axis in axes[2]:
+        labels = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert labels == ["baseline: in epoch 2", "pgt: never"]  # the only α needs no label
+    assert {axis.get_ylim() for axis in axes[:2].flat} == {(0, 100)}
+    assert {axis.get_yscale() for axis in axes.flat} == {"linear"}
+    assert "n = 2. Seeds 0, 1." in figure._supxlabel.get_text()
+
+
+@pytest.mark.parametrize("number", [4, 8, 10])
+def test_legends_and_titles_of_a_large_sweep_lie_beside_the_panels_and_within_the_picture(number):
+    plant_sweep(rates=(0.1, 0.2, 0.3), alphas=(1, 0.5, 0.25, 0.1, 0.05, 0), seeds=(0,))
+    for path in Path("runs").rglob("summary.json"):
+        values = json.loads(path.read_text())
+        measured = {"test_logit_norm": 9 / (0.1 + values["identity"]["method"]["alpha"]), "test_loss": 1.0}
+        path.write_text(json.dumps(values | measured | {"test_loss_alpha": 1.0}))
+    figure = figures.draw(number, Path("runs"), "demo/bn")
+    figure.canvas.draw()
+    inside = figure.bbox.padded(1)
+    panels = [axis.get_window_extent() for axis in figure.axes]
+    legends = [axis.get_legend().get_window_extent() for axis in figure.axes if axis.get_legend()]
+    assert legends
+    for legend in legends:
+        assert not any(legend.overlaps(panel) for panel in panels)
+    for box in (*legends, figure._suptitle.get_window_extent(), figure._supxlabel.get_window_extent()):
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+
+
+@pytest.mark.parametrize("curve", [(0.0, 0.0), (0.0,), (100.0, 100.0)])
+@pytest.mark.parametrize("number", [4, 10])
+def test_accuracies_of_nothing_and_of_everything_are_drawn_without_a_warning(curve, number):
+    for alpha in (1, 0.5):
+        plant("demo/bn", "pgt", 0, curve[0], curve[0], curve=curve, overrides=[f"method.alpha={alpha}"])
+    figure = figures.draw(number, Path("runs"), "demo/bn")
+    figure.canvas.draw()
+    assert all(axis.get_ylim()[1] <= 100 for axis in figure.axes)
+
+
+def test_accuracy_over_alpha_ends_at_100_if_that_leaves_room():
+    plant_sweep(rates=(0.1,), seeds=(0,), top1=lambda rate, alpha, seed: 80 + 18 * alpha)
+    _, high = figures.draw(10, Path("runs"), "demo/bn").axes[1].get_ylim()
+    assert high == 100
+    shutil.rmtree("runs")
+    plant_sweep(rates=(0.1,), seeds=(0,), top1=lambda rate, alpha, seed: 70 + alpha)
+    assert figures.draw(10, Path("runs"), "demo/bn").axes[1].get_ylim()[1] < 72
+
+
+def test_a_line_over_any_swept_key():
+    plant_sweep(rates=(0.01, 0.1, 1.0))
+    figure = figures.draw("sweep", Path("runs"), "demo/bn", sweep.Axes("recipe.lr_peak"))
+    [axis] = figure.axes
+    assert axis.get_xscale() == "log"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["baseline", "pgt"]
+    line = axis.containers[0].lines[0]
+    assert list(line.get_xdata()) == [0.01, 0.1, 1.0]
+    assert list(line.get_ydata()) == pytest.approx([80.6, 81.5, 90.5])
+    assert "n = 2. Seeds 0, 1." in figure._supxlabel.get_text()
+
+
+def test_a_heat_map_over_two_swept_keys():
+    plant_sweep()
+    plant("demo/bn", "pgt", 5, 90.0, 70.0, curve=(50,), overrides=["method.alpha=0.25", "recipe.lr_peak=0.1"])
+    figure = figures.draw("sweep", Path("runs"), "demo/bn", sweep.Axes("recipe.lr_peak", "method.alpha"))
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["0.25", "0.5", "1"]
+    cells = axis.images[0].get_array().filled(np.nan)
+    assert cells[:, 0].tolist() == [70.0, 81.5, 81.5]
+    assert np.isnan(cells[0, 1])  # that combination was not run
+    assert {text.get_text() for text in axis.texts} == {"70", "81.5\n±0.71", "82.5\n±0.71"}
+    assert "n = 1 to 2" in figure._supxlabel.get_text()
+
+
+def test_methods_are_a_key_of_a_sweep_in_the_papers_order():
+    for method in ("gc", "pgt", "baseline"):
+        plant("demo/nobn", method, 0, 90.0, 80.0, curve=(50,))
+    [axis] = figures.draw("sweep", Path("runs"), "demo/nobn", sweep.Axes("method")).axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["baseline", "gc", "pgt"]
+
+
+def test_a_sweep_is_drawn_by_the_command_and_wrong_keys_get_one_line(capsys):
+    plant_sweep(seeds=(0,))
+    assert main(["figure", "sweep", "demo/bn", "--x", "recipe.lr_peak", "--output", "sweep.png"]) == 0
+    assert rgb(COLOURS[1]) in drawn("sweep.png")
+    capsys.readouterr()
+    for arguments, *facts in (
+        (["sweep", "demo/bn", "--x", "recipe.lr"], "recipe.lr was not swept", "recipe.lr_peak, method.alpha"),
+        (["sweep", "demo/bn", "--x", "recipe.epochs"], "recipe.epochs was not swept", "recipe.lr_peak, method.alpha"),
+        (["sweep", "demo/bn"], "--x is missing", "recipe.lr_peak, method.alpha"),
+        (["sweep", "demo/bn", "--x", "recipe.lr_peak", "--y", "seed"], "seed was not swept", "--y takes one of"),
+        (["sweep", "demo/bn", "--x", "method.alpha", "--y", "method.alpha"], "are both method.alpha"),
+        (["sweep", "demo/bn", "--x", "method.alpha", "--value", "loss"], "loss cannot be shown", "test_loss_alpha"),
+        (["sweep", "demo/bn", "--x", "method.alpha", "--value", "test_loss"], "has test_loss"),
+        (["sweep", "--x", "method.alpha"], "name an experiment"),
+        (["sweep", "demo/bm", "--x", "method.alpha"], "did you mean demo/bn?"),
+        (["4", "demo/bn", "--x", "method.alpha"], "--x is for `pgt figure sweep EXPERIMENT`"),
+    ):
+        assert main(["figure", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert all(fact in said for fact in facts)
+    assert [str(path) for path in Path().glob("*.*")] == ["sweep.png"]
 
 
 def test_the_papers_own_panels_take_their_runs(monkeypatch):
@@ -176,9 +296,9 @@ def page(trained):
 def test_the_report_stands_alone(page, trained):
     text = page.read_text()
     addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(addresses) > 8
+    assert sum(address.startswith("data:image/svg") for address in addresses) == 4
     assert all(address.startswith(("data:", "#")) for address in addresses)
-    assert "<script" not in text
+    assert "default-src 'none'" in text  # and the browser is told so
     assert text.count("<details id") == 2
     assert "2 runs, 2 of them finished; 0 of the paper's 32 rows" in text
     assert "custom, drawn as Figure 10" in text
@@ -194,7 +314,9 @@ def test_the_report_escapes_what_runs_say(trained):
     path = next(Path("runs").rglob("summary.json"))
     values = json.loads(path.read_text()) | {"status": "diverged", "reason": "<script>alert(1)</script>"}
     path.write_text(json.dumps(values))
-    assert "<script>" not in report.page(Path("runs"), drawn=False)
+    text = report.page(Path("runs"), None, drawn=False)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
 
 
 def test_a_damaged_run_does_not_spoil_the_report(trained):
@@ -202,20 +324,82 @@ def test_a_damaged_run_does_not_spoil_the_report(trained):
     path = next(Path("runs").rglob("metrics.jsonl"))
     path.write_text("")
     (path.parent / "environment.json").write_text("{")
-    assert "lacks epochs that summary.json counts" in report.page(Path("runs"), drawn=False)
+    assert "lacks epochs that summary.json counts" in report.page(Path("runs"), None, drawn=False)
+    path.unlink()
+    shutil.copy(next(trained.rglob("metrics.jsonl")), path)
+    assert "environment.json (JSONDecodeError)" in report.page(Path("runs"), None, drawn=False)
+
+
+def test_the_report_opens_with_ones_own_results_and_folds_the_papers_empty_tables(page):
+    text = page.read_text()
+    places = [text.index(f'id="{part}"') for part in ("results", "paper", "figures", "runs")]
+    assert places == sorted(places)
+    assert re.search(r"custom</a></td><td>2 finished</td>", text)  # the summary names the experiment and its runs
+    assert text.count("none of ") == 3
+    assert "<details open" not in text
+    values = [json.loads(unescape(found)) for found in re.findall(r'data-values="([^"]*)"', text)]
+    assert [len(line) for line in values] == [2] * 6  # test top-1 of two settings, two curves for each run
+    assert {deviation for line in values for *_, deviation in line} == {None}
+
+
+def test_a_chart_has_the_means_over_seeds_and_the_summary_the_best_setting():
+    for seed, (base, own) in enumerate(((60.0, 70.0), (62.0, 76.0))):
+        plant("demo/bn", "baseline", seed, 90.0, base, curve=(50, base + 1))
+        plant("demo/bn", "pgt", seed, 90.0, own, curve=(40, own + 1))
+    text = report.page(Path("runs"), None, drawn=False)
+    assert "<td>pgt α=0.25 <span" in text
+    assert "<td>73.00 ± 4.24</td><td>61.00 ± 1.41</td><td>+12.00 ± 2.83</td>" in text
+    label, line = "pgt (n=2)", json.loads(unescape(re.findall(r'data-values="([^"]*)"', text)[1]))
+    assert label in text
+    assert [value[1:] for value in line] == [[1, 39.0, 0.0], [2, 73.0, 4.24]]
+
+
+def test_a_report_of_one_experiment_and_of_many_runs(monkeypatch, capsys):
+    for seed in range(4):
+        plant("demo/bn", "pgt", seed, 90.0, 80.0, curve=(50,))
+    plant("demo/nobn", "pgt", 0, 90.0, 80.0, curve=(50,))
+    assert main(["report", "demo/bn", "--no-figures"]) == 0
+    text = Path("report.html").read_text()
+    assert "demo/nobn" not in text
+    assert text.count("<details id") == 4
+    monkeypatch.setattr(report, "MOST_RUNS", 3)
+    monkeypatch.setattr(report, "MOST_DRAWN", 3)
+    text = report.page(Path("runs"), "demo/bn", drawn=True)
+    assert text.count("<details id") == 3
+    assert "The 3 of 4 runs that began last" in text
+    assert "pgt figure 10 demo/bn" in text
+    assert main(["report", "demo/bm"]) == 2
+    assert "no runs under runs/demo/bm" in capsys.readouterr().err
+
+
+POKE = """<script>
+const chart = document.querySelector(".chart svg");
+for (let i = 0; i < 2; i++) chart.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+document.title = `beyond the window: ${document.documentElement.scrollWidth - innerWidth}`;
+document.querySelectorAll("details").forEach(one => one.open = true);
+</script></body>"""
+"""Points at the first epoch of the first chart."""
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_report_without_complaint(page, chromium):
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_a_browser_shows_the_report_without_complaint(page, chromium, width, dark):
+    path = Path("page.html")
+    path.write_text(page.read_text().replace("</body>", POKE))
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-               "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1300,2000"]  # fmt: skip
-    shot = subprocess.run(
-        [*command, "--screenshot=page.png", page.as_uri()], capture_output=True, text=True, timeout=120
-    )
+               "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--hide-scrollbars",
+               f"--blink-settings=preferredColorScheme={0 if dark else 1}"]  # fmt: skip
+    address = path.resolve().as_uri()
+    shot = subprocess.run([*command, "--screenshot=page.png", address], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in shot.stderr
-    assert len(drawn("page.png")) > 50
-    dom = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    with Image.open("page.png") as picture:
+        assert (max(picture.convert("RGB").getpixel((2, 2))) < 64) == dark
+    dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120).stdout
     assert dom.count("<details id") == 2
+    assert "<title>beyond the window: 0</title>" in dom  # nothing but tables and pictures reaches beyond the window
+    values = json.loads(unescape(re.search(r'data-values="([^"]*)"', dom)[1]))
+    outputs = re.findall(r"<output>([^<]*)</output>", dom)
+    assert outputs[:2] == ["1", f"{values[0][2]:.2f} %"]
 
 
 def test_tables_plan_and_report_of_many_runs_need_no_torch():
@@ -263,6 +447,6 @@ def test_runs_of_different_settings_are_separate_series():
     plant("demo/bn", "pgt", 0, 90.0, 50.0, overrides=["method.alpha=0.5", "recipe.epochs=3"])
     series = grid.read_series(Path("runs"), "demo/bn")
     assert {name: list(runs.alpha) for name, runs in series.items()} == {
-        "demo/bn recipe.epochs=15": [0.5, 1],
-        "demo/bn recipe.epochs=3": [0.5],
+        "epochs=3": [0.5],
+        "epochs=15": [0.5, 1],
     }

@@ -14,7 +14,9 @@ from pgt.config.identity import identity
 from pgt.core.errors import InputError
 from pgt.reproduction import cost
 from pgt.reproduction.plan import plan, plan_table, seconds
-from tests.conftest import ROOT, TINY, train
+from pgt.runs.folder import find
+from pgt.training import folder as run_folder
+from tests.conftest import ROOT, TINY, last_wins, train
 from tests.reproduction.helpers import plant
 
 
@@ -158,10 +160,39 @@ def test_a_probe_measures_here(capsys):
     assert "50 steps measured on" in capsys.readouterr().out
 
 
-def test_a_plan_of_what_was_trained_says_done():
-    train(*TINY, "model=resnet20")
-    [item] = items(*TINY, "model=resnet20")
-    assert item.status == "done"
+def test_a_probe_takes_the_batch_of_the_plan(monkeypatch):
+    """Without batch norm a device has at least 64 images, however many devices there are."""
+    measured = []
+    monkeypatch.setattr(
+        "pgt.tools.probe.training_steps", lambda case, *_: measured.append(case) or (lambda count: None)
+    )
+    overrides = ["experiment=demo/nobn", "recipe.global_batch=256"]
+    assert main(["plan", *overrides, "--probe", "--gpus=8"]) == 0
+    assert [case.batch for case in measured] == [64]
+
+
+def test_a_plan_of_what_was_trained_says_done_and_knew_the_disk_that_it_takes(monkeypatch, capsys):
+    sizes, save = [], run_folder.save
+
+    def saved(folder, *arguments):
+        save(folder, *arguments)
+        sizes.append(size(folder))
+
+    def size(folder):
+        return sum(path.stat().st_size for path in (folder / "checkpoints").iterdir())
+
+    run = last_wins(*TINY, "model=resnet20", "recipe.epochs=2")
+    [before] = items(*run)
+    monkeypatch.setattr("pgt.training.folder.save", saved)
+    train(*run)
+    [(folder, _)] = find(Path("runs"))
+    assert size(folder) == pytest.approx(before.work.disk, rel=0.1)
+    one = sizes[0] - (folder / "checkpoints" / "best.pt").stat().st_size
+    assert max(sizes) + one == pytest.approx(before.work.disk + before.work.more_disk, rel=0.1)  # one is being written
+    [item] = items(*run)
+    assert (item.status, item.work.more_disk) == ("done", 0)
+    assert main(["plan", *run]) == 0
+    assert "Checkpoints: 0.0 GB, and 0.0 GB more while a run trains" in capsys.readouterr().out
 
 
 def test_a_plan_needs_neither_data_nor_torch():

@@ -1,6 +1,8 @@
 """Which run a config names: image folders tell which files they hold, and old run folders are found again."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from pgt.cli.main import main
 from pgt.config.compose import compose_all
 from pgt.config.identity import identity, run_id
 from pgt.core.errors import InputError
+from pgt.data import image_file
+from pgt.data.tree import read_tree
 from pgt.launch.run import run
 from pgt.runs.folder import find, read_summary
 from pgt.training.job import folder_of, prepare
@@ -85,3 +89,50 @@ def test_a_sweep_over_one_folder_twice_is_refused():
         compose_all([*FILES, "data.root=a", "trainer.checkpoint_minutes=5,6"], multirun=True)
     with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
         compose_all(["data=cifar10", "data.root=a,b"], multirun=True)
+    Path("a").mkdir()
+    Path("link").symlink_to("a")
+    for same in ("./a", "link", Path("a").absolute()):
+        with pytest.raises(InputError, match="two jobs of this sweep are the same run"):
+            compose_all([*FILES, f"data.root=a,{same}"], multirun=True)
+
+
+def test_a_sweep_lists_a_folder_once_before_it_begins_and_once_a_job(monkeypatch):
+    images("one", 0)
+    listed = []
+    monkeypatch.setattr("pgt.data.read_tree", lambda root: listed.append(root) or read_tree(root))
+    assert main(["train", "-m", *FILES, "data.root=one", "seed=0,1"]) == 0
+    assert len(listed) == 1 + 2
+    images("one", 1)
+    assert main(["train", "-m", *FILES, "data.root=one", "seed=0,1"]) == 0
+    assert len(listed) == 2 * (1 + 2)
+    assert len(find(Path("runs"))) == 4
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_fault_of_the_disk_changes_no_identity(monkeypatch, capsys, number):
+    images("one", 0)
+    config = on("one")
+    before = folder_of(config)
+    [last] = sorted(Path("one/val/b").iterdir())[-1:]
+
+    def contents(path):
+        if path == last:
+            raise OSError(number, os.strerror(number))
+        return image_file.contents(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.data.tree.contents", contents)
+        assert main(["train", *FILES, "data.root=one"]) == 2
+    assert capsys.readouterr().err == f"pgt: {last}: {os.strerror(number)}\n"
+    assert not Path("runs").exists()
+    assert folder_of(config) == before
+
+
+def test_a_bad_file_has_an_identity():
+    """Training says what is wrong with it, or leaves it out."""
+    images("one", 0)
+    before = folder_of(on("one"))
+    last = Path("one/val/b/3.png")
+    last.unlink()
+    last.symlink_to("nowhere")
+    assert folder_of(on("one")) != before

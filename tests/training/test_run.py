@@ -1,3 +1,4 @@
+import errno
 import io
 import itertools
 import json
@@ -198,9 +199,48 @@ def stopped_before_checkpoint(monkeypatch, number, then=lambda: None):
     return folder() / "checkpoints"
 
 
+def without_a_key(path):
+    torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != "metrics_size"}, path)
+
+
+def test_damaged_checkpoints_are_both_named_and_one_that_cannot_be_read_now_is_kept(monkeypatch, capsys):
+    checkpoints = stopped_before_checkpoint(monkeypatch, 3)
+    last, previous = checkpoints / "last.pt", checkpoints / "previous.pt"
+    whole = last.read_bytes(), previous.read_bytes()
+
+    def io_error(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(last))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.load", io_error)
+        assert main(["train", *DIGITS]) == 2
+    assert capsys.readouterr().err == f"pgt: {last}: Input/output error\n"
+    assert (last.read_bytes(), previous.read_bytes()) == whole
+    without_a_key(last)
+    torch.save([1], previous)
+    assert main(["train", *DIGITS]) == 2
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err.count(str(last)), err.count(str(previous))) == (1, 1, 1)
+    assert "trainer.force=true" in err
+
+
+def test_a_run_that_diverges_keeps_its_last_checkpoint_alone(monkeypatch):
+    checkpoints = stopped_before_checkpoint(monkeypatch, 3)
+    assert (checkpoints / "previous.pt").exists()
+
+    def diverges(*_):
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr("pgt.training.run.train_epochs", diverges)
+    with pytest.raises(TrainingError):
+        train(*DIGITS)
+    assert read_summary(folder()).status == "diverged"
+    assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt"}
+
+
 def test_a_damaged_checkpoint_costs_no_more_than_the_one_before_it(monkeypatch, capsys, root_of_finished):
     """The last one is damaged, or lost between two renames: the run goes on from `previous.pt` to the same curve."""
-    for damage in (lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink):
+    for damage in (lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink, without_a_key):
         shutil.rmtree("runs", ignore_errors=True)
         checkpoints = stopped_before_checkpoint(monkeypatch, 3)
         assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
@@ -236,7 +276,7 @@ def test_a_full_disk_gets_one_line_and_leaves_the_checkpoint_before_whole(monkey
     monkeypatch.setattr("pgt.training.folder.save", fills)
     assert main(["train", *DIGITS]) == 2
     path, err = folder() / "checkpoints", capsys.readouterr().err
-    assert re.fullmatch(rf"pgt: {path}/(last|best).pt: .*, with [\d,.]+ MB free: make room, .*\n", err), err
+    assert re.fullmatch(rf"pgt: {path}/(last|best).pt: File too large: .*ulimit.*\n", err), err
     assert not list(path.glob(".*"))
     assert run_folder.load(folder())["summary"]["epochs"] == 2
     train(*DIGITS)
@@ -276,7 +316,7 @@ def record_norms():
     ],
 )
 def test_whatever_meets_a_full_disk_names_its_file(name, write):
-    with full(), pytest.raises(InputError, match=rf"^{name}: .*, with [\d,.]+ MB free: make room, "):
+    with full(), pytest.raises(InputError, match=rf"^{name}: File too large: .*ulimit"):
         write()
 
 

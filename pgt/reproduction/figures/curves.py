@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pgt.core.errors import InputError
-from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import Group, data_of, grouped, read_groups
-from pgt.runs.folder import read_epochs
+from pgt.reproduction.figures.style import (
+    MOST_LINES,
+    MOST_PANELS,
+    describe,
+    legend_below,
+    percent,
+    pyplot,
+    style,
+    wrapped,
+)
+from pgt.reproduction.groups import finished, joined, read_runs
+from pgt.reproduction.settings import (
+    Settings,
+    by_epoch,
+    counted,
+    foremost,
+    method_names,
+    recipe_names,
+    settings,
+    source,
+)
 from pgt.runs.frame import frame
+from pgt.runs.labels import with_alpha
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
 
@@ -25,103 +43,120 @@ PAPER = {
 """The experiments of panels (a), (b) and (c), the baseline first."""
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """The finished runs of a setting, measured on `data`.
-
-    Attributes:
-        metrics: each metric's values by epoch (from 1), a column a run; only epochs in which every run has it.
-    """
-
-    label: str
-    data: str
-    metrics: dict[str, pd.DataFrame]
-
-
 def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
-    """Draw training and test top-1 by epoch, both axes logarithmic, and when each curve reaches the baseline's end.
+    """Draw training and test top-1 by epoch, and when each method first reaches the last accuracy of its baseline.
 
-    One line a setting: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
+    A column for each recipe, a line for each method in it, the first one being the baseline: the mean over the seeds of
+    its finished runs; the band reaches from the least to the greatest.
 
     Args:
         root: the runs folder.
-        experiment: one, or a folder of them: a column each, its first curve being the baseline; None: the paper's.
+        experiment: one, or a folder of them; None: the paper's.
 
     Raises:
         InputError: no finished run there, or a damaged one.
     """
-    panels = _paper(root) if experiment is None else _panels(root, experiment)
-    figure, axes = pyplot().subplots(
-        3, len(panels), figsize=(5.5 * len(panels), 10), squeeze=False, layout="constrained"
-    )
-    for column, (name, curves) in enumerate(panels.items()):
-        for row, (metric, label) in enumerate(METRICS.items()):
-            _accuracy(axes[row][column], curves, metric)
-            axes[row][column].set(title=name if row == 0 else "", xlabel="Epoch", ylabel=label)
-        _saved(axes[2][column], curves)
-    data = ", ".join(dict.fromkeys(curve.data for curves in panels.values() for curve in curves))
-    figure.suptitle(f"Line: mean over seeds; band: from the least to the greatest\nData: {data}", fontsize="medium")
-    return figure
+    panels, fewer = (_paper(root), "") if experiment is None else _panels(root, experiment)
+    shown = pd.concat(list(panels.values()))
+    lines, chosen = foremost(settings(shown, method_names(shown)), MOST_LINES, "methods", keep="baseline")
+    if list(lines) == [""]:
+        lines = {with_alpha(shown.method.iloc[0], shown.alpha.iloc[0]): shown}
+    columns = {
+        title: {label: own for label, line in lines.items() if not (own := _among(runs, line)).empty}
+        for title, runs in panels.items()
+    }
+    return _draw(columns, experiment or "The paper's Fig. 4", joined(fewer, chosen))
 
 
-def _panels(root: Path, experiment: str) -> dict[str, list[Curve]]:
-    """A panel for each experiment."""
-    groups = [group for group in read_groups(root, experiment) if not group.finished.empty]
-    if not groups:
+def _among(runs: pd.DataFrame, line: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a panel that belong to a line."""
+    return runs[runs.group_id.isin(line.group_id)]
+
+
+def _panels(root: Path, experiment: str) -> tuple[Settings, str]:
+    """The finished runs of each recipe."""
+    runs = finished(read_runs(root, experiment))
+    if runs.empty:
         raise InputError(f"no finished runs under {root / experiment}: `pgt table {experiment}` shows what there is")
-    names = dict.fromkeys(group.experiment for group in groups)
-    return {name: [_curve(group) for group in groups if group.experiment == name] for name in names}
+    return foremost(settings(runs, recipe_names(runs)), MOST_PANELS, "recipes")
 
 
-def _paper(root: Path) -> dict[str, list[Curve]]:
+def _paper(root: Path) -> Settings:
     """The paper's panels, those that have runs."""
-    found = {}
-    for title, experiments in PAPER.items():
-        groups = [group for name in experiments for group in grouped(frame(root, name))]
-        curves = [_curve(group) for group in groups if not group.finished.empty]
-        if curves:
-            found[title] = curves
+    found = {title: finished(pd.concat([frame(root, name) for name in names])) for title, names in PAPER.items()}
+    found = {title: runs for title, runs in found.items() if not runs.empty}
     if not found:
         command = "pgt train -m experiment=" + ",".join(dict.fromkeys(sum(PAPER.values(), ())))
         raise InputError(f"no finished run of the paper's figure under {root}: `{command}`, or name an experiment")
     return found
 
 
-def _curve(group: Group) -> Curve:
-    runs = group.finished
-    epochs = [pd.DataFrame(read_epochs(run, count)) for run, count in zip(runs.run, runs.epochs, strict=True)]
-    metrics = {
-        name: pd.concat([run.set_index(run.epoch + 1).get(name) for run in epochs], axis=1, join="inner").dropna()
-        for name in METRICS
-    }
-    return Curve(f"{group.label} (n={len(runs)})", data_of(runs), metrics)
+def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
+    labels = list(dict.fromkeys(label for lines in columns.values() for label in lines))
+    shown = [runs for lines in columns.values() for runs in lines.values()]
+    same = len({len(runs) for runs in shown}) == 1
+    rows = max(map(len, columns.values()))
+    figure, axes = pyplot().subplots(
+        3, len(columns), figsize=(max(4.6, 2.4 * len(columns)), 6.2 + 0.17 * rows), squeeze=False
+    )
+    for (title, lines), column in zip(columns.items(), axes.T, strict=True):
+        histories = {label: by_epoch(runs, METRICS) for label, runs in lines.items()}
+        looks = {label: style(labels.index(label)) for label in lines}
+        for axis, (metric, label) in zip(column, METRICS.items(), strict=False):
+            _accuracy(axis, {name: history[metric] for name, history in histories.items()}, looks)
+            axis.set(ylabel=label, ylim=(0, 100))
+        column[0].set_title(wrapped(title, 34))
+        means = {label: history["test_top1"].mean(axis=1) for label, history in histories.items()}
+        _saved(column[2], means, looks, {label: "" if same else f" (n={len(runs)})" for label, runs in lines.items()})
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
+    describe(
+        figure,
+        f"{name}: accuracy by epoch, and the first epoch with the last accuracy of the baseline",
+        f"Line: mean over seeds; band: from the least to the greatest; {counted(shown)}.",
+        chosen,
+        source(pd.concat(shown)),
+    )
+    return figure
 
 
-def _accuracy(axis: Any, curves: Sequence[Curve], metric: str) -> None:
-    for index, curve in enumerate(curves):
-        values = curve.metrics[metric]
-        axis.plot(values.index, values.mean(axis=1), label=curve.label, **style(index))
-        axis.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=style(index)["color"], alpha=0.12)
-    logarithmic(axis)
-    axis.legend(frameon=False, fontsize="small")
+def _accuracy(axis: Any, curves: Mapping[str, pd.DataFrame], looks: Mapping[str, dict[str, str]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for label, values in curves.items():
+        look = looks[label]
+        axis.plot(values.index, values.mean(axis=1), label=label, **look, **_dot(values))
+        axis.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=look["color"], alpha=0.12, lw=0)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
-def _saved(axis: Any, curves: Sequence[Curve]) -> None:
+def _saved(
+    axis: Any, means: Mapping[str, pd.Series[float]], looks: Mapping[str, dict[str, str]], counts: Mapping[str, str]
+) -> None:
     """Plot mean test accuracy, the first curve's last value, and the epoch in which each other first reaches it."""
     from matplotlib.ticker import MaxNLocator
 
-    means = [curve.metrics["test_top1"].mean(axis=1) for curve in curves]
-    goal = means[0].iloc[-1]
-    for index, (curve, mean) in enumerate(zip(curves, means, strict=True)):
+    base, first = next(iter(means.items()))
+    goal = first.iloc[-1]
+    for label, mean in means.items():
         there = mean.index[mean >= goal][:1]
-        label = f"{curve.label}: {f'in epoch {there[0]}' if len(there) else 'not'}"
-        axis.plot(mean.index, mean, label=label, **style(index))
+        told = f"{label}{counts[label]}: {f'in epoch {there[0]}' if len(there) else 'never'}"
+        axis.plot(mean.index, mean, label=told, **looks[label], **_dot(mean))
         if len(there):
-            axis.plot(there, mean[there], "o", color=style(index)["color"], markersize=5)
+            axis.plot(there, mean[there], "o", color=looks[label]["color"], markersize=4)
     axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
-    lowest = min(goal, *(mean.iloc[len(mean) // 3] for mean in means))
-    axis.set(xlabel="Epoch", ylabel="Test top-1 (%)", ylim=(lowest, None))
-    axis.set_title(f"Reaching {goal:.2f} %, the last epoch of {curves[0].label}", fontsize="medium")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(True, alpha=0.3)
-    axis.legend(frameon=False, fontsize="small")
+    lowest = min(99.0, goal, *(mean.iloc[len(mean) // 3] for mean in means.values()))
+    axis.set(
+        xlabel="Epoch",
+        ylabel="Test top-1 (%)",
+        ylim=(lowest, None),
+        title=wrapped(f"Reaching {goal:.2f} % ({base})", 28),
+    )
+    percent(axis)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    legend_below(axis)
+
+
+def _dot(values: Any) -> dict[str, str]:
+    """The marker of a curve of a single epoch, of which no line can be seen."""
+    return {"marker": "o"} if len(values) == 1 else {}

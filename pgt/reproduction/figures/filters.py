@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt.core.errors import InputError
-from pgt.reproduction.figures.style import pyplot
+from pgt.reproduction.figures.style import describe, pyplot, wrapped
 from pgt.reproduction.groups import grouped
 from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import frame
+from pgt.runs.labels import run_title
 from pgt.runs.norms import Norms, read_norms
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 LAST, FEATURES, EVERY = -1, "features", ()
 """The last convolution; the features after the global pooling; all layers."""
+
+TITLE = "Norm of every filter by training step: how many filters are zeroed out?"
+
+NOTE = "A line a filter. Zeroed out: the norm at the end is below 0.001."
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,14 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
     columns = _columns(root, (experiment,) if experiment else shown.experiments)
     if shown.layers == EVERY:
         return _all_layers(*columns[0])
-    figure, axes = pyplot().subplots(
-        len(shown.layers), len(columns), figsize=(4.6 * len(columns), 3.1 * len(shown.layers)), squeeze=False,
-        sharey="row", layout="constrained",
-    )  # fmt: skip
+    size = max(5.2, 3.4 * len(columns)), 2.3 * len(shown.layers) + 0.8
+    figure, axes = pyplot().subplots(len(shown.layers), len(columns), figsize=size, squeeze=False, sharey="row")
     for column, (title, norms) in enumerate(columns):
         for row, layer in enumerate(shown.layers):
             _panel(axes[row][column], norms, layer)
             if row == 0:
-                axes[row][column].set_title(f"{title}\n{axes[row][column].get_title()}", fontsize="medium")
+                axes[row][column].set_title(f"{wrapped(title, 42)}\n{axes[row][column].get_title()}")
+    describe(figure, TITLE, NOTE)
     return figure
 
 
@@ -79,8 +83,8 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
                 if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
                     raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
                 if norms is not None and len(norms.steps):
-                    data, seed = run["data.name"], run["seed"]
-                    found.append((f"{group.experiment} on {data}, {group.label}, seed {seed}", norms))
+                    title = run_title(group.experiment, group.label, run["seed"])
+                    found.append((f"{title}, on {run['data.name']}", norms))
                     break
     if not found:
         command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50{again}"
@@ -92,7 +96,7 @@ def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
 def _panel(axis: Any, norms: Norms, layer: int | str) -> None:
     if layer == FEATURES:
         _lines(axis, norms.steps, norms.features)
-        axis.set_title("features behind the pooling", fontsize="medium")
+        axis.set_title("features behind the pooling")
         axis.set_ylabel("RMS of a feature")
     else:
         index = len(norms.layers) if layer == LAST else int(layer)
@@ -101,7 +105,7 @@ def _panel(axis: Any, norms: Norms, layer: int | str) -> None:
         values = norms.filters(index)
         _lines(axis, norms.steps, values)
         gone = norms.zeroed_out()[index]
-        axis.set_title(f"layer {index}: {gone} of {values.shape[1]} filters zeroed out", fontsize="medium")
+        axis.set_title(f"layer {index}: {gone} of {values.shape[1]} filters zeroed out")
         axis.set_ylabel("L2 norm of a filter")
     axis.set_xlabel("Step")
 
@@ -110,13 +114,13 @@ def _all_layers(title: str, norms: Norms) -> Any:
     """Every convolution of a network, five in a row."""
     count = len(norms.layers)
     rows = -(-count // 5)
-    figure, axes = pyplot().subplots(rows, 5, figsize=(15, 2.5 * rows), squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(rows, 5, figsize=(10, 1.8 * rows + 0.8), squeeze=False)
     for index, axis in enumerate(axes.flat[:count], start=1):
         _panel(axis, norms, index)
-        axis.title.set_fontsize("small")
+        axis.title.set_fontsize(7)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
-    figure.suptitle(title)
+    describe(figure, TITLE, f"{title}. {NOTE}")
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
     return figure
@@ -136,4 +140,3 @@ def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
     shared = axis.get_ylim()[1] if axis.get_shared_y_axes().get_siblings(axis)[1:] else 0
     top = max(shared, 1.05 * finite.max(initial=0))
     axis.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, top or 1))
-    axis.grid(True, alpha=0.3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,18 @@ import numpy as np
 import pandas as pd
 
 from pgt.core.errors import InputError
-from pgt.reproduction.figures.style import logarithmic, pyplot, style
-from pgt.reproduction.groups import data_of, joined, overrides, read_groups, varying
+from pgt.reproduction.figures.style import (
+    COLOURS,
+    describe,
+    legend_below,
+    logarithmic,
+    percent,
+    pyplot,
+    style,
+    ticks_at,
+)
+from pgt.reproduction.groups import finished, read_runs
+from pgt.reproduction.settings import Settings, counted, foremost, settings, source
 from pgt.runs.frame import config_names
 
 EXPERIMENTS = {
@@ -26,26 +34,18 @@ EXPERIMENTS = {
 PAPER_LINE = 0.01074, 0.25816
 """Slope and intercept of Fig. 8(c): loss over logit norm, of a network that the paper does not name."""
 
-Series = Mapping[str, pd.DataFrame]
-"""Setting -> its finished runs, by rising α."""
 
-
-def read_series(root: Path, experiment: str) -> Series:
+def read_series(root: Path, experiment: str) -> Settings:
     """The finished runs with PGT or no method, in series that differ in α and seed alone.
 
     Raises:
         InputError: no setting has two α.
     """
-    groups = [group.finished for group in read_groups(root, experiment) if group.method in ("baseline", "pgt")]
-    runs = pd.concat(groups) if groups else pd.DataFrame(columns=["alpha", "experiment"])
-    told = varying(runs, [name for name in config_names(runs) if name != "method.alpha"])
-    texts = [overrides(values) for values in runs[told].to_dict("records")]
-    names = [joined(name, text) for name, text in zip(runs.experiment, texts, strict=True)]
-    series = {
-        str(name): members.sort_values("alpha", kind="stable")
-        for name, members in runs.groupby(np.array(names), sort=False)
-    }
-    if all(members.alpha.nunique() < 2 for members in series.values()):
+    runs = finished(read_runs(root, experiment))
+    runs = runs[runs.method.isin(["baseline", "pgt"])].sort_values("alpha", kind="stable")
+    names = ["experiment", *(name for name in config_names(runs) if name != "method.alpha")]
+    series = settings(runs, names)
+    if all(line.alpha.nunique() < 2 for line in series.values()):
         command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
         raise InputError(f"there are not two α of one setting under {root / experiment}: `{command}`, say")
     return series
@@ -53,86 +53,98 @@ def read_series(root: Path, experiment: str) -> Series:
 
 def accuracy_over_alpha(root: Path, experiment: str) -> Any:
     """Draw training and test top-1 over α, mean ± deviation over seeds (Figs. 10-12)."""
-    series = read_series(root, experiment)
-    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for axis, metric, label in zip(
-        axes, ("train_top1", "test_top1_best"), ("Training top-1 (%)", "Test top-1, best epoch (%)"), strict=True
-    ):
+    series, chosen = foremost(read_series(root, experiment), len(COLOURS))
+    shown = pd.concat(list(series.values()))
+    figure, axes = pyplot().subplots(1, 2, figsize=(6.8, 3.2 + 0.09 * len(series)))
+    metrics = {"train_top1": "Training top-1, last epoch (%)", "test_top1_best": "Test top-1, best epoch (%)"}
+    for axis, (metric, label) in zip(axes, metrics.items(), strict=True):
         for index, (name, runs) in enumerate(series.items()):
-            _bars(axis, runs, metric, f"{name} ({_seeds(runs)})", index)
+            errorbars(axis, runs, "alpha", metric, name, index)
             baseline = runs[runs.alpha == 1]
             if not baseline.empty:
                 axis.axhline(baseline[metric].mean(), color=style(index)["color"], linewidth=0.8, linestyle=":")
-        axis.set(ylabel=label)
-        _alphas(axis, series)
-        axis.grid(True, alpha=0.3)
-        axis.legend(frameon=False, fontsize="small")
-    figure.suptitle(f"Mean ± deviation over seeds; dotted: α = 1, the baseline. {_data(series)}", fontsize="medium")
+        axis.set(xlabel="α", ylabel=label)
+        ticks_at(axis, shown.alpha)
+        percent(axis)
+    if len(series) > 1:
+        handles = axes[0].get_legend_handles_labels()[0]
+        half = -(-len(handles) // 2)
+        legend_below(axes[0], handles[:half])
+        legend_below(axes[1], handles[half:])
+    describe(
+        figure,
+        f"{experiment}: how accuracy depends on α",
+        f"Mean ± deviation over seeds, {_counted(series)}. Dotted: the baseline of the same setting.",
+        chosen,
+        source(shown),
+    )
     return figure
 
 
 def logits_over_alpha(root: Path, experiment: str) -> Any:
     """Draw logit norm over α; loss at z and at α·z over α; loss over logit norm with its regression line (Fig. 8)."""
     measured = {name: runs.dropna(subset="test_logit_norm") for name, runs in read_series(root, experiment).items()}
-    series = {name: runs for name, runs in measured.items() if not runs.empty}
+    series, chosen = foremost({name: runs for name, runs in measured.items() if not runs.empty}, len(COLOURS))
     if not series:
         raise InputError(f"no run under {root / experiment} has measured its logits: draw figure 10, which needs none")
-    figure, (left, middle, right) = pyplot().subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    shown = pd.concat(list(series.values()))
+    figure, axes = pyplot().subplots(1, 3, figsize=(7.4, 3.2 + 0.17 * max(2, len(series))))
+    left, middle, right = axes
     for index, (name, runs) in enumerate(series.items()):
-        of = f", {name}" if len(series) > 1 else ""
-        _bars(left, runs, "test_logit_norm", f"{name} ({_seeds(runs)})", index)
-        _bars(middle, runs, "test_loss", f"at z{of}", 2 * index)
-        _bars(middle, runs, "test_loss_alpha", f"at α·z, calibrated{of}", 2 * index + 1)
+        errorbars(left, runs, "alpha", "test_logit_norm", name, index)
+        errorbars(middle, runs, "alpha", "test_loss", "", index)
+        errorbars(middle, runs, "alpha", "test_loss_alpha", "", index, linestyle="--", markerfacecolor="white")
         _scatter(right, runs, index)
+    for label, look in (("at z", {}), ("at α·z, calibrated", {"linestyle": "--", "markerfacecolor": "white"})):
+        middle.plot([], [], color="grey", marker="o", markersize=3.5, label=label, **look)
     if experiment in EXPERIMENTS.values():  # on other data it is another line
         slope, intercept = PAPER_LINE
         right.axline((0, intercept), slope=slope, linestyle="--", color="grey", label=f"paper: {slope} x + {intercept}")
-    left.set(ylabel="Mean 2-norm of the logits, test set")
-    middle.set(ylabel="Test loss")
+    left.set(xlabel="α", ylabel="Mean 2-norm of the logits", title="Size of the logits")
+    middle.set(xlabel="α", ylabel="Test loss", title="Loss, and that of calibrated logits")
+    right.set(xlabel="Mean 2-norm of the logits", ylabel="Test loss at z", title="Loss over size: a point a run")
     for axis in (left, middle):
-        logarithmic(axis, horizontal=False)
-        _alphas(axis, series)
-    right.set(xlabel="Logit norm", ylabel="Test loss at z", title="A point a run; line of least squares")
-    right.grid(True, alpha=0.3)
-    for axis in (left, middle, right):
-        axis.legend(frameon=False, fontsize="small")
-    figure.suptitle(f"Left and middle: mean ± deviation over seeds. {_data(series)}", fontsize="medium")
+        logarithmic(axis)
+        ticks_at(axis, shown.alpha)
+    for axis in (left, middle, right) if len(series) > 1 else (middle, right):
+        legend_below(axis)
+    describe(
+        figure,
+        f"{experiment}: how the size of the logits and the loss depend on α",
+        f"Left and middle: mean ± deviation over seeds, {_counted(series)}.",
+        chosen,
+        source(shown),
+    )
     return figure
 
 
-def _data(series: Series) -> str:
-    return f"Data: {data_of(pd.concat(list(series.values())))}"
+def errorbars(axis: Any, runs: pd.DataFrame, x: str, metric: str, label: str, index: int, **look: str) -> None:
+    """Plot the mean of a metric over a column, with its deviation over runs as bars."""
+    found = runs.groupby(x)[metric].agg(["mean", "std"]).fillna(0)  # one seed has no deviation
+    shape = {
+        "marker": "osD^v<>p"[index % 8],
+        "markersize": 3.5,
+        "capsize": 2,
+        "elinewidth": 0.8,
+        **style(index),
+        **look,
+    }
+    axis.errorbar(found.index, found["mean"], found["std"], label=label, **shape)
 
 
-def _alphas(axis: Any, series: Series) -> None:
-    """Set a tick at each value of α, with its number if there is room."""
-    values = sorted({alpha for runs in series.values() for alpha in runs.alpha})
-    room, labels, last = 0.08 * (values[-1] - values[0]), [], -math.inf
-    for value in values:
-        labels.append(f"{value:g}" if value - last > room else "")
-        last = value if labels[-1] else last
-    axis.set(xlabel="α", xticks=values, xticklabels=labels)
-
-
-def _bars(axis: Any, runs: pd.DataFrame, metric: str, label: str, index: int) -> None:
-    found = runs.groupby("alpha")[metric].agg(["mean", "std"]).fillna(0)  # one seed has no deviation
-    look = {"marker": "osD^v"[index % 5], "markersize": 4, "capsize": 3, **style(index)}
-    axis.errorbar(found.index, found["mean"], found["std"], label=label, **look)
+def _counted(series: Settings) -> str:
+    return counted(runs for line in series.values() for _, runs in line.groupby("alpha"))
 
 
 def _scatter(axis: Any, runs: pd.DataFrame, index: int) -> None:
     """Plot a point for each run, and the line of least squares."""
-    norms, losses = runs.test_logit_norm.to_numpy(), runs.test_loss.to_numpy()
-    axis.plot(norms, losses, "o", color=style(index)["color"], markersize=4)
-    if runs.alpha.nunique() < 2:
+    points = runs[["test_logit_norm", "test_loss"]].to_numpy(float)
+    norms, losses = points[np.isfinite(points).all(axis=1)].T
+    axis.plot(norms, losses, "o", color=style(index)["color"], markersize=3)
+    if len(set(norms)) < 2 or len(set(losses)) < 2:  # there is no line through a single point, and no R² of a constant
         return
     ends = np.array([norms.min(), norms.max()])
     slope, intercept = np.polyfit(norms, losses, 1)
-    fit = f"{slope:.5f} x {'+' if intercept >= 0 else '−'} {abs(intercept):.5f}"
+    fit = f"{slope:.4f} x {'+' if intercept >= 0 else '−'} {abs(intercept):.3f}"
     r2 = np.corrcoef(norms, losses)[0, 1] ** 2
-    axis.plot(ends, slope * ends + intercept, label=f"{fit} ({len(norms)} runs, R² = {r2:.2f})", **style(index))
-
-
-def _seeds(runs: pd.DataFrame) -> str:
-    counts = runs.groupby("alpha").size()
-    return f"n = {counts.min()}" if counts.nunique() == 1 else f"n = {counts.min()} to {counts.max()}"
+    axis.plot(ends, slope * ends + intercept, label=f"{fit} (R² = {r2:.2f})", **style(index))

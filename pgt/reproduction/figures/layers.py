@@ -10,9 +10,10 @@ import numpy as np
 
 from pgt.core.errors import InputError
 from pgt.core.types import Record
-from pgt.reproduction.figures.style import pyplot
+from pgt.reproduction.figures.style import describe, pyplot, wrapped
 from pgt.reproduction.groups import read_groups
 from pgt.runs.folder import read_epochs
+from pgt.runs.labels import run_title
 
 NAME = "amplification"
 """The name of the figure, and of the experiments that it shows."""
@@ -36,7 +37,7 @@ def fluctuation(root: Path, experiment: str = NAME) -> Any:
         for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
             records = read_epochs(run["run"], run["epochs"])
             if records and any(key.startswith(FLUCTUATION) for key in records[0]):
-                panels.append((f"{group.experiment}, seed {run['seed']}\n{group.label}", records))
+                panels.append((run_title(group.experiment, group.label, run["seed"]), records))
                 break
     if not panels:
         raise InputError(f"no run under {root / experiment} has amplified: `pgt train experiment=... method={NAME}`")
@@ -44,13 +45,19 @@ def fluctuation(root: Path, experiment: str = NAME) -> Any:
     down = -(-len(panels) // across)
     layers = max(len(_values(epochs, FLUCTUATION)[0]) for _, epochs in panels)
     figure, axes = pyplot().subplots(
-        down, across, figsize=(7.5 * across, (1.2 + 0.2 * layers) * down), squeeze=False, layout="constrained"
+        down, across, figsize=(max(5.2, 4.2 * across), (0.9 + 0.15 * layers) * down + 0.5), squeeze=False
     )
     for axis, (title, epochs) in zip(axes.flat, panels, strict=False):
         _panel(figure, axis, epochs)
-        axis.set_title(title, fontsize="small")
+        axis.set_title(wrapped(title, 48))
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    describe(
+        figure,
+        "Fluctuation of each layer's gradient by epoch, and which layers are amplified",
+        "F = 0: all steps of an epoch pull the same way; F = 1: they cancel. Dot: the layer is amplified then.",
+        "One run of each setting.",
+    )
     return figure
 
 
@@ -61,10 +68,11 @@ def _panel(figure: Any, axis: Any, epochs: Sequence[Record]) -> None:
     image = axis.imshow(
         values, aspect="auto", interpolation="nearest", cmap="viridis", extent=(first - 0.5, end - 0.5, len(names), 0)
     )
-    figure.colorbar(image, ax=axis, label="F")
+    figure.colorbar(image, ax=axis, label="Fluctuation F (0 to 1)")
     layer, epoch = np.nonzero(_values(epochs, FACTOR)[1] != 1)
-    axis.scatter(epoch + first, layer + 0.5, s=14, color="#D55E00", edgecolors="white", linewidths=0.4)
-    axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize="x-small")
+    axis.scatter(epoch + first, layer + 0.5, s=11, color="#D55E00", edgecolors="white", linewidths=0.4)
+    axis.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6)
+    axis.grid(False)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("Epoch")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgt.reproduction.figures.style import pyplot, shades
+from pgt.reproduction.figures.style import describe, pyplot, shades
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.05, 0.0)
 
@@ -14,16 +14,20 @@ def distributions() -> Any:
     import numpy as np
 
     logits = np.array([0.3, 1.9, -0.8, 1.1, 0.0, 2.6, -0.2, 1.5, -1.2, 0.7])
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(6.8, 3), sharey=True)
     for alpha, shade in zip(ALPHAS, shades(len(ALPHAS)), strict=True):
         powers = np.exp(alpha * logits)
         p = powers / powers.sum()
         for axis, values in zip(axes, (p, np.sort(p)[::-1]), strict=True):
-            axis.plot(range(1, len(p) + 1), values, "o-", color=shade, markersize=4, label=f"α = {alpha:g}")
-    for axis, title, label in zip(axes, ("By class", "In descending order"), ("Class", "Rank"), strict=True):
+            axis.plot(range(1, len(p) + 1), values, "o-", color=shade, markersize=3.5, label=f"α = {alpha:g}")
+    for axis, title, label in zip(axes, ("By class", "From likely to unlikely"), ("Class", "Rank"), strict=True):
         axis.axhline(1 / len(logits), color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel=label, xticks=range(1, len(logits) + 1))
-        axis.grid(True, alpha=0.3)
     axes[0].set_ylabel(r"$p' = p^\alpha / \Sigma\, p^\alpha$")
-    axes[1].legend(frameon=False)
+    axes[1].legend()
+    describe(
+        figure,
+        "The power transform flattens a distribution and keeps its order",
+        "α = 1 leaves it as it is; α = 0 makes all classes equally likely (dotted: 1/10). Ten made-up logits.",
+    )
     return figure

@@ -1,19 +1,33 @@
-"""Experiments: the names that stand for several of them, the sweeps in their files, and what is wrong with a file."""
+"""The choices of groups: names that stand for several experiments, sweeps in their files, and faults in any file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from pgt.config.grammar import key_of, written
-from pgt.config.hints import paths
-from pgt.config.resources import choices, conf_file, groups, is_choice, is_global, read_conf, read_file
+from pgt.config.hints import paths, unknown_choice
+from pgt.config.resources import choices, conf_file, groups, is_choice, is_global, is_group, read_conf, read_file
 from pgt.core.errors import InputError
 
 SEVERAL = frozenset({"logger"})
 """Groups that take a list of choices."""
+
+
+class SeveralRuns(InputError):
+    """A command line without -m stands for several runs.
+
+    Args:
+        what: stands for them.
+        one: how to name one run.
+    """
+
+    def __init__(self, what: str, one: str) -> None:
+        super().__init__(f"{what}: add -m to run all of it, or {one}")
+        self.what, self.one = what, one
 
 
 def experiments(name: str) -> list[str]:
@@ -47,7 +61,8 @@ def own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) ->
     key takes its place.
 
     Raises:
-        InputError: the sweeps differ, there is one without `multirun`, or `sweep` is no mapping of keys to lists.
+        InputError: the sweeps differ, or `sweep` is no mapping of keys to lists.
+        SeveralRuns: there is a sweep without `multirun`.
     """
     given = {key_of(text) for text in overrides}
     sweeps = [{key: values for key, values in _sweep(name).items() if key not in given} for name in names]
@@ -57,9 +72,7 @@ def own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) ->
         raise InputError("these experiments go through different values: give each a command of its own")
     if not multirun:
         one = " ".join(f"{key}={written(values[0])}" for key, values in sweeps[0].items())
-        raise InputError(
-            f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}: add -m to train all of it, or set one value ({one})"
-        )
+        raise SeveralRuns(f"'{names[0]}' is a sweep over {', '.join(sweeps[0])}", f"set one value ({one})")
     return [f"{key}={','.join(map(written, values))}" for key, values in sweeps[0].items()]
 
 
@@ -81,20 +94,59 @@ def check_file(group: str, name: str) -> None:
     """
     file = conf_file(f"{group}/{name}")
     contents = read_file(file)
-    if group != "experiment":
-        return
-    if not contents:
+    if group == "experiment" and not contents:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
-    if not is_global(file):
+    if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
-    defaults = contents.get("defaults", [])
-    for entry in defaults if isinstance(defaults, list) else []:
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            chosen = str(key).rpartition("/")[2]
-            if isinstance(value, list) and chosen in groups() and chosen not in SEVERAL:
-                raise InputError(f"{file}: defaults: `{key}: [{', '.join(map(str, value))}]` must be one choice")
+    for fault in _faults(contents.get("defaults", []), f"{group}/{name}"):
+        raise InputError(f"{file}: defaults: {fault}")
     if "params" in dict((contents.get("hydra") or {}).get("sweeper") or {}):
         raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
+
+
+def _faults(defaults: Any, own: str) -> Iterator[str]:
+    """The faults of the defaults list of the file `own`, such as `experiment/demo/bn`, each with its mend."""
+    if not isinstance(defaults, list):
+        yield f"must be a list, in each line a choice such as `- override /model: resnet20`; it is {defaults}"
+        return
+    seen: list[str] = []
+    for entry in defaults:
+        if isinstance(entry, str):
+            name = entry.removeprefix("/") if entry.startswith("/") else f"{own.rpartition('/')[0]}/{entry}"
+            if entry == "_self_" or {*"@$"} & {*entry}:
+                continue
+            if name == own or not is_choice(*name.partition("/")[::2]):
+                missing = "is this file" if name == own else f"there is no file {name}.yaml"
+                yield f"`{entry}`: {missing}; a choice of a group is `override /model: resnet20`"
+            elif seen:
+                yield f"`{entry}` must come before `{seen[0]}`"
+        elif isinstance(entry, dict) and len(entry) == 1 and entry.keys() - seen:
+            [(key, value)] = entry.items()
+            yield from _faults_of_choice(str(key), value)
+            seen.append(key)
+        else:
+            yield f"`{entry}`: give each group one line, such as `- override /model: resnet20`"
+
+
+def _faults_of_choice(key: str, value: Any) -> Iterator[str]:
+    """The faults of `key: value` in a defaults list. Packages, interpolations and groups not of conf/ are Hydra's."""
+    group = key.split(" ")[-1].removeprefix("/")
+    if (
+        {*"@$"} & {*f"{key}{value}"}
+        or group.startswith("hydra/")
+        or (group and is_group(group) and group not in groups())
+    ):
+        return
+    if group not in groups():
+        nearest = difflib.get_close_matches(group, groups(), n=1) or groups()
+        yield f"`{key}` names no group: write `override /{' or /'.join(nearest)}`"
+    elif isinstance(value, list) and group not in SEVERAL:
+        yield f"`{key}: [{', '.join(map(str, value))}]` must be one choice"
+    for name in value if isinstance(value, list) else [value]:
+        if group in groups() and not is_choice(group, str(name)):
+            yield unknown_choice(group, "null" if name is None else str(name))
+    if key != f"override /{group}":
+        yield f"write `{key}: {value}` as `override /{group}: {value}`"
 
 
 def origin(composed: DictConfig, overrides: Sequence[str]) -> Callable[[str], str]:

@@ -4,7 +4,7 @@ import torch
 from pgt.core.errors import InputError
 from pgt.data import open_set
 from pgt.training.assemble import assemble
-from pgt.training.memory import checkpoint_activations
+from pgt.training.device_memory import checkpoint_activations
 from pgt.training.ranks import ALONE
 from pgt.training.trainer import Trainer
 from tests.conftest import TINY, compose, train

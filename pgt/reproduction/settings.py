@@ -1,0 +1,127 @@
+"""Runs by what differs between them, with labels that say only that, and their accuracy by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from pgt.core.words import ranges
+from pgt.reproduction.groups import BEST, METHODS, data_of, joined, telling
+from pgt.runs.folder import read_epochs
+from pgt.runs.frame import config_names
+
+Settings = dict[str, pd.DataFrame]
+"""Label -> the runs of a setting, whatever their seeds."""
+
+
+def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> Settings:
+    """Runs by the values of those columns among `names` that differ, in the order of the values.
+
+    Args:
+        runs: some rows of the frame (see `pgt.runs.frame`).
+        names: columns. `method` and `alpha` make one label: `gc+pgt α=0.25`.
+        known: columns that need no label, for example that of a figure's horizontal axis.
+    """
+    told = telling(runs, names, known)
+    if not told:
+        return {"": runs}
+    found: Settings = {}
+    for _, members in runs.groupby([runs[name].astype(str) for name in told], sort=False):
+        found[label(_first(members, told))] = members
+    return dict(sorted(found.items(), key=lambda item: [_order(*pair) for pair in _first(item[1], told).items()]))
+
+
+def recipe_names(runs: pd.DataFrame) -> list[str]:
+    """The columns that say how runs were trained, the method apart."""
+    return ["experiment", *(name for name in config_names(runs) if not name.startswith("method."))]
+
+
+def method_names(runs: pd.DataFrame) -> list[str]:
+    """The columns that say which method runs have."""
+    return ["method", "alpha", *(name for name in config_names(runs) if name.startswith("method."))]
+
+
+def _first(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    """The values of the first run, as plain Python objects."""
+    return {name: runs[name].tolist()[0] for name in names}
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. Keys are cut as far as they stay different."""
+    ends = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for key, end in zip(values, ends, strict=True):
+        value = values[key]
+        if key in ("alpha", "method.alpha"):
+            parts.append("" if value == 1 and "method" in values else f"α={value:g}")
+        elif key in ("experiment", "method") or (end == "name" and value is not None):
+            parts.append(str(value))
+        else:
+            short = key if ends.count(end) > 1 else end
+            parts.append(f"{short}={number(value)}")
+    return joined(*parts)
+
+
+def ordered(name: str, values: Iterable[Any]) -> list[Any]:
+    """The distinct values of a column: null, numbers, text; methods as in the paper's tables, α from 1 down."""
+    distinct = {str(value): value for value in values}
+    return sorted(distinct.values(), key=lambda value: _order(name, value))
+
+
+def number(value: Any) -> str:
+    """A config value as text: null for None, numbers with at most six digits."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def foremost(found: Settings, most: int, what: str = "settings", keep: str = "") -> tuple[Settings, str]:
+    """The `most` settings with the best mean test top-1, and a sentence about it; all of them if there are not more.
+
+    Args:
+        what: the word for them in the sentence.
+        keep: the label of one to keep in any case.
+    """
+    if len(found) <= most:
+        return found, ""
+
+    def top1(name: str) -> float:
+        return float(found[name].groupby("group_id")[BEST].mean().fillna(0).max())
+
+    chosen = sorted(found, key=lambda name: (name != keep, -top1(name)))[:most]
+    shown = {name: runs for name, runs in found.items() if name in chosen}
+    return shown, f"{most} of {len(found)} {what} are shown: those with the best test top-1."
+
+
+def by_epoch(runs: pd.DataFrame, metrics: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """Each metric of runs by epoch (from 1), a column a run; only the epochs in which every run has it.
+
+    Raises:
+        InputError: the records of a run are damaged.
+    """
+    records = [read_epochs(run, int(epochs)) for run, epochs in zip(runs.run, runs.epochs, strict=True)]
+    found = {}
+    for name in metrics:
+        rows = [{record["epoch"] + 1: record.get(name) for record in run} for run in records]
+        found[name] = pd.DataFrame(rows, dtype=float).T.dropna()
+    return found
+
+
+def counted(parts: Iterable[pd.DataFrame]) -> str:
+    """The number of seeds of each of several settings: `n = 3`, or `n = 2 to 5` if it is not the same."""
+    counts = [len(part) for part in parts]
+    return f"n = {min(counts)}" if min(counts) == max(counts) else f"n = {min(counts)} to {max(counts)}"
+
+
+def source(runs: pd.DataFrame) -> str:
+    """The seeds and the data of runs, in a sentence."""
+    return f"Seeds {ranges(runs.seed)}. Data: {data_of(runs)}."
+
+
+def _order(name: str, value: Any) -> tuple[int, Any]:
+    """The key that `ordered` sorts by."""
+    if name == "method" and value in METHODS:
+        return 0, list(METHODS).index(value)
+    if value is None or isinstance(value, int | float):
+        return (0, 0) if value is None else (1, -value if name == "alpha" else value)
+    return 2, str(value)

@@ -1,0 +1,56 @@
+"""Labels that say what differs, and which settings are shown."""
+
+from pathlib import Path
+
+import pytest
+
+from pgt.reproduction.groups import telling
+from pgt.reproduction.settings import foremost, label, method_names, ordered, recipe_names, settings
+from pgt.runs import frame
+from tests.reproduction.helpers import plant
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"method": "gc+pgt", "alpha": 0.25, "recipe.lr_peak": 0.1}, "gc+pgt α=0.25 lr_peak=0.1"),
+        ({"method": "baseline", "alpha": 1.0}, "baseline"),
+        ({"alpha": 1.0}, "α=1"),
+        ({"experiment": "demo/bn", "data.name": "cifar10"}, "demo/bn cifar10"),
+        ({"recipe.epochs": 3, "schedule.epochs": None}, "recipe.epochs=3 schedule.epochs=null"),
+        ({}, ""),
+    ],
+)
+def test_a_label_is_as_short_as_it_can_be(values, text):
+    assert label(values) == text
+
+
+def test_only_what_differs_is_told_and_once():
+    for model in ("resnet20", "resnet18"):  # the interpolation of the evaluation changes with the network
+        for method in ("baseline", "pgt"):
+            plant("demo/bn", method, 0, 90.0, 80.0, overrides=[f"model={model}"])
+    runs = frame("runs")
+    assert telling(runs, recipe_names(runs)) == ["model.name"]
+    assert list(settings(runs, recipe_names(runs))) == ["resnet18", "resnet20"]
+    assert list(settings(runs, method_names(runs))) == ["baseline", "pgt"]
+    assert telling(runs, recipe_names(runs), known=["model.interpolation", "model.name"]) == []
+    assert list(settings(runs[runs.method == "pgt"], method_names(runs))) == [""]
+
+
+def test_the_foremost_settings_are_the_best_by_their_means_over_seeds():
+    for rate, tops in ((0.1, (80, 82)), (0.2, (70, 99)), (0.3, (10, 11))):
+        for seed, top in enumerate(tops):
+            plant("demo/bn", "baseline", seed, 90.0, top, overrides=[f"recipe.lr_peak={rate}"])
+    runs = frame("runs")
+    found = settings(runs, recipe_names(runs))
+    assert list(foremost(found, 2)[0]) == ["lr_peak=0.1", "lr_peak=0.2"]
+    assert "2 of 3 recipes" in foremost(found, 2, "recipes")[1]
+    assert list(foremost(found, 2, keep="lr_peak=0.3")[0]) == ["lr_peak=0.2", "lr_peak=0.3"]
+    assert foremost(found, 3) == (found, "")
+
+
+def test_values_are_in_the_order_of_numbers_and_methods_in_that_of_the_paper():
+    assert ordered("recipe.local_batch", [16, None, 8, 16]) == [None, 8, 16]
+    assert ordered("method", ["pgt", "other", "gc", "baseline"]) == ["baseline", "gc", "pgt", "other"]
+    assert ordered("data.name", ["b", "a"]) == ["a", "b"]
+    assert Path("runs").exists() is False
