@@ -19,7 +19,7 @@ from pgt.reproduction.cost import Speed, Work, bench_speeds, image_size, memory,
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import farthest
 from pgt.reproduction.published import IMAGE_SIZE
-from pgt.runs.folder import UNFINISHED
+from pgt.runs.folder import FINISHED, UNFINISHED, read_starts
 from pgt.runs.frame import config_names, dotted, frame, records
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
@@ -65,7 +65,7 @@ def command(
         overrides: the command line.
         root: the runs folder.
         gpus: that share a run, if its batch allows.
-        gpu: the card whose published speeds hold for what is not stated or measured.
+        gpu: the card whose published speeds hold for what is not stated, measured or recorded by a finished run.
         images_per_second: stated speed of one GPU, for every network.
         bench: files of the benchmarks, with measured speeds.
         probe: (identity of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing
@@ -89,8 +89,12 @@ def command(
     sizes: dict[str, set[int]] = {}
     for item in items:
         sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(dotted(item.identity)))
+    trained = trained_speeds(items, root)
     speeds = {
-        name: stated or measured.get(name) or (published_speed(name, gpu) if size == {IMAGE_SIZE} else None)
+        name: stated
+        or measured.get(name)
+        or trained.get(name)
+        or (published_speed(name, gpu) if size == {IMAGE_SIZE} else None)
         for name, size in sizes.items()
     }
     print(render([plan_table(items, speeds, loader)], "markdown"))
@@ -117,6 +121,36 @@ def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
             status = PARTIAL if epochs else MISSING
         items.setdefault(key, Item(experiment, values, gpus, status, work(config, int(epochs))))
     return list(items.values())
+
+
+def trained_speeds(items: Iterable[Item], root: Path) -> dict[str, Speed]:
+    """The speed of each network on one device, as the newest finished run of its kind has recorded it.
+
+    Runs of one kind have the same network, image size, precision and number of devices. A network whose planned runs
+    are of several kinds has no such speed.
+    """
+    kinds: dict[str, set[str]] = {}
+    for item in items:
+        config = dotted(item.identity)
+        kinds.setdefault(config["model.name"], set()).add(_kind(config, item.gpus))
+    runs = [run for run in records(frame(root)) if run["status"] == FINISHED and run["images_per_second"]]
+    newest = {_kind(run, run["world_size"]): run for run in sorted(runs, key=lambda run: run["finished"] or "")}
+    found = {}
+    for name, wanted in kinds.items():
+        run = newest.get(min(wanted)) if len(wanted) == 1 else None
+        if run is not None:
+            starts = read_starts(run["run"])
+            device = f" ({starts[-1]['device']})" if starts else ""
+            source = f"measured in {run['run'].relative_to(root)}{device}"
+            found[name] = Speed(run["images_per_second"] / run["world_size"], source)
+    return found
+
+
+def _kind(config: Mapping[str, Any], devices: int) -> str:
+    """A name for what a step's speed depends on."""
+    network = sorted((key, value) for key, value in config.items() if key.startswith("model.") and value is not None)
+    own = [(key, value) for key, value in network if key != "model.interpolation"]
+    return repr((own, image_size(config), config["trainer.precision"], devices))
 
 
 def _key(config: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from pgt.reproduction import cost
 from pgt.reproduction.plan import plan, plan_table, seconds
 from pgt.runs.folder import find
 from pgt.training import folder as run_folder
-from tests.conftest import ROOT, TINY, last_wins, train
-from tests.reproduction.helpers import plant
+from tests.conftest import ROOT, TINY, compose, last_wins, train
+from tests.reproduction.helpers import plant, plant_summary
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +108,33 @@ def benched(path, *lines):
         for benchmark, network, size, loop, speed in lines
     ]
     Path(path).write_text(json.dumps(found))
+
+
+def trained(experiment, seed, **measured):
+    """A finished run with a speed."""
+    config = compose(f"experiment={experiment}", f"seed={seed}")
+    folder, _ = plant_summary(config, status="finished", epochs=config.recipe.epochs, **measured)
+    return folder
+
+
+def test_speeds_of_finished_runs_of_the_same_kind(capsys):
+    old = trained("table1/resnet50_cosine_pgt", 7, images_per_second=4000.0, world_size=4, finished="2026-01-01")
+    new = trained("table1/resnet50_cosine_pgt", 8, images_per_second=4400.0, world_size=4, finished="2026-01-02")
+    two = trained("table1/resnet50_cosine_pgt", 9, images_per_second=9999.0, world_size=2, finished="2026-01-03")
+    (new / "environment.json").write_text('{"starts": [{"device": "a GPU"}]}')
+    assert old != new != two
+
+    def said(*arguments):
+        assert main(["plan", "experiment=table1/resnet50_cosine_pgt", *arguments]) == 0
+        return capsys.readouterr().out
+
+    assert f"resnet50: 1,100 images/s a device, measured in {new.relative_to('runs')} (a GPU)" in said()
+    assert f"measured in {two.relative_to('runs')}\n" in said("--gpus=2")
+    assert "published for V100" in said("--gpus=1")
+    assert "published for V100" in said("trainer.precision=bf16,fp32")
+    assert "10 images/s a device, stated" in said("--images-per-second=10")
+    benched("gpu.json", ("step", "resnet50", 224, "pgt, PGT α = 0.25", 1234.0))
+    assert "1,234 images/s a device, gpu.json" in said("--bench", "gpu.json")
 
 
 def test_speeds_from_the_benchmarks(capsys):

@@ -230,7 +230,15 @@ def test_watching_ends_when_nothing_is_queued_or_running(monkeypatch, capsys):
     folder = begun(0, 1000.0, {"event": "step"})
     monkeypatch.setattr(status, "WATCH_SECONDS", 0.1)
     process = holding(folder)
-    monkeypatch.setattr(status.time, "sleep", lambda seconds: (process.kill(), process.wait()))
+    standings = status.standings
+
+    def looked(*arguments):
+        found = standings(*arguments)
+        process.kill()
+        process.wait()
+        return found
+
+    monkeypatch.setattr(status, "standings", looked)
     assert main(["status", "--watch"]) == 0
     printed = capsys.readouterr().out
     assert "1 run: 1 running" in printed
