@@ -212,8 +212,8 @@ def command(root: Path, experiment: str | None, as_json: bool, watches: bool) ->
     while True:
         found = standings(root, experiment)
         if not found:
-            what = f"of {experiment} " if experiment else ""
-            raise InputError(f"no run {what}under {root}: `pgt train` makes them, --runs names another folder")
+            where = root / (experiment or "")
+            raise InputError(f"no runs under {where}: `pgt train` makes them, --runs names another folder")
         if not watches or not any(one.status in (QUEUED, RUNNING) for one in found):
             break
         _show(found, root)

@@ -251,7 +251,7 @@ def test_one_experiment_and_none(capsys):
     assert [run.parent.name for run in statuses("demo/bn")] == ["bn"]
     assert main(["status", "table1"]) == 2
     assert capsys.readouterr().err == (
-        "pgt: no run of table1 under runs: `pgt train` makes them, --runs names another folder\n"
+        "pgt: no runs under runs/table1: `pgt train` makes them, --runs names another folder\n"
     )
 
 
