@@ -42,6 +42,17 @@ def doctor(options: Namespace) -> int:
     return doctor.command(options.data, options.runs)
 
 
+def init_options(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; files that are there stay as they are")
+
+
+def init(options: Namespace) -> int:
+    from pgt.tools import starter
+
+    starter.command(options.folder)
+    return 0
+
+
 def plan_options(parser: ArgumentParser) -> None:
     from pgt.reproduction.cost import DEFAULT_GPU
 
@@ -260,6 +271,7 @@ def data(options: Namespace) -> int:
 
 
 COMMANDS = {
+    "init": Command("copy a first experiment, templates for Slurm and examples into a folder", init_options, init),
     "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
     "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),

@@ -69,7 +69,7 @@ class OneLine(argparse.ArgumentParser):
 def parser(chosen: str) -> argparse.ArgumentParser:
     """The parser of a command line. Only the chosen command gets its options: those of others may need slow imports."""
     made = OneLine(prog="pgt", description="PowerGrad Transform: train, and compare with the paper's numbers.")
-    made.add_argument("--version", action="version", version=__version__)
+    made.add_argument("--version", action="version", version=_version() if chosen == "--version" else "")
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")
     for name, command in COMMANDS.items():
@@ -77,6 +77,14 @@ def parser(chosen: str) -> argparse.ArgumentParser:
         if name == chosen:
             command.options(added)
     return made
+
+
+def _version() -> str:
+    """The version, and the commit if it is known."""
+    from pgt.core.machine import commit
+
+    known = commit()
+    return __version__ if known.startswith("version ") else f"{__version__} (commit {known})"
 
 
 def entry() -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
+import subprocess  # nosec B404  # only for git, without a shell
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -72,9 +72,13 @@ def cpus() -> int:
 
 
 def commit() -> str:
-    """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version."""
-    root = Path(__file__).resolve().parent.parent.parent
-    released = f"version {_version('powergrad')}"
+    """The Git commit of this program, with a `+` if its tree has changes.
+
+    Outside a checkout it is the one that hatch_build.py wrote into the package; if there is none, the version.
+    """
+    package = Path(__file__).resolve().parent.parent
+    root, built = package.parent, package / "commit.txt"
+    released = built.read_text().strip() if built.is_file() else f"version {_version('powergrad')}"
     if not (root / ".git").exists():
         return released
     head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
@@ -84,8 +88,9 @@ def commit() -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)  # nosec B603  # fixed words
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -52,14 +52,10 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         InputError: the config of any job is wrong; nothing has been written.
     """
-    if not arguments:
-        raise InputError(
-            "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
-        )
-    options = _options(arguments)
+    options = parse(arguments)
     with own_conf([options.config_dir] if options.config_dir else [], options.config_name):
-        if showing := _showing(options):
-            return _show(showing, options)
+        if shows := showing(options):
+            return _show(shows, options)
         environment = rank_environment(os.environ)
         if environment is None:
             return _train_all(options.overrides, options.multirun)
@@ -67,12 +63,16 @@ def train(arguments: Sequence[str]) -> int:
         return run_as_rank(lambda: _compose_one(options.overrides, options.multirun))
 
 
-def _options(arguments: Sequence[str]) -> Namespace:
+def parse(arguments: Sequence[str]) -> Namespace:
     """Parse a command line by Hydra's own parser: its flags are ours.
 
     Raises:
-        InputError: an unknown flag, or one without its value.
+        InputError: no words, an unknown flag, or one without its value.
     """
+    if not arguments:
+        raise InputError(
+            "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
+        )
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
@@ -86,7 +86,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
     return options
 
 
-def _showing(options: Namespace) -> list[str]:
+def showing(options: Namespace) -> list[str]:
     """The flags by which Hydra prints something and trains nothing."""
     flags = {name: getattr(options, name) for name in ("cfg", "info", "package", "resolve", "hydra_help")}
     words = [(f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value]
@@ -227,11 +227,11 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
         raise InputError(
             f"trainer.devices={wanted}, but {started} processes were started on this machine: leave it out"
         )
-    _check(config)
+    check(config)
     return config
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
     """Raise InputError if the config's data or loggers are plainly not there."""
     check_size(config)
     data.check(**config.data.model_dump())
@@ -245,7 +245,7 @@ def _check_all(configs: Sequence[Config]) -> None:
         InputError, OSError: data or loggers are not there, or the data are not what their name says.
     """
     for config in configs:
-        _check(config)
+        check(config)
     if len(configs) > 1:
         for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
             data.open_set(**dict(options))

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shlex
-import subprocess
+import subprocess  # nosec B404  # only for this program itself
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -171,7 +171,7 @@ def trained(root: Path, *overrides: str, **variables: str) -> Trained:
     path = os.pathsep.join([str(Path(pgt.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     here = {"PYTHONPATH": path, "TMPDIR": str(folder)}  # run this pgt, and keep the files of a killed one in `root`
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # nosec B603  # no shell, and fixed words
             [sys.executable, "-m", "pgt.cli", "train", *words],
             cwd=folder,
             env={**os.environ, **here, **variables},
