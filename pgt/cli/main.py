@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -90,6 +91,7 @@ def _version() -> str:
 def entry() -> NoReturn:
     """The console script: `main`, and the way out of the process."""
     show_all_characters()
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch's words; `main` says what is missing
     try:
         code = main()
     except SystemExit as left:  # argparse and Hydra leave so, with a number
