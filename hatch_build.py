@@ -29,4 +29,4 @@ class Commit(BuildHookInterface[Any]):
 
     def _git(self, *arguments: str) -> str:
         command = ["git", "-C", self.root, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # nosec B603
