@@ -8,7 +8,7 @@ DEVICE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
 # One CPU thread for networks this small: a fifth slower on an idle machine, many times faster on a busy one.
 demo test test-slow: export OMP_NUM_THREADS := 1
 
-.PHONY: help setup demo test test-slow lint format type bench tables clean
+.PHONY: help setup demo test test-slow lint format type bench tables docs clean
 help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -48,10 +48,14 @@ bench: $(READY)  ## our loss, loaders and step beside what one would pick instea
 	$(BIN)/python -m scripts.bench.loss --compiled --json results/bench/loss-$(DEVICE).json
 	$(BIN)/python -m scripts.bench.loader --json results/bench/loader-$(DEVICE).json
 	$(BIN)/python -m scripts.bench.step --json results/bench/step-$(DEVICE).json
+	$(BIN)/python -m scripts.bench.methods --json results/bench/methods-$(DEVICE).json
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
 	$(BIN)/pgt table demo --runs results/runs --output results/tables/demo.md >/dev/null
+
+docs: $(READY)  ## build the site of the documentation into build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class Commit(BuildHookInterface[Any]):
-    """Adds pgt/commit.txt. Built from an sdist, the file is there already; without git, there is none."""
+    """Adds pgt/COMMIT. Built from an sdist, the file is there already; without git, there is none."""
 
     PLUGIN_NAME = "custom"
 
@@ -23,9 +23,9 @@ class Commit(BuildHookInterface[Any]):
         except (OSError, subprocess.CalledProcessError):
             return
         self._temporary = TemporaryDirectory()  # it lives as long as this object
-        file = Path(self._temporary.name) / "commit.txt"
+        file = Path(self._temporary.name) / "COMMIT"
         file.write_text(head[:12] + ("+" if changes else "") + "\n")
-        build_data["force_include"][str(file)] = "pgt/commit.txt"
+        build_data["force_include"][str(file)] = "pgt/COMMIT"
 
     def _git(self, *arguments: str) -> str:
         command = ["git", "-C", self.root, *arguments]

@@ -53,6 +53,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobRequeue=1
+MaxArraySize=3
 KillWait=20
 CompleteWait=0
 SlurmdParameters=config_overrides

@@ -1,5 +1,6 @@
 """The pages name files, headings, commands, modules and rooms that exist."""
 
+import ast
 import pkgutil
 import re
 
@@ -93,3 +94,26 @@ def test_the_citation_is_complete():
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == ["Das", "Mondal", "Lall", "Joshi", "Roy"]
     assert "2111.12495" in paper["url"]
+
+
+def templates():
+    """Every string of pgt/, with one mark in the place of each value."""
+    for path in ROOT.glob("pgt/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                yield node.value
+
+
+def test_the_messages_of_the_troubleshooting_page_exist():
+    """Each is quoted in the first column of a table, in backticks, with … in the place of what varies."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| ``? ?(.+?) ?``? \|", page, re.M)
+    assert len(quoted) > 100
+    known, unknown = [*templates()], []
+    for message in quoted:
+        pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("…")), re.S)
+        if not any(pattern.search(text) for text in known):
+            unknown.append(message)
+    assert not unknown, "pgt prints nothing like these any more"

@@ -67,7 +67,7 @@ def framework(built, tmp_path_factory):
 def test_sdist_and_wheel_hold_what_a_user_needs_and_no_more(built):
     [wheel], [sdist] = built.glob("*.whl"), built.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"pgt/py.typed", "pgt/commit.txt", "pgt/conf/train.yaml", "pgt/published/table1.csv"} <= {*names}
+    assert {"pgt/py.typed", "pgt/COMMIT", "pgt/conf/train.yaml", "pgt/published/table1.csv"} <= {*names}
     assert {f"pgt/starter/{name}" for name, _ in starter.files()} <= {*names}
     assert {name.partition("/")[0] for name in names} == {"pgt", f"powergrad-{pgt.__version__}.dist-info"}
     with tarfile.open(sdist) as archive:

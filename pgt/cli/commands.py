@@ -80,13 +80,13 @@ def plan(options: Namespace) -> int:
         from pgt.tools import probe
     plan.command(
         options.overrides,
-        options.runs,
-        options.gpus,
-        options.gpu,
-        options.images_per_second,
-        options.bench or (),
-        probe.speeds if options.probe else None,
-        options.loader_images_per_second,
+        root=options.runs,
+        gpus=options.gpus,
+        gpu=options.gpu,
+        images_per_second=options.images_per_second,
+        bench=options.bench or (),
+        probe=probe.speeds if options.probe else None,
+        loader_images_per_second=options.loader_images_per_second,
     )
     return 0
 
@@ -163,8 +163,9 @@ def figure(options: Namespace) -> int:
 
 
 def mirror_options(parser: ArgumentParser) -> None:
-    parser.add_argument("logger", choices=["wandb", "tensorboard"], help="where their records go")
+    parser.add_argument("logger", help="where their records go: wandb, tensorboard, or a logger of your own")
     parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
+    parser.add_argument("overrides", nargs="*", help="of the logger, as for pgt train: logger.wandb.group=mine")
     add_runs(parser)
     parser.add_argument("--project", help="of wandb (default: pgt)")
     parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
@@ -172,15 +173,24 @@ def mirror_options(parser: ArgumentParser) -> None:
 
 
 def mirror(options: Namespace) -> int:
-    from pgt.config.resources import read_conf
+    from pgt.config.compose import compose_all
+    from pgt.config.grammar import written
     from pgt.runs import mirrors
 
-    values = read_conf(f"logger/{options.logger}")[options.logger]
-    for name in ("project", "entity", "mode"):
-        if vars(options)[name] and name not in values:
-            raise InputError(f"--{name} is not for {options.logger}: leave it out")
-    given = {name: vars(options)[name] or value for name, value in values.items()}
-    mirrors.send(options.runs, options.experiment, options.logger, given, print)
+    flags = {name: value for name in ("project", "entity", "mode") if (value := vars(options)[name])}
+    if flags and options.logger != "wandb":
+        raise InputError(f"--{next(iter(flags))} is not for {options.logger}: leave it out")
+    experiment, overrides = options.experiment, options.overrides
+    if experiment and "=" in experiment:
+        experiment, overrides = None, [experiment, *overrides]
+    flagged = [f"logger.wandb.{name}={written(value)}" for name, value in flags.items()]
+    for text in overrides:
+        if not text.startswith("logger."):
+            raise InputError(f"leave out '{text}': only keys of the logger can be set, as in logger.wandb.group=mine")
+    [config] = compose_all([f"logger={options.logger}", *overrides, *flagged])
+    if not config.logger.chosen():
+        raise InputError(f"logger={options.logger} takes no records: name one that does, such as tensorboard")
+    mirrors.send(options.runs, experiment, config.logger.chosen(), print)
     return 0
 
 
@@ -242,15 +252,15 @@ def validate(options: Namespace) -> int:
 
     validate.command(
         options.checkpoint,
-        options.weights,
-        options.root,
-        options.data,
-        options.model,
-        options.alpha,
-        options.batch,
-        options.workers,
-        options.image_size,
-        options.precision,
+        which=options.weights,
+        root=options.root,
+        data_name=options.data,
+        model_name=options.model,
+        alpha=options.alpha,
+        batch=options.batch,
+        workers=options.workers,
+        image_size=options.image_size,
+        precision=options.precision,
     )
     return 0
 
@@ -272,8 +282,33 @@ def data(options: Namespace) -> int:
     return 0
 
 
+def list_options(parser: ArgumentParser) -> None:
+    from pgt.config.resources import groups
+
+    parser.add_argument("what", choices=[_several(group) for group in groups()], help="the group to list")
+    parser.add_argument("--config-dir", metavar="DIR", help="list those of this folder, too")
+
+
+def list_choices(options: Namespace) -> int:
+    from pgt.config.resources import choices, conf_file, groups, header
+
+    group = next(group for group in groups() if _several(group) == options.what)
+    names = choices(group)
+    for name in names:
+        print(f"{name:{max(map(len, names))}}  {header(conf_file(f'{group}/{name}'))}".rstrip())
+    if group == "experiment":
+        print("FOLDER/all stands for all of a folder, as in `pgt train -m experiment=table1/all`")
+    return 0
+
+
+def _several(group: str) -> str:
+    """The plural of a config group's name."""
+    return group if group == "data" else f"{group}s"
+
+
 COMMANDS = {
     "init": Command("copy a first experiment, templates for Slurm and examples into a folder", init_options, init),
+    "list": Command("the experiments, models, methods, data and recipes that there are", list_options, list_choices),
     "doctor": Command("check this machine, before hours are spent on it (a minute)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
     "status": Command("where runs stand: finished, training, stopped, diverged; what is left", status_options, status),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -24,6 +25,7 @@ Train one run, or with -m every combination of the overrides' values.
   pgt train -m experiment=demo/bn seed=0,1,2    three seeds of it
   pgt train model=resnet50 schedule=cosine method=pgt method.alpha=0.3 data=imagefolder data.root=DIR
 
+`pgt list experiments` (models, methods, data, recipes, ...) says what there is to choose from.
 The same command again returns a finished run at once and goes on with an interrupted one.
 
   --cfg job           print the composed config, train nothing
@@ -44,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(arguments[1:])
         if arguments[:1] == ["-sc"]:
             return _complete(arguments)
-        options = parser(arguments[0] if arguments else "").parse_args(arguments)
+        command = arguments[0] if arguments else ""
+        made = parser(command)
+        if command and not command.startswith("-") and command not in COMMANDS:
+            nearest = difflib.get_close_matches(command, ["train", *COMMANDS], n=1)
+            made.error(f"there is no command {command}" + (f": did you mean `pgt {nearest[0]}`?" if nearest else ""))
+        options = made.parse_args(arguments)
         with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
             return COMMANDS[options.command].run(options)
     except BrokenPipeError:  # of standard output: training runs deal with their own

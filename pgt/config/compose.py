@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 
 import hydra
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -23,7 +26,7 @@ from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_con
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
@@ -33,6 +36,16 @@ REFUSED = {
     "hydra.sweeper.params": "give the sweep as overrides, as in -m seed=0,1",
 }
 """Keys of Hydra that would have no effect or a harmful one, each with what to know or do instead."""
+PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+}
+"""The packages that have Hydra's launchers and sweepers."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,19 @@ class Jobs:
 
     Attributes:
         overrides: the command line in Hydra's own terms.
-        configs: of the jobs, in Hydra's order.
+        configs: of the jobs, in Hydra's order. If a sweeper chooses the values: jobs that between them have each value
+            that it can choose from, and both ends of each interval.
+        hydra: Hydra's own config, of the last job.
     """
 
     overrides: list[str]
     configs: list[Config]
+    hydra: HydraConf
+
+    @property
+    def searches(self) -> bool:
+        """Whether a sweeper chooses the values of the jobs as it goes."""
+        return str(self.hydra.runtime.choices["hydra/sweeper"]) != "basic"
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:
@@ -74,8 +95,27 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
                 except InputError as error:
                     where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
                     raise InputError(f"{error}{where}") from None
+            own = HydraConfig.get()
         _refuse_doubles(configs, jobs)
-        return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs)
+        return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs, own)
+
+
+def compose_each(jobs: Iterable[Sequence[str]]) -> list[Config]:
+    """The checked configs of jobs, given the overrides of each, as a sweeper gives them to a launcher.
+
+    Hydra calls launchers while it has its own config at hand, which it gets back.
+
+    Raises:
+        InputError: what is wrong with the first job that cannot be run.
+    """
+    main, own = GlobalHydra.instance(), HydraConfig.instance()
+    before = main.hydra, own.cfg
+    main.clear()
+    try:
+        with _hydra():
+            return [_compose(job) for job in jobs]
+    finally:
+        main.hydra, own.cfg = before
 
 
 def shown(overrides: Sequence[str]) -> list[str]:
@@ -141,10 +181,11 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         InputError: a folder without experiments, a sweep without `multirun`, or sweeps that do not go together.
     """
     spelled = []
-    for text in overrides:
+    for text in _with_timm(overrides):
         parsed = parse(text)
         chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
-        values = values_of(parsed) if chooses or parsed.is_sweep_override() else []
+        interval = isinstance(parsed.value(), IntervalSweep) and _searching(overrides)
+        values = values_of(parsed) if chooses or (parsed.is_sweep_override() and not interval) else []
         if parsed.key_or_group == "experiment" and values and all(isinstance(value, str) for value in values):
             names = list(dict.fromkeys(name for value in values for name in experiments(value)))
             if len(names) > 1 and not multirun:
@@ -155,6 +196,14 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
         else:
             spelled.append(text)
     return spelled
+
+
+def _with_timm(overrides: Sequence[str]) -> list[str]:
+    """Overrides with model=timm if `model.name` names one of timm's networks and no model is chosen."""
+    keys = [key_of(text) for text in overrides]
+    named = [text for key, text in zip(keys, overrides, strict=True) if key == "model.name"]
+    of_timm = any(str(value).startswith(TIMM) for text in named for value in values_of(parse(text)))
+    return [*overrides, "model=timm"] if of_timm and "model" not in keys else list(overrides)
 
 
 def _for_sweeper(spelled: Sequence[str]) -> list[str]:
@@ -188,8 +237,24 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         elif not multirun and not parsed.is_hydra_override():
             raise InputError(f"'{text}' is a sweep: add -m to run all of it")
         else:
-            values.append([f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()])
+            values.append([f"{parsed.get_key_element()}={value}" for value in _swept(parsed)])
+    if _searching(overrides):  # the product may be vast, and the sweeper tries only a part of it
+        most = max(map(len, values))
+        return [[each[min(index, len(each) - 1)] for each in values] for index in range(most)]
     return [list(job) for job in itertools.product(*values)]
+
+
+def _searching(overrides: Sequence[str]) -> bool:
+    """Whether a command line names a sweeper that chooses the values itself."""
+    return any(parse(text).key_or_group == "hydra/sweeper" and parse(text).value() != "basic" for text in overrides)
+
+
+def _swept(override: Override) -> list[str]:
+    """The values of a sweep as the grammar writes them; of an interval, both ends."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    return list(override.sweep_string_iterator())
 
 
 @contextmanager
@@ -208,6 +273,9 @@ def _compose(overrides: Sequence[str]) -> Config:
     HydraConfig.instance().set_config(composed)
     place = origin(composed, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
+    name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
+    if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
+        said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
     return validate(composed, said, place)
 
 
@@ -222,6 +290,11 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
         return hydra.compose(where.primary, [*_other_folders(), *overrides], return_hydra_config=True)
     except YAMLError as error:
         raise not_yaml(error) from None
+    except MissingConfigException as error:
+        if package := PLUGINS.get(str(error.missing_cfg_file)):
+            chosen = str(error.missing_cfg_file).rpartition("/")
+            raise InputError(f"{chosen[0]}={chosen[2]} is in a package of its own: pip install {package}") from None
+        raise InputError(" ".join(str(error).split())) from None
     except (HydraException, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
 

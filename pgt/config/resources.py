@@ -97,12 +97,12 @@ def folder(name: str) -> Path:
 
 def groups() -> list[str]:
     """The names of the Hydra groups that a run is made of."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def is_group(name: str) -> bool:
-    """Whether there is a Hydra group of that name."""
-    return "." not in name and any((folder / name).is_dir() for folder in _folders())
+    """Whether there is a Hydra group of that name, other than Hydra's own."""
+    return "." not in name and not name.startswith("hydra/") and any((folder / name).is_dir() for folder in _folders())
 
 
 def is_choice(group: str, name: str) -> bool:
@@ -158,6 +158,17 @@ def not_yaml(error: Exception) -> InputError:
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config"
     return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
+
+
+def header(file: Path) -> str:
+    """The first comment at the top of a config file that is not for Hydra; empty if there is none."""
+    for line in file.read_text("utf-8", errors="replace").splitlines():
+        if not line.startswith("#"):
+            break
+        if text := line.strip("# "):
+            if not text.startswith("@package"):
+                return text
+    return ""
 
 
 def is_global(file: Path) -> bool:

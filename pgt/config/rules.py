@@ -13,9 +13,9 @@ from pydantic_core import ErrorDetails
 
 from pgt.config import sharing
 from pgt.config.hints import paths, unknown
-from pgt.config.schema import MISSING, Config, Step, Synthetic
+from pgt.config.schema import MISSING, OURS, OWN, Amplification, Config, Model, Recipe, Step, Synthetic
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS, STEMS
+from pgt.core.registry import DATA_SETS, PARAMETERS, STEMS
 
 KINDS = {
     "int": "a whole number",
@@ -80,10 +80,10 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
-    """The keys that lead to an error. Pydantic adds the `name` that chose one of several classes: it is left out."""
+    """The keys that lead to an error. Pydantic adds the `name` or tag that chose one of several classes: left out."""
     node = plain
     for part in detail["loc"]:
-        if isinstance(node, Mapping) and part == node.get("name"):
+        if part in (OWN, OURS) or (isinstance(node, Mapping) and part == node.get("name")):
             continue
         yield str(part)
         node = node.get(part) if isinstance(node, Mapping) else node[int(part)] if isinstance(node, list) else None
@@ -132,7 +132,6 @@ def check_size(config: Config) -> None:
 def _conflicts(config: Config) -> Iterator[str]:
     """Errors of a config whose values are fine one by one: those that do not go together."""
     recipe, method = config.recipe, config.method
-    whole_batch = f"(recipe.local_batch={recipe.global_batch}: the whole batch)"
     if recipe.local_batch and recipe.global_batch % recipe.local_batch:
         yield (
             f"recipe.global_batch ({recipe.global_batch}) must be a multiple of recipe.local_batch "
@@ -155,15 +154,13 @@ def _conflicts(config: Config) -> Iterator[str]:
             f"schedule.milestones: epoch {late[0]} is never reached with recipe.epochs={recipe.epochs}: name earlier "
             f"ones, as in schedule.milestones=[{recipe.epochs // 2},{recipe.epochs * 3 // 4}]"
         )
-    if recipe.local_batch is None and not config.model.name.endswith("_nobn"):
-        yield (
-            f"{config.model.name} has batch norm: set recipe.local_batch, the number of samples that share batch-norm "
-            f"statistics {whole_batch}"
-        )
-    if config.model.stem == "small" and config.model.name not in STEMS:
-        yield f"{config.model.name} has no other stem: leave model.stem=small out; it is for {', '.join(STEMS)}"
+    name = config.model.name
+    if recipe.local_batch is None and name in PARAMETERS and not name.endswith("_nobn"):
+        yield needs_groups(name, recipe)
+    if isinstance(config.model, Model) and config.model.stem == "small" and name not in STEMS:
+        yield f"{name} has no other stem: leave model.stem=small out; it is for {', '.join(STEMS)}"
     for index, transform in enumerate(method.transforms):
-        for first, end in transform.epochs if transform.name == "amplification" else ():
+        for first, end in transform.epochs if isinstance(transform, Amplification) else ():
             if first >= recipe.epochs:
                 yield (
                     f"method.transforms.{index}.epochs: the phase [{first}, {end}] begins after the last of "
@@ -172,4 +169,24 @@ def _conflicts(config: Config) -> Iterator[str]:
     if method.implementation == "surrogate" and method.alpha == 0:
         yield "the surrogate has no gradient at method.alpha=0: use method.implementation=exact"
     if method.implementation.startswith("authors_hook") and recipe.local_batch is None:
-        yield ("what the authors' hook computes depends on the size of a group: set recipe.local_batch " + whole_batch)
+        yield (
+            "what the authors' hook computes depends on the size of a group: set recipe.local_batch "
+            f"({_whole_batch(recipe)})"
+        )
+    if method.loss and (method.alpha, method.label_smoothing, method.implementation) != (1, 0, "exact"):
+        yield (
+            "method.loss takes the place of the cross-entropy, of label smoothing and of PGT: begin with "
+            "method=baseline, and give the loss arguments of its own"
+        )
+
+
+def needs_groups(network: str, recipe: Recipe) -> str:
+    """The error for a network with batch norm and a recipe without `local_batch`."""
+    return (
+        f"{network} has batch norm: set recipe.local_batch, the number of samples that share batch-norm statistics "
+        f"({_whole_batch(recipe)})"
+    )
+
+
+def _whole_batch(recipe: Recipe) -> str:
+    return f"recipe.local_batch={recipe.global_batch}: the whole batch"

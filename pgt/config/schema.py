@@ -9,12 +9,12 @@ import re
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from pgt.config.identity import ADDED_LATER, NO_IDENTITY
 from pgt.core.machine import has_dali
-from pgt.core.registry import PARAMETERS
+from pgt.core.registry import PARAMETERS, TIMM
 
 MISSING = "???"
 """A value that a file of conf/ leaves to the user."""
@@ -43,8 +43,14 @@ def between(low: float, high: float) -> AfterValidator:
 
 
 def _network(name: str) -> str:
-    if name not in PARAMETERS:
-        raise ValueError(f"must be one of {', '.join(PARAMETERS)}; got {name}")
+    if name not in PARAMETERS and not name.startswith(TIMM):
+        raise ValueError(f"must be one of {', '.join(PARAMETERS)}, or {TIMM}<name> of timm's networks; got {name}")
+    return name
+
+
+def _dotted(name: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+        raise ValueError(f"must name a function or class and its module, as in package.function; got {name}")
     return name
 
 
@@ -89,12 +95,56 @@ class Part(BaseModel):
         return {k: v for k, v in values.items() if v != MISSING} if isinstance(values, dict) else values
 
 
+class Own(Part):
+    """A function or class of the user's own, `{_target_: package.function, ...}`. All other keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, AfterValidator(_dotted)] = Field(alias="_target_")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "name" in values:
+            raise ValueError(
+                "has a name and a _target_: leave one out, or choose a file that has no name (an argument cannot be "
+                "called name)"
+            )
+        return values
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+OWN, OURS = "<own>", "<ours>"
+"""Tags by which pydantic tells a part of the user's own from one of the project's; they show up in its errors."""
+
+
+def _whose(value: Any) -> str:
+    return OWN if isinstance(value, Own) or (isinstance(value, dict) and "_target_" in value) else OURS
+
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
 class Model(Part):
     name: Annotated[str, AfterValidator(_network)]
-    interpolation: Literal["bilinear", "bicubic"]
-    """Interpolation of the resize before evaluation."""
+    interpolation: Interpolation | None
+    """Interpolation of the resize before evaluation; null, for timm's networks: what timm says of the network."""
     stem: Annotated[Literal["standard", "small"], ADDED_LATER] = "standard"
     """small, for ResNets and images of 32 pixels: a 3×3 convolution of stride 1 and no max-pooling."""
+
+    @model_validator(mode="after")
+    def _check_interpolation(self) -> Self:
+        if self.interpolation is None and not self.name.startswith(TIMM):
+            raise ValueError("needs an interpolation: bilinear or bicubic")
+        return self
+
+
+class OwnModel(Own):
+    interpolation: Interpolation = "bilinear"
+    """As for `Model`; no argument of the function."""
 
 
 class Data(Part):
@@ -182,7 +232,8 @@ class ClipUnitwise(Part):
     clip_factor: Number = Field(gt=0)
     eps: Number = Field(gt=0)
     exclude: Annotated[str, AfterValidator(_pattern)] | None = None
-    """Regular expression: parameters with a name in which it is found are left alone."""
+    """Regular expression: parameters with a name in which it is found are left alone. `^fc\\.` stands for the
+    classifier, whatever the network calls it."""
 
 
 def _phase(epochs: list[int]) -> list[int]:
@@ -251,17 +302,20 @@ class StateCorrection(Part):
     """First and last residual block that each branch goes around; null: a branch for each stage."""
 
 
+OurTransform = Annotated[
+    ClipNorm | ClipValue | ClipUnitwise | Amplification | WeightCorrection | StateCorrection,
+    Field(discriminator="name"),
+]
+
+
 class Method(Part):
     alpha: Annotated[Number, between(0, 1)]
     implementation: Literal["exact", "surrogate", "authors_hook", "authors_hook_fp16"]
     label_smoothing: Annotated[Number, between(0, 1)]
     smoothing: Literal["paper", "uniform"]
-    transforms: list[
-        Annotated[
-            ClipNorm | ClipValue | ClipUnitwise | Amplification | WeightCorrection | StateCorrection,
-            Field(discriminator="name"),
-        ]
-    ]
+    loss: Annotated[Own | None, ADDED_LATER] = None
+    """A loss of the user's own in the place of the cross-entropy and PGT: (logits, target) -> scalar."""
+    transforms: list[Annotated[Annotated[OurTransform, Tag(OURS)] | Annotated[Own, Tag(OWN)], Discriminator(_whose)]]
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
@@ -300,9 +354,15 @@ class Record(Part):
 
 
 class Wandb(Part):
-    project: str
+    """Options of `wandb.init`; null: as wandb's environment variables say, or else as the comments in conf/ do."""
+
+    project: str | None = None
     entity: str | None = None
-    mode: Literal["online", "offline"]
+    mode: Literal["online", "offline"] | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+    notes: str | None = None
 
 
 class TensorBoard(Part):
@@ -310,10 +370,20 @@ class TensorBoard(Part):
 
 
 class Logger(Part):
-    """The mirrors of metrics.jsonl; null: not this one."""
+    """The mirrors of metrics.jsonl; null: not this one. Besides these, any name with a class of the user's own."""
+
+    model_config = ConfigDict(extra="allow")
 
     wandb: Wandb | None = None
     tensorboard: TensorBoard | None = None
+
+    @model_validator(mode="after")
+    def _check_own(self) -> Self:
+        for name, options in (self.model_extra or {}).items():
+            fits = isinstance(options, dict) and isinstance(options.get("_target_"), str) and name.isidentifier()
+            if options is not None and not fits:
+                raise ValueError(f"has no {name}: a logger of your own is {{_target_: package.Class, ...}}")
+        return self
 
     def chosen(self) -> dict[str, dict[str, Any]]:
         """Name and options of each logger that is asked for."""
@@ -327,7 +397,7 @@ class Paths(Part):
 class Config(Part):
     experiment: Annotated[str | None, NO_IDENTITY] = None
     seed: Annotated[Integer, between(0, 2**32 - 1)]
-    model: Model
+    model: Annotated[Annotated[Model, Tag(OURS)] | Annotated[OwnModel, Tag(OWN)], Discriminator(_whose)]
     data: ImageFolder | Cifar | Digits | Synthetic = Field(discriminator="name")
     recipe: Recipe
     schedule: Cosine | Step = Field(discriminator="name")

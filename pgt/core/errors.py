@@ -99,4 +99,6 @@ def expected(error: BaseException) -> InputError | TrainingError | RankZeroError
 def exit_code(error: BaseException) -> int:
     """The exit code of a command that ends with this exception."""
     known = expected(error)
+    if known is None and isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
     return known.exit_code if known else 1

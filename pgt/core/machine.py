@@ -29,6 +29,9 @@ PACKAGES = (
     "nvidia-dali-cuda120",
 )
 
+COMMIT = "COMMIT"
+"""A file in a copy of the package that is no checkout: the commit that it was copied from."""
+
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process its place among the others."""
 NUMBERS = frozenset(RANK_VARIABLES) - {"MASTER_ADDR"}
@@ -72,13 +75,15 @@ def cpus() -> int:
 
 
 def commit() -> str:
-    """The Git commit of this program, with a `+` if its tree has changes.
+    """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version.
 
-    Outside a checkout it is the one that hatch_build.py wrote into the package; if there is none, the version.
+    A wheel has the commit that it was built from in a file, which hatch_build.py has written.
     """
     package = Path(__file__).resolve().parent.parent
-    root, built = package.parent, package / "commit.txt"
-    released = built.read_text().strip() if built.is_file() else f"version {_version('powergrad')}"
+    if (package / COMMIT).is_file():
+        return (package / COMMIT).read_text().strip()
+    root = package.parent
+    released = f"version {_version('powergrad')}"
     if not (root / ".git").exists():
         return released
     head, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")

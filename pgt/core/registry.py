@@ -55,5 +55,23 @@ PARAMETERS = {
 }
 """Parameters of each network: with 10 classes for ResNet-20, the CIFAR network, and with 1000 for the others."""
 
+ACTIVATIONS = {
+    "resnet18": 11.9e6,
+    "resnet34": 16.9e6,
+    "resnet50": 43.9e6,
+    "resnet101": 64.5e6,
+    "seresnet18": 13.4e6,
+    "seresnet50": 55.0e6,
+    "resnet18_nobn": 6.9e6,
+    "resnet20": 37.2e6,
+    "resnet20_nobn": 18.8e6,
+    "vgg19_bn": 75.0e6,
+}
+"""Bytes that each network keeps for its backward pass for an image of 224x224 pixels in 16 bits, with the standard
+stem."""
+
 STEMS = tuple(name for name in PARAMETERS if not name.startswith(("resnet20", "vgg")))
 """The networks whose stem can be small (`model.stem`)."""
+
+TIMM = "timm/"
+"""The names of timm's networks begin like this in a config: `timm/convnext_atto`."""

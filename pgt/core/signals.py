@@ -43,7 +43,6 @@ class Stop:
         return self._number
 
     def __enter__(self) -> Stop:
-        self._owner = os.getpid()
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         resource_tracker.ensure_running()  # Python 3.11 unblocks SIGTERM when it starts the tracker, so start it first
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -66,12 +65,9 @@ class Stop:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._owner:
-            self._number = number
+        self._number = number
 
     def _note_ctrl_c(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked data worker: this process ends it
-            return
         if self._number == signal.SIGINT:
             raise KeyboardInterrupt
         self._number = number

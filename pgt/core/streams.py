@@ -27,9 +27,9 @@ def silence(*descriptors: int) -> None:
 
 
 def written_out() -> int:
-    """Flush standard output and error; returns the exit code of what is lost: 0 if nothing is.
+    """Flush standard output and error; returns 0, or the exit code for output that could not be written.
 
-    Python itself flushes them at its very end, and prints a complaint of its own if that fails.
+    Otherwise Python flushes them when it exits, and prints an error message of its own if that fails.
     """
     code = 0
     for descriptor, stream in ((2, sys.stderr), (1, sys.stdout)):
@@ -47,17 +47,17 @@ def written_out() -> int:
 
 
 def show_all_characters() -> None:
-    """Let standard output and error show a character that their encoding does not have by its code: `\\u03b1`."""
+    """Make standard output and error print a character that their encoding lacks as its code: `\\u03b1`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def endure() -> None:
-    """Let this process go on if standard output or error can no longer be written: training has its files.
+    """Keep this process going if standard output or error can no longer be written: training has its log files.
 
     The reader may leave, a disk may be full, a terminal may be closed. What is printed after that is lost, which is
-    said once, on standard error. Streams that somebody else has put in the place of Python's stay what they are.
+    said once, on standard error. Streams that replace Python's own, such as those of pytest, are left alone.
     """
     for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         stream = getattr(sys, name)

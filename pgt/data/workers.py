@@ -47,11 +47,11 @@ def fork_server() -> BaseContext:
 
 
 def lost() -> InputError:
-    """Make the error for a process that has died while this one waits for its images."""
+    """Make the error for the death of a process that reads images."""
     return InputError(
-        "a process that reads images was killed: the machine has run out of memory (`dmesg` would tell), or /dev/shm "
-        "is too small (start containers with --shm-size=8g); take a smaller data.workers (or --workers), then the "
-        "same command goes on"
+        "a process that reads images was killed: either the machine ran out of memory (`dmesg` shows that), or "
+        "/dev/shm is too small (start the container with --shm-size=8g). Lower data.workers (or --workers) and give "
+        "the same command again: it goes on from the last checkpoint"
     )
 
 

@@ -15,7 +15,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from pgt.config.compose import compose_all
-from pgt.config.resources import own_conf
 from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import rank_environment
 from pgt.core.signals import STOP_SIGNALS
@@ -61,7 +60,7 @@ def train(arguments: Sequence[str]) -> Any:
     options = jobs.parse(arguments)
     if shows := jobs.showing(options):
         raise InputError(f"{shows[0]} trains nothing: give it to `pgt train` in a shell")
-    with _left_as_found(arguments), own_conf([*filter(None, [options.config_dir])], options.config_name):
+    with _left_as_found(arguments), jobs.own_files(options):
         configs = compose_all(options.overrides, options.multirun)
         if not options.multirun:
             [config] = configs
@@ -98,7 +97,7 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
     variables, streams = dict(os.environ), (sys.stdout, sys.stderr)
-    argv, main = sys.argv, sys.modules["__main__"]
+    argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     hydra, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     deterministic, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     sys.argv, sys.modules["__main__"] = ["pgt.train", *arguments], ModuleType("__main__")
@@ -110,7 +109,7 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = streams
-        sys.argv, sys.modules["__main__"] = argv, main
+        sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, its_config
         os.environ.clear()
         os.environ.update(variables)

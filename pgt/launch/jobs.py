@@ -8,13 +8,18 @@ import sys
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial, update_wrapper
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pgt import data
-from pgt.config.compose import compose_all, compose_jobs, shown
+from pgt.config.compose import Jobs, compose_all, compose_jobs, shown
+from pgt.config.grammar import key_of, written
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
@@ -23,22 +28,14 @@ from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_summary
+from pgt.runs.folder import DIVERGED, FINISHED, Summary, held, holder, read_failure, read_summary, write_failure
+from pgt.runs.sweeps import link, new_sweep, runs_of
+from pgt.training import own
 from pgt.training.job import data_options, folder_of
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
     from omegaconf import DictConfig
-
-JOBS = "PGT_JOBS"
-"""The environment variable that tells `task` how many jobs the command line has."""
-NOTES = "PGT_NOTES"
-"""The environment variable that tells conf/train.yaml where Hydra may write of a sweep; the run folders say more."""
-
-_codes: dict[str, int] = {}
-"""Exit codes of the jobs that ran in this process, by config."""
-
-_put_off: list[tuple[Config, str]] = []
-"""The jobs of this process, with their labels, whose runs other processes were training when their turn came."""
 
 POLL_SECONDS = 2.0
 """Time between two looks at a run that another process trains."""
@@ -53,7 +50,7 @@ def train(arguments: Sequence[str]) -> int:
         InputError: the config of any job is wrong; nothing has been written.
     """
     options = parse(arguments)
-    with own_conf([options.config_dir] if options.config_dir else [], options.config_name):
+    with own_files(options):
         if shows := showing(options):
             return _show(shows, options)
         environment = rank_environment(os.environ)
@@ -61,6 +58,13 @@ def train(arguments: Sequence[str]) -> int:
             return _train_all(options.overrides, options.multirun)
         os.environ |= environment
         return run_as_rank(lambda: _compose_one(options.overrides, options.multirun))
+
+
+def own_files(options: Namespace) -> AbstractContextManager[None]:
+    """A context in which the configs and modules of the user's own are found that a command line names."""
+    folders = [options.config_dir] if options.config_dir else []
+    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
+    return own_conf(folders, options.config_name)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -99,29 +103,161 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     jobs = compose_jobs(overrides, multirun)
     _check_all(jobs.configs)
     Stop.unanswered = 0
-    _codes.clear()
-    _put_off.clear()
-    os.environ[JOBS] = str(len(jobs.configs))
-    with TemporaryDirectory(prefix="pgt-") as notes:
-        os.environ[NOTES] = notes
-        _hydra("pgt train", [*(["-m"] if multirun else []), *jobs.overrides], task)
-    if multirun:
+    options = jobs.hydra.launcher
+    submits = options.get("wait") is False
+    if submits and jobs.searches:
+        raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
+    flags = ["-m"] if multirun else []
+    total = jobs.hydra.sweeper.get("n_trials") if jobs.searches else len(jobs.configs)
+    sweep = Sweep(total, ["pgt train", *flags, *jobs.overrides])
+    if "wait" in options:
+        flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
+    given = {key_of(text) for text in overrides}
+    with _notes(jobs) as notes:
+        settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
+        if "direction" in jobs.hydra.sweeper:
+            settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
+        added = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
+        function = update_wrapper(partial(task, sweep=sweep), task)
+        _hydra("pgt train", [*flags, *added, *jobs.overrides], function)
+        if submits:
+            return 0
+        if jobs.searches:
+            found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
+            refused = (total or 0) - len(found)  # these jobs could not say which run they were
+            return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
+    if _in_turn(jobs.hydra):
         _share(jobs.configs)
-    return _exit_code(jobs.configs)
+    return _exit_code([_code_of(config) for config in jobs.configs])
+
+
+def _in_turn(hydra: HydraConf) -> bool:
+    """Whether Hydra's own launcher and sweeper train the jobs one after the other in this process."""
+    chosen = hydra.runtime.choices
+    return bool(chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic")
+
+
+@contextmanager
+def _notes(jobs: Jobs) -> Iterator[Path]:
+    """A folder for what Hydra, its launchers and its sweepers write.
+
+    It is a temporary one if jobs train in turn in this process, since their run folders say more. Other launchers and
+    sweepers leave logs and results there, and may need to reach it from other machines.
+    """
+    if _in_turn(jobs.hydra):
+        with TemporaryDirectory(prefix="pgt-") as temporary:
+            yield Path(temporary)
+    else:
+        folder = new_sweep(Path(jobs.configs[0].paths.runs))
+        try:
+            yield folder
+        finally:
+            if {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:  # no job has begun
+                rmtree(folder)
 
 
 def _share(configs: Sequence[Config]) -> None:
-    """Wait for the runs of a sweep that other processes train, such as the same sweep beside this one.
+    """Train the runs of a sweep that were put off because other processes were training them.
 
-    A run that this process has put off goes on here if it is left unfinished.
+    Those are the runs that have begun, and have neither ended nor failed.
     """
-    while _put_off:
-        config, label = _put_off.pop(0)
-        _wait(folder_of(config), label)
-        _train(config, label)
-    for config in configs:  # a launcher may have called `task` in processes that are gone
-        if config.model_dump_json() not in _codes:
-            _wait(folder_of(config), "")
+    for number, config in enumerate(configs):
+        with suppress(InputError):  # the exit code counts it
+            folder = folder_of(config)
+            if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
+                train_job(config, label(number, len(configs)), waits=True)
+
+
+def ended(folder: Path) -> bool:
+    """Whether a run has finished or diverged."""
+    summary = read_summary(folder)
+    return summary is not None and summary.status in (FINISHED, DIVERGED)
+
+
+class _Failed(BaseException):
+    """The error of the only job, on its way through Hydra, which would print lines of its own about an Exception."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The command line that a job belongs to.
+
+    Attributes:
+        total: number of jobs, if it is known.
+        command: the words that each run's environment.json shows as its command.
+    """
+
+    total: int | None
+    command: list[str]
+
+
+def task(composed: DictConfig, sweep: Sweep) -> float:
+    """Train one job. Hydra calls it, in this process or in another one, whatever its launcher and sweeper are.
+
+    Returns:
+        The best test top-1 in percent, which a sweeper may optimise; NaN if the job of a sweep has failed, or if its
+        run is put off.
+
+    Raises:
+        InputError, TrainingError: as `run`, if the job is the only one of the command line.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    config, hydra = validate(composed), HydraConfig.get()
+    sys.argv = sweep.command
+    if hydra.mode != RunMode.MULTIRUN:
+        try:
+            return _objective(run(config))
+        except Exception as error:
+            raise _Failed(error) from None
+    in_turn = _in_turn(hydra)
+    if not in_turn:
+        with suppress(InputError):  # `train_job` meets it again and says so
+            link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
+    return train_job(config, label(hydra.job.num, sweep.total), waits=not in_turn)
+
+
+def train_job(config: Config, label: str, waits: bool) -> float:
+    """Train one job of a sweep; returns its objective, as `task`. If it fails, its run folder says why.
+
+    Args:
+        waits: if another process trains the run, wait for it; otherwise put the run off.
+    """
+    if Stop.unanswered:
+        raise Stopped(Stop.unanswered, "between two runs")
+    folder = None
+    try:
+        folder = folder_of(config)
+        while True:
+            try:
+                if process := holder(folder):
+                    raise held(folder, process)
+                return _objective(run(config, label))
+            except HeldError as error:
+                if not waits:
+                    print(f"{label}is put off to the end of the sweep: {error}", flush=True)
+                    return math.nan
+                _wait(folder, label)
+    except Exception as error:  # also a fault: it must not cost the other runs of a night
+        failed(folder, label, error)
+    return math.nan
+
+
+def failed(folder: Path | None, label: str, error: Exception) -> None:
+    """Print why the job of a sweep has failed, and note it in its run's folder, if that is known.
+
+    Bad input makes no folder: a run without one was refused.
+    """
+    known = expected(error)
+    if known:
+        print(f"pgt: {label}{known}", file=sys.stderr)
+    else:
+        traceback.print_exc()
+    if folder is not None and (folder.is_dir() or not isinstance(known, InputError)):
+        with suppress(OSError):
+            reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
+            write_failure(folder, exit_code(error), reason)
 
 
 def _wait(folder: Path, label: str) -> None:
@@ -132,71 +268,49 @@ def _wait(folder: Path, label: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def task(composed: DictConfig) -> float:
-    """Train one job. Hydra calls it, whatever its launcher and sweeper are.
-
-    Returns:
-        The best test top-1 in percent, which a sweeper may optimise; NaN if the job has failed.
-    """
-    return _train(validate(composed), _label())
+def _objective(summary: Summary) -> float:
+    return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
 
 
-def _train(config: Config, label: str) -> float:
-    """Train one job, as `task`. One job of a sweep whose run another process trains is put off."""
-    if Stop.unanswered:
-        raise Stopped(Stop.unanswered, "between two runs")
-    try:
-        if label and (process := holder(folder := folder_of(config))):
-            raise held(folder, process)
-        summary = run(config, label)
-        _codes[config.model_dump_json()] = _code_of(summary)
-        return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
-    except Exception as error:  # also a fault: it must not cost the other runs of a night
-        if label and isinstance(error, HeldError):
-            print(f"{label}comes last: {error}", flush=True)
-            _put_off.append((config, label))
-            return math.nan
-        if known := expected(error):
-            print(f"pgt: {label}{known}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        _codes[config.model_dump_json()] = exit_code(error)
-    return math.nan
+def objective_in(folder: Path) -> float:
+    """The objective of a run that was trained elsewhere; NaN if it has none."""
+    summary = read_summary(folder)
+    return math.nan if summary is None else _objective(summary)
 
 
-def _label() -> str:
-    """`[2/18] ` for the second of 18 jobs; empty for a single one."""
-    from hydra.core.hydra_config import HydraConfig
-
-    total = int(os.environ.get(JOBS, 1))
-    return f"[{HydraConfig.get().job.num + 1}/{total}] " if total > 1 else ""
+def label(number: int, total: int | None) -> str:
+    """`[2/18] ` for job 1, counted from 0, of 18 jobs; empty for the only one."""
+    return "" if total == 1 else f"[{number + 1}{f'/{total}' if total else ''}] "
 
 
-def _exit_code(configs: Sequence[Config]) -> int:
-    """The exit code of the command after all jobs have ended; prints how many runs of a sweep have failed."""
-    codes = []
-    for config in configs:
-        code = _codes.get(config.model_dump_json())
-        codes.append(_code_in(folder_of(config)) if code is None else code)
+def _exit_code(codes: Sequence[int]) -> int:
+    """The exit code of a sweep whose runs have ended; prints how many of them have failed."""
     failed = sum(code != 0 for code in codes)
     if failed and len(codes) > 1:
         print(f"pgt: {failed} of {len(codes)} runs failed", file=sys.stderr)
-    return max(codes)
+    return max(codes, default=0)
 
 
-def _code_in(folder: Path) -> int:
-    """The exit code that a run folder tells of, if its run was trained by another process."""
+def _code_of(config: Config) -> int:
+    """The exit code of a job, read from its run's folder."""
+    try:
+        return code_in(folder_of(config))
+    except InputError as error:  # the data are gone; the job has said so
+        return error.exit_code
+
+
+def code_in(folder: Path) -> int:
+    """The exit code of a job, read from its run's folder: 0 if the run has finished."""
     try:
         summary = read_summary(folder)
     except InputError as error:
         print(f"pgt: {error}", file=sys.stderr)
         return error.exit_code
-    return _code_of(summary)
-
-
-def _code_of(summary: Summary | None) -> int:
-    """The exit code of a run: 0 if it has finished."""
-    return 0 if summary is not None and summary.status == FINISHED else TrainingError.exit_code
+    if summary is not None and summary.status == FINISHED:
+        return 0
+    if failure := read_failure(folder):
+        return failure[0]
+    return TrainingError.exit_code if folder.is_dir() else InputError.exit_code
 
 
 def _show(flags: Sequence[str], options: Namespace) -> int:
@@ -232,8 +346,9 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
 
 
 def check(config: Config) -> None:
-    """Raise InputError if the config's data or loggers are plainly not there."""
+    """Raise InputError if the config's data, loggers, or functions of the user's own are plainly not there."""
     check_size(config)
+    own.check(config)
     data.check(**config.data.model_dump())
     mirrors.check(config.logger.chosen())
 
@@ -260,10 +375,15 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
     import hydra
     from hydra.errors import HydraException
 
+    from pgt.launch import launchers
+
+    launchers.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors and exits, also if a reader has left
     sys.argv = [program, *arguments]
     where = {"config_path": str(search_path()[0]), "config_name": sources().primary}
     try:
         hydra.main(version_base="1.3", **where)(function)()
+    except _Failed as failure:
+        raise failure.args[0] from None
     except (HydraException, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None

@@ -54,12 +54,11 @@ def start_ranks(function: Callable[[Any], Any], argument: Any, count: int) -> An
     """
     from pgt.training.ranks import host_store
 
-    context, ranks = get_context("spawn"), list[Worker]()
+    ranks = list[Worker]()
     with Stop() as stop:
         _store, port = host_store()  # it lives as long as the variable
         try:
             for rank in range(count):
-                ours, theirs = context.Pipe()
                 environment = {
                     "RANK": str(rank),
                     "WORLD_SIZE": str(count),
@@ -69,16 +68,31 @@ def start_ranks(function: Callable[[Any], Any], argument: Any, count: int) -> An
                     "MASTER_PORT": str(port),
                     "TORCHELASTIC_USE_AGENT_STORE": "True",  # the parent hosts the store, not rank 0
                 }
-                process = context.Process(target=_run, args=(function, argument, environment, theirs))
-                with uninterrupted():
-                    process.start()
-                theirs.close()
-                ranks.append((process, ours))
+                ranks.append(start_worker(function, argument, environment, f"rank {rank}"))
             return _watch(ranks, stop)
         finally:
-            _end(ranks)
+            end_workers(ranks)
             if sys.stdout.isatty():  # rank 0 may have died with a progress line on the screen and the cursor hidden
                 print("\r\x1b[2K\x1b[?25h", end="", flush=True)
+
+
+def start_worker(function: Callable[[Any], Any], argument: Any, environment: dict[str, str], name: str) -> Worker:
+    """Start a process that calls `function(argument)` and sends the result, or its error, through the pipe.
+
+    It leads a process group of its own, so that Ctrl-C does not reach it, and it ends if this process dies.
+
+    Args:
+        function: a function of a module, since the process imports it.
+        environment: environment variables to set.
+        name: of the process, in the error of a fault.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(function, argument, environment, theirs, name))
+    with uninterrupted():
+        process.start()
+    theirs.close()
+    return process, ours
 
 
 def _watch(ranks: list[Worker], stop: Stop) -> Any:
@@ -90,13 +104,13 @@ def _watch(ranks: list[Worker], stop: Stop) -> Any:
     while waiting and time.monotonic() < deadline:
         if stop.wanted and not asked:
             asked = True
-            _signal(ranks[0][0], signal.SIGUSR1)  # at their next break, all ranks learn of it
+            send_signal(ranks[0][0], signal.SIGUSR1)  # at their next break, all ranks learn of it
         ready = {*wait([*waiting], POLL_SECONDS)}
         # A child of a dead rank may keep the pipe open, so look at the processes, too.
         ready |= {connection for connection, rank in waiting.items() if ranks[rank][0].exitcode is not None}
         for connection in [connection for connection in waiting if connection in ready]:
             rank = waiting.pop(connection)
-            outcome = _outcome(rank, *ranks[rank])
+            outcome = outcome_of(ranks[rank], f"rank {rank}")
             if isinstance(outcome, Exception):
                 failures[rank] = outcome
                 deadline = min(deadline, time.monotonic() + CAUSE_SECONDS)
@@ -114,8 +128,9 @@ def _watch(ranks: list[Worker], stop: Stop) -> Any:
     return results[0]
 
 
-def _outcome(rank: int, process: BaseProcess, connection: Connection) -> Any:
-    """The result or error that a rank has sent; if it died without a word, an error that says how."""
+def outcome_of(worker: Worker, name: str) -> Any:
+    """The result or error that a process has sent; if it died without a word, an error that says how."""
+    process, connection = worker
     try:
         if connection.poll():
             return connection.recv()
@@ -124,11 +139,11 @@ def _outcome(rank: int, process: BaseProcess, connection: Connection) -> Any:
     process.join(GRACE_SECONDS)
     code = process.exitcode
     if code is None or code >= 0:
-        return TrainingError(f"rank {rank} ended with exit code {code}; {GOES_ON}")
+        return TrainingError(f"{name} ended with exit code {code}; {GOES_ON}")
     if code == -signal.SIGABRT:  # this is how NCCL ends a process that has lost another rank
         return LostRankError("was killed by SIGABRT")
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return TrainingError(f"rank {rank} was killed by {signal.Signals(-code).name}{hint}; {GOES_ON}")
+    return TrainingError(f"{name} was killed by {signal.Signals(-code).name}{hint}; {GOES_ON}")
 
 
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -151,29 +166,32 @@ def _cause(failures: dict[int, Exception], silent: list[int]) -> Exception:
     return TrainingError(f"rank {rank} {error}; {GOES_ON}")
 
 
-def _end(ranks: list[Worker]) -> None:
-    """End the ranks that still run, and everything that any of them has started."""
+def end_workers(workers: list[Worker]) -> None:
+    """End the processes that still run, and everything that any of them has started."""
     for number in (END, signal.SIGKILL):
         deadline = time.monotonic() + GRACE_SECONDS
-        for process, _ in ranks:
+        for process, _ in workers:
             if process.is_alive():
-                _signal(process, number)  # it may not lead a process group yet
-                _signal(process, number, os.killpg)
-        for process, _ in ranks:
+                send_signal(process, number)  # it may not lead a process group yet
+                send_signal(process, number, os.killpg)
+        for process, _ in workers:
             process.join(max(0.0, deadline - time.monotonic()))
-    for process, connection in ranks:
-        _signal(process, signal.SIGKILL, os.killpg)  # what a dead rank has left behind
+    for process, connection in workers:
+        send_signal(process, signal.SIGKILL, os.killpg)  # what a dead rank has left behind
         connection.close()
 
 
-def _signal(process: BaseProcess, number: int, send: Callable[[int, int], None] = os.kill) -> None:
+def send_signal(process: BaseProcess, number: int, send: Callable[[int, int], None] = os.kill) -> None:
+    """Send a signal to a process, which may have ended."""
     assert process.pid is not None
     with suppress(ProcessLookupError, PermissionError):
         send(process.pid, number)
 
 
-def _run(function: Callable[[Any], Any], argument: Any, environment: dict[str, str], parent: Connection) -> None:
-    """The main function of a rank's process."""
+def _run(
+    function: Callable[[Any], Any], argument: Any, environment: dict[str, str], parent: Connection, name: str
+) -> None:
+    """The main function of a process."""
     os.setpgrp()  # Ctrl-C is the parent's, and the group finds the data workers
     signal.signal(END, _end_silently)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
@@ -183,7 +201,7 @@ def _run(function: Callable[[Any], Any], argument: Any, environment: dict[str, s
     try:
         outcome = function(argument)
     except (Exception, Stopped) as error:
-        outcome = expected(error) or TrainingError(f"rank {environment['RANK']} failed:\n{traceback.format_exc()}")
+        outcome = expected(error) or TrainingError(f"{name} failed:\n{traceback.format_exc()}")
     with suppress(OSError):
         parent.send(outcome)
     if isinstance(outcome, Exception):

@@ -28,6 +28,13 @@ def clip_grad_norm(parameters: Parameters, step: int = 0, *, max_norm: float) ->
     Raises:
         ValueError: λ is not above 0.
 
+    Examples:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grad_norm([weight], max_norm=1.0)
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
+
     Reference: Pascanu et al., arXiv 1211.5063; the PGT paper calls it clipping by value but clips by norm.
     """
     _check_positive(max_norm=max_norm)
@@ -78,6 +85,13 @@ def clip_grad_unitwise(
 
     Raises:
         ValueError: λ or ε is not above 0; `exclude` and parameters without names.
+
+    Examples:
+        >>> weight = torch.tensor([[3.0, 4.0], [0.0, 1.0]], requires_grad=True)
+        >>> weight.grad = torch.ones(2, 2)
+        >>> clip_grad_unitwise([weight], clip_factor=0.1)
+        >>> weight.grad.norm(dim=1)  # a tenth of the norms of the rows
+        tensor([0.5000, 0.1000])
 
     Reference: Brock et al., arXiv 2102.06171.
     """

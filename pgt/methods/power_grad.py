@@ -30,6 +30,10 @@ def power_transform(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
 
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
+
+    Examples:
+        >>> power_transform(torch.tensor([0.64, 0.36]), alpha=0.5)  # 0.8 and 0.6, renormalised
+        tensor([0.5714, 0.4286])
     """
     powers = powers_of(full_precision(p).log(), check_alpha(alpha))
     return powers / powers.sum(dim, keepdim=True)
@@ -52,6 +56,10 @@ def stationary_threshold(p: Tensor, alpha: float, dim: int = -1) -> Tensor:
 
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN.
+
+    Examples:
+        >>> stationary_threshold(torch.tensor([0.64, 0.36]), alpha=0.5)
+        tensor(0.5102)
     """
     alpha = check_alpha(alpha)
     p = full_precision(p)
@@ -100,9 +108,11 @@ def power_grad_cross_entropy(
             value (with respect to the incoming gradient, in which p' − q is linear, there is one); in forward mode, by
             torch.func, or through torch.export.
 
-    Example:
-        >>> loss = power_grad_cross_entropy(model(images), labels, alpha=0.25)
-        >>> loss.backward()
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+        >>> power_grad_cross_entropy(logits, torch.tensor([0]), alpha=0.25).backward()
+        >>> logits.grad  # softmax(0.25·z) − q
+        tensor([[-0.5481,  0.2741,  0.2741]])
     """
     alpha = check_alpha(alpha)
     check_arguments(logits, target, weight, reduction)
@@ -151,7 +161,7 @@ class PowerGradCrossEntropy(nn.Module):
     Raises:
         ValueError: `alpha` outside [0, 1] or NaN, or another argument that is unknown.
 
-    Example:
+    Examples:
         >>> criterion = PowerGradCrossEntropy(alpha=0.25)
         >>> criterion(model(images), labels).backward()
     """

@@ -67,6 +67,10 @@ def smooth_labels(
 
     Raises:
         ValueError: see `uniform_epsilon`.
+
+    Examples:
+        >>> smooth_labels(torch.tensor([1]), classes=3, epsilon=0.1, smoothing="paper")
+        tensor([[0.0500, 0.9000, 0.0500]])
     """
     epsilon = uniform_epsilon(epsilon, classes, smoothing)
     return F.one_hot(target, classes).to(dtype) * (1 - epsilon) + epsilon / classes

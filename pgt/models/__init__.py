@@ -1,4 +1,4 @@
-"""The networks of the paper, as its recipe builds them, by name."""
+"""The networks of the paper, as its recipe builds them, by name, and all others of timm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from pgt.core.registry import STEMS
+from pgt.core.registry import STEMS, TIMM
+from pgt.core.types import is_own
 from pgt.models.resnet20 import ResNet20
+from pgt.models.timm_networks import create, facts
 from pgt.models.vgg19 import VGG19
 
 
@@ -19,11 +21,8 @@ def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
     If not `normalized`, batch norms become identities. timm's convolutions have no bias, so that only the classifier
     has one.
     """
-    import timm  # takes longer to import than torch, and ResNet-20 does not need it
-
     norm: dict[str, Any] = {} if normalized else {"norm_layer": nn.Identity}
-    network: nn.Module = timm.create_model(name, num_classes=num_classes, zero_init_last=False, **norm)
-    return network
+    return create(name, num_classes, zero_init_last=False, **norm)
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
@@ -42,11 +41,14 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def build(name: str, num_classes: int, stem: str = "standard") -> nn.Module:
-    """The network of that name (see `MODELS`) with `num_classes` outputs.
+    """The network of that name with `num_classes` outputs.
 
     Args:
+        name: one of `MODELS`, or `timm/<name>` for any network of timm, as timm builds it.
         stem: `small`, for images of 32 pixels: a 3×3 convolution of stride 1 and no max-pooling. One of `STEMS` only.
     """
+    if name.startswith(TIMM):
+        return create(name.removeprefix(TIMM), num_classes)
     network: Any = MODELS[name](num_classes)
     if stem == "small":
         assert name in STEMS
@@ -54,3 +56,24 @@ def build(name: str, num_classes: int, stem: str = "standard") -> nn.Module:
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
     return network  # type: ignore[no-any-return]  # Any, for the attributes of timm's networks
+
+
+def interpolation(name: str) -> str:
+    """How the images of an evaluation are resized, as timm says of its network `timm/<name>`.
+
+    Raises:
+        InputError: timm has no such network.
+    """
+    return "bilinear" if facts(name).get("interpolation") == "bilinear" else "bicubic"
+
+
+def classifiers(network: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that make logits of features.
+
+    timm says so of its networks, of which a few have two. In other networks it is `fc`, or else the last linear layer;
+    the result is empty if there is none.
+    """
+    modules = {name: module for name, module in network.named_modules() if is_own(name)}
+    said = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or "fc"
+    found = tuple(name for name in ((said,) if isinstance(said, str) else said) if name in modules)
+    return found or tuple(name for name, module in modules.items() if isinstance(module, nn.Linear))[-1:]

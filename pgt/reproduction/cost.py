@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.core.errors import InputError
-from pgt.core.registry import DATA_SETS, PARAMETERS
+from pgt.core.registry import ACTIVATIONS, DATA_SETS, PARAMETERS
 from pgt.reproduction import published
 from pgt.reproduction.published import IMAGE_SIZE
 
@@ -117,13 +117,13 @@ class Work:
     Attributes:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
-        disk: bytes of checkpoints.
+        disk: bytes of checkpoints; None if the size of the network is not known here.
     """
 
     steps: int | None
     images: int | None
     evaluated: int
-    disk: float
+    disk: float | None
 
     def gpu_seconds(self, speed: float) -> float:
         """The time that one GPU takes at `speed` training images per second."""
@@ -144,8 +144,32 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
     batch = config["recipe.global_batch"]
     left = config["recipe.epochs"] - epochs_done
     evaluations = math.ceil(left / config["trainer.evaluate_every"])
-    disk = 12 * PARAMETERS.get(config["model.name"], 0)  # float32: weights, momentum, the best weights
+    parameters = PARAMETERS.get(config["model.name"])
+    disk = 12.0 * parameters if parameters else None  # float32: weights, momentum, the best weights
     if train is None:
         return Work(None, None, 0, disk)
     batches = train // batch if config["data.drop_last"] else math.ceil(train / batch)
     return Work(batches * left, batches * left * batch, test * evaluations, disk)
+
+
+def memory(config: Mapping[str, Any], images: int) -> float:
+    """Bytes of a GPU's memory for a training step; NaN if the network's activations are not counted.
+
+    They are activations, and weights, gradients and momentum in float32. Workspaces of cuDNN and the loader's buffers
+    are not in it.
+
+    Args:
+        config: the run's values by dotted name (see `pgt.runs.frame`).
+        images: that pass through the network at once.
+    """
+    name = config["model.name"]
+    if name not in ACTIVATIONS or config.get("model.stem", "standard") != "standard":
+        return math.nan
+    size_of_value = 1 if config["trainer.precision"] in ("bf16", "fp16") else 2
+    pixels = (image_size(config) / IMAGE_SIZE) ** 2
+    return images * ACTIVATIONS[name] * size_of_value * pixels + 12 * PARAMETERS[name]
+
+
+def image_size(config: Mapping[str, Any]) -> int:
+    """Pixels a side of a run's images."""
+    return int(config.get("data.image_size") or DATA_SETS[config["data.name"]].image_size or 0)

@@ -15,9 +15,10 @@ from pgt.config import sharing
 from pgt.config.compose import compose_all
 from pgt.config.identity import identity
 from pgt.config.rules import check_size
-from pgt.reproduction.cost import Speed, Work, bench_speeds, published_speed, work
+from pgt.reproduction.cost import Speed, Work, bench_speeds, image_size, memory, published_speed, work
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import farthest
+from pgt.reproduction.published import IMAGE_SIZE
 from pgt.runs.folder import UNFINISHED
 from pgt.runs.frame import config_names, dotted, frame, records
 
@@ -49,6 +50,7 @@ class Item:
 
 def command(
     overrides: Sequence[str],
+    *,
     root: Path,
     gpus: int,
     gpu: str,
@@ -83,8 +85,13 @@ def command(
         measured |= probe((item.identity for item in items), gpus)
     loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else measured.get("loader")
     stated = Speed(images_per_second, "stated") if images_per_second else None
-    networks = dict.fromkeys(item.identity["model"]["name"] for item in items)
-    speeds = {name: stated or measured.get(name) or published_speed(name, gpu) for name in networks}
+    sizes: dict[str, set[int]] = {}
+    for item in items:
+        sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(dotted(item.identity)))
+    speeds = {
+        name: stated or measured.get(name) or (published_speed(name, gpu) if size == {IMAGE_SIZE} else None)
+        for name, size in sizes.items()
+    }
     print(render([plan_table(items, speeds, loader)], "markdown"))
 
 
@@ -130,6 +137,17 @@ def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, 
     return {"step": item.work.gpu_seconds(speed.images_per_second * item.gpus), "loader": waiting}
 
 
+def _memory(items: Iterable[Item]) -> list[str]:
+    """A sentence for each network and size of step that needs at least a GiB of a GPU's memory, the largest first."""
+    needs: dict[str, float] = {}
+    for config, gpus in ((dotted(item.identity), item.gpus) for item in items):
+        images = config["recipe.local_batch"] or config["recipe.global_batch"] // gpus
+        step = f"{images} images of {image_size(config)} pixels in {config['trainer.precision']}"
+        needs[f"{config['model.name']}, {step}"] = memory(config, images) / 2**30
+    largest_first = sorted(needs.items(), key=lambda need: -need[1])
+    return [f"{what}: about {need:.1f} GiB of a GPU's memory" for what, need in largest_first if need >= 1]
+
+
 def _total(values: pd.Series[float], text: Callable[[float], str]) -> str:
     """The sum of what is known, and a question mark if something is not."""
     return text(values.sum()) + (" + ?" if values.isna().any() else "")
@@ -156,7 +174,7 @@ COLUMNS: Sequence[Column[pd.DataFrame]] = (
 
 
 def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader: Speed | None) -> Table:
-    """A line for each experiment, a line of totals, and where the speeds are from.
+    """A line for each experiment, a line of totals, where the speeds are from, and the memory that is needed.
 
     Args:
         speeds: of each network on one GPU; None if it is not known.
@@ -169,6 +187,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
             "status": [item.status for item in items],
             "steps": pd.Series([item.work.steps for item in items], dtype=float),
             "images": pd.Series([item.work.images for item in items], dtype=float),
+            "disk": pd.Series([item.work.disk for item in items], dtype=float),
             "gpus": [item.gpus for item in items],
             "seconds": [max(part.values()) for part in parts],
             "bound": [max(part, key=part.__getitem__) for part in parts],
@@ -181,7 +200,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
     said = (
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
-        f"Checkpoints: {sum(item.work.disk for item in items) / 1e9:.1f} GB."
+        f"Checkpoints: {_total(runs.disk / 1e9, '{:.1f}'.format)} GB."
     )
     sources = [
         f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"
@@ -189,4 +208,9 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
     ]
     if loader:
         sources.append(f"loader: {loader.images_per_second:,.0f} images/s, {loader.source}")
+    if needs := _memory(items):
+        sources += [
+            *needs,
+            "trainer.checkpoint_activations=true needs less memory and more time, with the same numbers",
+        ]
     return table(lines, COLUMNS, notes=[Note(said, sources)])

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from pgt.core.files import writing
-from pgt.core.types import Record
+from pgt.core.types import BETWEEN_WARNINGS, Record
 
 QUIET_SECONDS = 30
 """Time between two lines of progress if there is no terminal."""
@@ -62,11 +62,11 @@ class Console:
 
     def write(self, step: int, record: Record) -> None:
         state = line(record)
-        warning = record.get("warning")
-        # Once for each kind of warning: the numbers before its last colon change.
-        if warning and warning.split(":")[-1] not in self._warned:
-            self._warned.add(warning.split(":")[-1])
-            self.say(f"{self._title}: warning: {warning}")
+        for warning in record.get("warning", "").split(BETWEEN_WARNINGS):
+            kind = warning.split(":")[-1]  # once for each kind of warning: the numbers before its last colon change
+            if warning and kind not in self._warned:
+                self._warned.add(kind)
+                self.say(f"{self._title}: warning: {warning}")
         if record["event"] == "epoch":
             self._note(state)
         if self._progress is not None:

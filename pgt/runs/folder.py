@@ -134,6 +134,30 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"cannot read {path} ({kind}): delete it, and its run goes on without its history") from None
 
 
+FAILURE = "failure.json"
+"""In a run's folder: how the last job that was to train it failed, until the run goes on."""
+
+
+def write_failure(folder: Path, code: int, reason: str) -> None:
+    """Note in a run's folder that the job of a sweep failed.
+
+    Args:
+        code: the exit code that it stands for.
+        reason: one line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FAILURE, {"code": code, "reason": reason})
+
+
+def read_failure(folder: Path) -> tuple[int, str] | None:
+    """The exit code and reason that `write_failure` has noted; None if the run has not failed, or goes on."""
+    try:
+        values = json.loads((folder / FAILURE).read_text())
+        return int(values["code"]), str(values["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def find(root: Path, experiment: str | None = None) -> list[tuple[Path, Summary]]:
     """(folder, summary) of every run under `root`, sorted by folder.
 

@@ -43,9 +43,10 @@ def frame(root: Path | str, experiment: str | None = None) -> pd.DataFrame:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of (`demo` finds `demo/bn`).
 
-    Example:
+    Examples:
         >>> runs = frame("runs", "demo")
-        >>> runs[runs.status == "finished"].groupby(["method", "recipe.epochs"]).test_top1_best.agg(["mean", "std"])
+        >>> finished = runs[runs.status == "finished"]
+        >>> top1 = finished.groupby(["method", "recipe.epochs"]).test_top1_best.agg(["mean", "std", "count"])
     """
     import pandas as pd
 

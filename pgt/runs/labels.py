@@ -9,13 +9,19 @@ from typing import Any
 def method_label(identity: Mapping[str, Any]) -> str:
     """The method of a run as the paper's tables name it: `baseline`, `pgt`, `gc`, `agc+pgt`, ...
 
-    PGT by an implementation other than the exact one has the name of that implementation.
+    PGT by an implementation other than the exact one has the name of that implementation. A loss or a transform of the
+    user's own has the name of its function: `package.function`.
     """
     method = identity["method"]
-    parts = [transform["name"] for transform in method["transforms"]]
+    parts = [name_of(part) for part in (method.get("loss"), *method["transforms"]) if part]
     if method["alpha"] != 1:
         parts.append("pgt" if method["implementation"] == "exact" else method["implementation"])
     return "+".join(parts) or "baseline"
+
+
+def name_of(part: Mapping[str, Any]) -> str:
+    """The name of a part of an identity, or of a config.yaml, which calls a function of the user's own `_target_`."""
+    return str(part["_target_"] if "_target_" in part else part["name"])
 
 
 def as_pgt(method: str, implementation: str) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from pgt.config.resources import read_conf
-from pgt.core.registry import DATA_SETS, STEMS
+from pgt.core.registry import DATA_SETS, STEMS, TIMM
 from pgt.runs.labels import with_alpha
 from pgt.tools.weights import Source
 
@@ -85,7 +85,8 @@ def metadata(source: Source, config: Mapping[str, Any]) -> ModelCardData:
 
 
 def _in_timm(source: Source) -> bool:
-    return str(source.model) in STEMS and _stem(source) == "standard"
+    name = str(source.model)
+    return name.startswith(TIMM) or (name in STEMS and _stem(source) == "standard")
 
 
 def _stem(source: Source) -> str:

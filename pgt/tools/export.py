@@ -6,16 +6,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
+from pgt import models
 from pgt.core.errors import InputError
 from pgt.core.files import atomic_write
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, TIMM
 from pgt.data import digits
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.reader import EVALUATION_RESIZE
@@ -58,27 +59,34 @@ def export(run: Path, which: str, folder: Path, calibrate: bool) -> None:
         raise InputError("a network of α = 0 has no calibrated probabilities, softmax(0·z) is uniform: no --calibrate")
     if calibrate and source.summary.identity["method"]["implementation"].startswith("authors_hook"):
         raise InputError("what the authors' hook trains is not calibrated by α, it is no exact PGT: no --calibrate")
-    networks.fit(source.path, source.state, source.model)
-    state = exported_state(source, calibrate)
-    config = timm_config(source, calibrate)
+    _, model = networks.fit(source.path, source.state, source.model)
+    heads = models.classifiers(model)
+    state = exported_state(source, heads if calibrate else ())
+    config = timm_config(source, heads, calibrate)
     text = card.render(source, which, config, calibrate)
     _write(folder, state, config, text)
 
 
-def exported_state(source: Source, calibrate: bool) -> dict[str, Tensor]:
-    """Return the weights in float32, contiguous; with `calibrate`, the classifier's are multiplied by α."""
+def exported_state(source: Source, calibrated: Sequence[str]) -> dict[str, Tensor]:
+    """Return the weights in float32, contiguous; those of the modules `calibrated` are multiplied by α."""
     state = {key: value.float() if value.is_floating_point() else value for key, value in source.state.items()}
-    if calibrate and source.alpha is not None:
-        state |= {key: value * source.alpha for key, value in state.items() if key.startswith("fc.")}
+    if source.alpha is not None:
+        state |= {k: v * source.alpha for k, v in state.items() if k.rpartition(".")[0] in calibrated}
     return {key: value.contiguous() for key, value in state.items()}
 
 
-def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
-    """Return the content of `config.json`: timm's description of the network and, under `pgt`, our own."""
+def timm_config(source: Source, heads: Sequence[str], calibrated: bool) -> dict[str, Any]:
+    """Return the content of `config.json`: timm's description of the network and, under `pgt`, our own.
+
+    Args:
+        source: the run.
+        heads: names of the network's classifiers, of which a few of timm's have two.
+        calibrated: whether they are multiplied by α.
+    """
     assert source.model is not None
-    classes, features = source.state["fc.weight"].shape
+    classes, features = source.state[f"{heads[0]}.weight"].shape
     return {
-        "architecture": source.model.removesuffix("_nobn"),
+        "architecture": source.model.removeprefix(TIMM).partition(".")[0].removesuffix("_nobn"),
         "num_classes": classes,
         "num_features": features,
         "pretrained_cfg": {
@@ -86,7 +94,7 @@ def timm_config(source: Source, calibrated: bool) -> dict[str, Any]:
             "fixed_input_size": False,
             "num_classes": classes,
             "first_conv": next(key.removesuffix(".weight") for key, value in source.state.items() if value.ndim == 4),
-            "classifier": "fc",
+            "classifier": heads[0] if len(heads) == 1 else list(heads),
             "license": card.LICENSE,
         },
         "pgt": {
@@ -114,7 +122,7 @@ def preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
         mean, deviation = list(MEAN), list(DEVIATION)
     return {
         "input_size": [3, size, size],
-        "interpolation": config["model"]["interpolation"],
+        "interpolation": config["model"]["interpolation"] or models.interpolation(config["model"]["name"]),
         "crop_pct": crop,
         "crop_mode": "center",
         "mean": mean,

@@ -11,8 +11,9 @@ import torch
 from torch import Size, Tensor, nn
 
 from pgt.core.errors import InputError
-from pgt.core.registry import STEMS
-from pgt.models import MODELS, build
+from pgt.core.registry import STEMS, TIMM
+from pgt.models import MODELS, build, classifiers
+from pgt.models.timm_networks import facts
 
 COUNTER = "num_batches_tracked"
 """Name of batch norm's counter. Only training uses it, and older checkpoints lack it."""
@@ -29,13 +30,20 @@ def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[st
     Raises:
         InputError: there is no such network, or the weights do not fit.
     """
-    if wanted is not None and wanted not in MODELS:
+    head = "fc"
+    if wanted is not None and wanted.startswith(TIMM):
+        said = facts(wanted).get("classifier", head)
+        head = said if isinstance(said, str) else said[0]
+    elif wanted is not None and "." in wanted:
+        raise InputError(f"{path} is of {wanted}, a network of your own: only your own code can build it")
+    elif wanted is not None and wanted not in MODELS:
         close = difflib.get_close_matches(wanted, MODELS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(MODELS)}"
         raise InputError(f"no model is called {wanted}: {hint}")
-    if "fc.weight" not in state or state["fc.weight"].ndim != 2:
-        raise InputError(f"{path} holds no classifier fc.weight [classes, features]: it is none of {', '.join(MODELS)}")
-    classes = len(state["fc.weight"])
+    if f"{head}.weight" not in state or state[f"{head}.weight"].ndim != 2:
+        known = f"not {wanted}" if head != "fc" else f"none of {', '.join(MODELS)}"
+        raise InputError(f"{path} holds no classifier {head}.weight [classes, features]: it is {known}")
+    classes = len(state[f"{head}.weight"])
     name = wanted or _nearest(classes, state)
     if wrong := differences(name, classes, state):
         nearest = _nearest(classes, state)
@@ -47,6 +55,11 @@ def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[st
     model = build(name, classes, _stem(name, state))
     model.load_state_dict(dict(state), strict=False)  # `differences` has found nothing but missing counters
     return name, model.eval()
+
+
+def classes(model: nn.Module) -> int:
+    """Return the number of classes of a network that `fit` has made."""
+    return len(model.get_parameter(f"{classifiers(model)[0]}.weight"))
 
 
 def differences(name: str, classes: int, state: Mapping[str, Tensor]) -> list[str]:
@@ -75,5 +88,5 @@ def _stem(name: str, state: Mapping[str, Tensor]) -> str:
 
 @cache
 def _shapes(name: str, classes: int, stem: str) -> dict[str, Size]:
-    with torch.device("meta"):
+    with torch.device("cpu" if name.startswith(TIMM) else "meta"):  # some of timm's are not built on meta
         return {key: value.shape for key, value in build(name, classes, stem).state_dict().items()}

@@ -12,7 +12,7 @@ from torch import nn
 
 from pgt import models
 from pgt.core.machine import cpus
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, TIMM
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.reproduction.cost import Speed
@@ -59,6 +59,8 @@ class Case:
 def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Speed]:
     """Measure the speed of each network among runs, with the settings of its first run.
 
+    Networks of the user's own are left out: their speed stays unknown.
+
     Args:
         identities: of runs (see `pgt.config.identity`).
         gpus: number that share a batch if the network has no batch norm.
@@ -66,7 +68,7 @@ def speeds(identities: Iterable[Mapping[str, Any]], gpus: int) -> dict[str, Spee
     found: dict[str, Speed] = {}
     for identity in identities:
         case = _case(identity, gpus)
-        if case.network not in found:
+        if case.network not in found and (case.network in models.MODELS or case.network.startswith(TIMM)):
             found[case.network] = _speed(case)
     return found
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tabulate import tabulate
 
-from pgt import data
+from pgt import data, models
 from pgt.config.resources import read_conf
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
-from pgt.core.registry import DATA_SETS
+from pgt.core.registry import DATA_SETS, TIMM
 from pgt.data.delivery import EVALUATION_BATCH, Delivery
 from pgt.reproduction import formats, published
 from pgt.reproduction.formats import Column
@@ -46,15 +46,16 @@ MEASURES = {
 
 def command(
     checkpoint: Path,
-    which: str | None = None,
-    root: Path | None = None,
-    data_name: str | None = None,
-    model_name: str | None = None,
-    alpha: float | None = None,
-    batch: int | None = None,
-    workers: int | None = None,
-    image_size: int | None = None,
-    precision: str | None = None,
+    *,
+    which: str | None,
+    root: Path | None,
+    data_name: str | None,
+    model_name: str | None,
+    alpha: float | None,
+    batch: int | None,
+    workers: int | None,
+    image_size: int | None,
+    precision: str | None,
 ) -> None:
     """Read weights, evaluate them and print the results. None stands for the checkpoint's own value, or else for the
     default.
@@ -77,7 +78,7 @@ def command(
         raise InputError(f"--alpha must lie between 0 and 1, got {alpha:g}")
     source = weights.read(checkpoint, which)
     name, model = networks.fit(source.path, source.state, model_name or source.model)
-    print(f"{source.path}: {name}, {len(source.state['fc.weight']):,} classes")
+    print(f"{source.path}: {name}, {networks.classes(model):,} classes")
     for line in _training_lines(source):
         print(line)
     given = {"root": root and str(root), "workers": workers, "image_size": image_size}
@@ -129,7 +130,10 @@ def data_options(config: Mapping[str, Any], model: str, name: str | None = None,
         raise InputError(f"where is the data set {name}? Name its folder by --data ROOT")
     if in_folders:
         interpolation = config.get("model", {}).get("interpolation")
-        chosen["interpolation"] = interpolation or read_conf(f"model/{model}")["interpolation"]
+        if interpolation is None:
+            of_timm = model.startswith(TIMM)
+            interpolation = models.interpolation(model) if of_timm else read_conf(f"model/{model}")["interpolation"]
+        chosen["interpolation"] = interpolation
         if chosen["backend"] == "auto" or (chosen["backend"] == "dali" and not has_dali()):
             chosen["backend"] = "torchvision"  # with Pillow's resize, as the authors evaluated
         if given.get("root") is not None:
@@ -160,7 +164,7 @@ def measure(
     precision = Precision(precision_name, device.type)
     delivery = Delivery(device, precision.dtype, 1, 1, seed=0, drop_last=False, evaluation_batch=batch)
     _, test = data.open_set(**chosen).loaders(delivery)
-    classes = model.get_submodule("fc").out_features
+    classes = networks.classes(model)
     if test.num_classes != classes:
         raise InputError(f"{path} has {classes:,} classes, the data set {chosen['name']} {test.num_classes:,}")
     model = precision.apply(model).to(device).to(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ from pgt.core.errors import InputError
 from pgt.core.types import ADDED_BRANCHES, is_own
 from pgt.runs import folder as runs
 from pgt.runs.folder import Summary
-from pgt.runs.labels import as_pgt, method_label
+from pgt.runs.labels import as_pgt, method_label, name_of
 
 BEST = "best"
 PLAIN: list[Any] = [
@@ -53,7 +53,7 @@ class Source:
     Attributes:
         path: of the file.
         state: name -> tensor, on the CPU.
-        model: one of `pgt.models.MODELS`.
+        model: name of the network, as in an identity.
         alpha: the network's calibrated probabilities are softmax(α·z).
         known: values of its training, by the names of `pgt.reproduction.published.Row`.
         config: of a run, its config.yaml; of an export, the part that is in its config.json.
@@ -121,7 +121,7 @@ def read_run(folder: Path, which: str) -> Source:
             "method": as_pgt(method_label(config), config["method"]["implementation"]),
             "alpha": config["method"]["alpha"],
         }
-        name = config["model"]["name"]
+        name = name_of(config["model"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.yaml'} is no config of a run: it lacks {error}") from None
     in_epoch = which != BEST and summary is not None and loaded.get("progress", {}).get("epoch") == summary.epochs

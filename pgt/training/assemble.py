@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
+from torch import nn
 
 from pgt import models
-from pgt.config.schema import Config
+from pgt.config.schema import Config, Model, OurTransform, Own
 from pgt.core.errors import InputError
-from pgt.core.types import Loader
+from pgt.core.types import Alteration, Loader, Loss
 from pgt.data import DataSet
 from pgt.data.delivery import Delivery
-from pgt.methods import AuthorsHookCrossEntropy, build_alteration, build_loss, uniform_epsilon
-from pgt.training import memory, optimizer, schedule
+from pgt.methods import AuthorsHookCrossEntropy, Transform, build_alteration, build_loss, uniform_epsilon
+from pgt.training import memory, optimizer, own, schedule
 from pgt.training.precision import Precision
 from pgt.training.ranks import Ranks
 from pgt.training.trainer import Trainer
+from pgt.training.trial import try_loss, try_network
+
+CLASSIFIER = r"^fc\."
+"""The regular expression of a config that stands for the classifier, whatever the network calls it."""
 
 
 def set_up_torch(config: Config) -> None:
@@ -50,22 +56,26 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         ranks.cpus,
     )
     train, test = dataset.loaders(delivery)
-    model = precision.apply(models.build(config.model.name, train.num_classes, config.model.stem))
+    model = precision.apply(_model(config, train.num_classes))
     model = model.to(device).to(memory_format=torch.channels_last)
+    try_network(config, model, train.num_classes, precision)
     try:
         uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)
     except ValueError as error:
         raise InputError(f"method.{error}") from None
-    loss = build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
+    loss = _loss(config, device)
+    try_loss(config, loss, train.num_classes, device)
     if config.trainer.checkpoint_activations:
         memory.checkpoint_activations(model)
     rates = schedule.build(recipe, config.schedule, train.steps_per_epoch)
-    alterations = [build_alteration(**transform.model_dump()) for transform in method.transforms]
-    for index, (alteration, transform) in enumerate(zip(alterations, method.transforms, strict=True)):
+    alterations = []
+    for index, transform in enumerate(method.transforms):
+        key = f"method.transforms.{index}"
+        alterations.append(_alteration(key, transform, model))
         try:
-            alteration.attach(model, rates)
+            alterations[-1].attach(model, rates)
         except ValueError as error:
-            raise InputError(f"method.transforms.{index} ({transform.name}) {error}") from None
+            raise InputError(f"{key} ({transform.name}) {error}") from None
     trainer = Trainer(
         model=model,
         loss=loss,
@@ -81,3 +91,30 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
     )
     return train, test, trainer
+
+
+def _model(config: Config, classes: int) -> nn.Module:
+    if isinstance(config.model, Model):
+        return models.build(config.model.name, classes, config.model.stem)
+    model = own.make("model", config.model, num_classes=classes)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model ({config.model.name}) must make a torch.nn.Module, not {type(model).__name__}")
+    return model
+
+
+def _loss(config: Config, device: torch.device) -> Loss:
+    method = config.method
+    if method.loss is None:
+        return build_loss(method.implementation, method.alpha, method.label_smoothing, method.smoothing)
+    loss: Loss = own.make("method.loss", method.loss)
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
+
+
+def _alteration(key: str, transform: OurTransform | Own, model: nn.Module) -> Alteration:
+    if isinstance(transform, Own):
+        made = own.make(key, transform)
+        return made if isinstance(made, Alteration) else Transform(made)
+    options = transform.model_dump()
+    if options.get("exclude") == CLASSIFIER:
+        options["exclude"] = rf"^({'|'.join(map(re.escape, models.classifiers(model)))})\."
+    return build_alteration(**options)

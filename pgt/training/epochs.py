@@ -13,7 +13,7 @@ from torch import nn
 from pgt.config.schema import Config
 from pgt.core.errors import Stopped, TrainingError
 from pgt.core.signals import Stop
-from pgt.core.types import Loader, Sink
+from pgt.core.types import BETWEEN_WARNINGS, Loader, Record, Sink
 from pgt.core.words import some
 from pgt.runs.folder import Summary
 from pgt.runs.norms import ZEROED_OUT
@@ -104,19 +104,25 @@ def _epoch(
         record |= evaluate(
             trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
         )
-    record |= _left_out(_skipped(trainer.ranks, *loaders))
+    record = joined(record, _left_out(_skipped(trainer.ranks, *loaders)))
     if epoch + 1 >= max(SURE_EPOCHS, config.recipe.warmup_epochs + 1):
-        record |= no_progress(record, trainer.model, *loaders)
+        record = joined(record, no_progress(record, trainer.model, *loaders))
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
     for alteration in trainer.alterations:  # last: a checkpoint within the evaluation must not have it done
-        record |= alteration.end_epoch(epoch)
+        record = joined(record, alteration.end_epoch(epoch))
     sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
     if not math.isfinite(record.get("test_loss", 0.0)):
         hint = record.get("warning", "try a smaller recipe.lr_peak")
         raise TrainingError(f"the test loss is not finite after epoch {epoch + 1}: {hint}")
     return record
+
+
+def joined(record: Record, more: Record) -> dict[str, Any]:
+    """A record with more entries. If both have a warning, it has both of them."""
+    warnings = [part["warning"] for part in (record, more) if "warning" in part]
+    return {**record, **more, **({"warning": BETWEEN_WARNINGS.join(warnings)} if warnings else {})}
 
 
 def _skipped(ranks: Ranks, *loaders: Loader) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from pgt.runs import folder as runs
 from pgt.runs import norms as weight_norms
 from pgt.runs.console import Console
 from pgt.runs.folder import Summary
-from pgt.runs.mirrors import About, start_mirrors
+from pgt.runs.mirrors import end, start_mirrors
 from pgt.runs.norms import NormsFile
 from pgt.runs.sinks import JsonLines, Sinks
+from pgt.runs.trackers import About
 from pgt.training import checkpoint
 from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
@@ -34,9 +35,16 @@ LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt"
 
 def clear(folder: Path) -> None:
     """Remove what a run would resume from."""
-    for name in ("checkpoints/best.pt", *CHECKPOINTS, "metrics.jsonl", "environment.json", "summary.json"):
+    for name in (
+        "checkpoints/best.pt",
+        *CHECKPOINTS,
+        "metrics.jsonl",
+        "environment.json",
+        "summary.json",
+        runs.FAILURE,
+    ):
         (folder / name).unlink(missing_ok=True)
-    for name in ("tensorboard", weight_norms.FOLDER):
+    for name in ("tensorboard", "wandb", weight_norms.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -117,25 +125,36 @@ def record_start(folder: Path, config: Config, summary: Summary, device: torch.d
     """Write config.yaml and summary.json, and add this start to environment.json; returns its entry there."""
     (folder / "checkpoints").mkdir(exist_ok=True)
     with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())).encode())
+        file.write(OmegaConf.to_yaml(OmegaConf.create(config.model_dump(by_alias=True))).encode())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     start = {"time": machine.now(), "commit": summary.commit, **machine.describe(name, torch.get_num_threads())}
     starts = [*runs.read_starts(folder), start]
     write_json(folder / "environment.json", {"manifest": summary.manifest, "starts": starts})
     runs.write_summary(folder, summary)
+    (folder / runs.FAILURE).unlink(missing_ok=True)
     return start
 
 
 @contextmanager
 def sinks(
-    about: About, total_steps: int, metrics_size: int, loggers: dict[str, Any]
+    about: About, title: str, total_steps: int, metrics_size: int, loggers: dict[str, Any]
 ) -> Iterator[tuple[Sinks, Console, JsonLines]]:
-    """Open all sinks of a run: all of them as one, and separately the console and `metrics.jsonl`."""
+    """Open all sinks of a run: all of them as one, and separately the console and `metrics.jsonl`.
+
+    Args:
+        title: of the run on the console: its name, and its place in a sweep.
+    """
     metrics = JsonLines(about.folder / "metrics.jsonl", metrics_size)
-    console = Console(about.name, total_steps, about.folder / "log.txt")
-    together = Sinks([metrics, *start_mirrors(loggers, about, console.say), console])
+    console = Console(title, total_steps, about.folder / "log.txt")
+    mirrors = start_mirrors(loggers, replace(about, say=console.say))
+    together = Sinks([metrics, *mirrors, console])
     try:
         yield together, console, metrics
+    except BaseException as error:
+        end(mirrors, about.folder, error)
+        raise
+    else:
+        end(mirrors, about.folder)
     finally:
         together.close()
 

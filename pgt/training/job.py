@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pgt import data
+from pgt.config.grammar import written
 from pgt.config.identity import group_id, identity, run_id, with_files
+from pgt.config.resources import conf_dir, conf_file, is_choice, read_conf
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
@@ -118,7 +121,7 @@ def _new_summary(config: Config, values: dict[str, Any], manifest: str) -> Summa
 
 
 def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path, label: str) -> None:
-    """Print what a run that ended earlier came to, and which records of it the config asks for in vain."""
+    """Print the result of a run that ended earlier, and which records it lacks that the config asks for."""
     other = f", by commit {before.commit}; this is {fresh.commit}" if before.commit != fresh.commit else ""
     again = "; trainer.force=true starts over" if before.status == DIVERGED else ""
     lines = [f"{folder}: {before.status} earlier{other}{again}", result_line(before), *_not_recorded(config, folder)]
@@ -126,25 +129,42 @@ def report_earlier(config: Config, before: Summary, fresh: Summary, folder: Path
 
 
 def _not_recorded(config: Config, folder: Path) -> Iterator[str]:
-    """Lines about records that the config asks for, and that a run which has ended lacks."""
+    """A line for each kind of record that the config asks for and that a run, which has ended, does not have."""
     if config.record.norms_every and not (folder / NORMS).exists():
         yield (
-            "it recorded no norms and trains no more: trainer.force=true trains it again, with "
+            "it has ended without a record of norms: trainer.force=true trains it again, with "
             f"record.norms_every={config.record.norms_every}"
         )
-    where = "" if config.paths.runs == "runs" else f" --runs {config.paths.runs}"
-    for name in config.logger.chosen():
-        if not (folder / name).exists():
-            path = folder.relative_to(config.paths.runs)
-            yield f"its records have not been sent to {name}: `pgt mirror {name} {path}{where}` sends them"
+    for name, options in config.logger.chosen().items():
+        if not (folder / name).exists() and is_choice("logger", name):
+            command = _mirror_command(config, folder, name, options)
+            yield f"its records have not been sent to {name}: `{command}` sends them"
+
+
+def _mirror_command(config: Config, folder: Path, name: str, options: Mapping[str, Any]) -> str:
+    """The command that sends a run's records to a logger with the options that its config gives."""
+    file, defaults = conf_file(f"logger/{name}"), read_conf(f"logger/{name}").get(name) or {}
+    given = [f"logger.{name}.{key}={written(value)}" for key, value in options.items() if value != defaults.get(key)]
+    words = ["pgt", "mirror", name, str(folder.relative_to(config.paths.runs)), *given]
+    if config.paths.runs != "runs":
+        words += ["--runs", config.paths.runs]
+    if not file.is_relative_to(conf_dir()):
+        words += ["--config-dir", str(file.parents[len(Path(name).parts)])]
+    return shlex.join(words)
 
 
 def data_options(config: Config) -> dict[str, Any]:
     """The arguments of `pgt.data.open_set` that a config gives."""
     options = {key: value for key, value in config.data.model_dump().items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:
-        options["interpolation"] = config.model.interpolation
+        options["interpolation"] = config.model.interpolation or _interpolation(config.model.name)
     return options
+
+
+def _interpolation(network: str) -> str:
+    from pgt.models import interpolation  # imports torch; other networks' configs say it
+
+    return interpolation(network)
 
 
 def describe(config: Config) -> str:

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pgt.core.errors import InputError
 from pgt.core.types import IGNORE_INDEX, NamedParameters, is_own
+from pgt.models import classifiers
 from pgt.runs.norms import Floats, Layer, RecordFormat
 from pgt.training.evaluation import logit_statistics
 
@@ -25,9 +27,10 @@ def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
 
 
 def _classifier(model: nn.Module) -> nn.Linear:
-    classifier = model.get_submodule("fc")
-    assert isinstance(classifier, nn.Linear)
-    return classifier
+    found = [model.get_submodule(name) for name in classifiers(model)[:1]]
+    if not found or not isinstance(found[0], nn.Linear):
+        raise InputError(f"no linear classifier in {type(model).__name__}, no features: set record.norms_every=0")
+    return found[0]
 
 
 @torch.no_grad()

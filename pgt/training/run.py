@@ -22,10 +22,10 @@ from pgt.core.types import Loader
 from pgt.runs import folder as runs
 from pgt.runs.console import Console
 from pgt.runs.folder import DIVERGED, FINISHED, Summary
-from pgt.runs.mirrors import About
 from pgt.runs.sinks import Sinks
+from pgt.runs.trackers import About
 from pgt.training import folder as run_folder
-from pgt.training import memory
+from pgt.training import memory, own
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
 from pgt.training.job import Job, describe, report_earlier, result_line
@@ -46,6 +46,7 @@ def train(job: Job, ranks: Ranks) -> Summary:
         check_kernels(ranks.device)
         set_up_torch(job.config)
         torch.manual_seed(job.config.seed)
+        stack.enter_context(own.explained(job.config))
         stack.enter_context(memory.explained(job.config, ranks.device))
         train_loader, test_loader, trainer = assemble(job.config, job.dataset, ranks)
         for loader in (train_loader, test_loader):
@@ -148,13 +149,14 @@ def _train_and_write(
     title = f"{job.label}{describe(config)}"
     total_steps = config.recipe.epochs * steps
     first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record counts as its last step
-    about = About(summary.run_id, summary.group_id, title, job.folder, config.model_dump(), start, first_step)
+    about = About(summary, job.folder, config.model_dump(), start, first_step, resumed=state["step"] > 0)
     with (
-        run_folder.sinks(about, total_steps, state["metrics_size"], config.logger.chosen()) as (sink, console, metrics),
+        run_folder.sinks(about, title, total_steps, state["metrics_size"], config.logger.chosen()) as opened,
         run_folder.recording(
             job.folder, trainer, config.record.norms_every, state["step"], total_steps - 1
         ) as recorder,
     ):
+        sink, console, metrics = opened
         _announce(console, title, job, trainer, loaders[0], state)
         save = partial(run_folder.save, job.folder, recorder, metrics)
         try:

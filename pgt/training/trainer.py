@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from inspect import signature
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pgt.core.errors import TrainingError
@@ -143,6 +144,7 @@ class Trainer:
             "model": model,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "random": {kind: read() for kind, (read, _) in self._random().items()},
             "progress": asdict(self.progress),
             "tally": self.tally.state_dict(),
             "alterations": [alteration.state_dict() for alteration in self.alterations],
@@ -156,11 +158,22 @@ class Trainer:
         for group, own in zip(self.optimizer.param_groups, fused, strict=True):
             group["fused"] = own  # the saved option fits the device that saved
         self.scaler.load_state_dict(state["scaler"])
+        for kind, random_state in state.get("random", {}).items():  # earlier checkpoints have none
+            if kind in self._random():
+                self._random()[kind][1](random_state)
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])
         kept = state.get("alterations", [{}] * len(self.alterations))  # checkpoints of before had none
         for alteration, own_state in zip(self.alterations, kept, strict=True):
             alteration.load_state_dict(own_state)
+
+    def _random(self) -> Mapping[str, tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
+        """Return what reads and what sets the state of torch's random numbers, which dropout draws, by device type."""
+        device, cpu = self.ranks.device, (torch.get_rng_state, torch.set_rng_state)
+        if device.type != "cuda":
+            return {"cpu": cpu}
+        cuda = partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
+        return {"cpu": cpu, "cuda": cuda}
 
     def share_buffers(self) -> None:
         """Combine the running statistics over the ranks, and give the result to every rank."""

@@ -18,7 +18,8 @@ from pgt.core.machine import cpus
 T = TypeVar("T")
 Result = dict[str, Any]
 """`benchmark`, `case` (a mapping), `loop`, `machine`, and `images_per_second` or, for a loss, `milliseconds`.
-A loader's also has `host_milliseconds`, the training thread's CPU time a batch."""
+A loader's also has `host_milliseconds`, the training thread's CPU time a batch, a method's `mebibytes`, which a step
+keeps for its backward pass."""
 
 
 def machine(device: torch.device) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import pgt as package
 from pgt.cli.main import main
+from pgt.config.resources import choices
 from pgt.runs.folder import find
 from tests.conftest import ROOT, TINY, last_wins, pgt
 
@@ -40,6 +41,9 @@ def test_help_says_what_there_is_and_imports_nothing_slow():
         (["table"], "the following arguments are required: what; see `pgt table --help`"),
         (["plan", "seed=0", "--gpus", "x"],
          "argument --gpus: invalid whole number value: 'x'; see `pgt plan --help`"),
+        (["list"], "the following arguments are required: what; see `pgt list --help`"),
+        (["trian", "seed=0"], "there is no command trian: did you mean `pgt train`?; see `pgt --help`"),
+        (["xyz"], "there is no command xyz; see `pgt --help`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
@@ -50,13 +54,26 @@ def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
 
 
 @pytest.mark.parametrize(
-    "command", ["doctor", "plan", "status", "table", "figure", "report", "export", "validate", "data"]
+    "command", ["list", "doctor", "plan", "status", "table", "figure", "report", "export", "validate", "data"]
 )
 def test_each_command_has_help(capsys, command):
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: pgt {command} ")
+
+
+@pytest.mark.parametrize("what", ["experiments", "models", "methods", "data", "recipes"])
+def test_list_gives_a_line_for_each_choice_and_imports_nothing_slow(what):
+    slow = ("torch", "hydra", "omegaconf", "numpy", "pandas", "pydantic")
+    code = f"import sys; from pgt.cli.main import main; main(['list', '{what}'])\n"
+    code += f"sys.exit(any(name in sys.modules for name in {slow}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    names = choices(what if what == "data" else what[:-1])
+    lines = done.stdout.splitlines()[: len(names)]
+    assert [line.split()[0] for line in lines] == names
+    assert all(re.fullmatch(r"\S+  +\S.*\.", line) for line in lines), "a header is one sentence or more on one line"
 
 
 @pytest.mark.parametrize("command", [["plan", "seed=0"], ["status"], ["table", "1"], ["figure", "2"], ["report"]])

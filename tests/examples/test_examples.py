@@ -1,7 +1,11 @@
 """Each adapter trains, in its own framework, with the reference gradient: that of CE(α·z)/α."""
 
+import os
+import re
 import runpy
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm.loss
@@ -62,6 +66,17 @@ def test_lightning(tmp_path):
     assert_same_weights(module.model, reference(network()))
 
 
+def in_order():
+    """Hugging Face's Trainer, which takes the samples in their order."""
+    import transformers
+
+    class InOrder(transformers.Trainer):
+        def get_train_dataloader(self):
+            return DataLoader(self.train_dataset, batch_size=8, collate_fn=self.data_collator)
+
+    return InOrder
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the framework's own
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -86,11 +101,7 @@ def test_huggingface_trainer(tmp_path, accumulate):
     )  # fmt: skip
     sgd = torch.optim.SGD(model.parameters(), lr=RATE)
 
-    class InOrder(transformers.Trainer):
-        def get_train_dataloader(self):
-            return DataLoader(self.train_dataset, batch_size=8, collate_fn=self.data_collator)
-
-    trainer = InOrder(
+    trainer = in_order()(
         model, arguments, train_dataset=samples, optimizers=(sgd, None),
         compute_loss_func=example("huggingface_trainer")["power_grad_loss"](ALPHA),
     )  # fmt: skip
@@ -147,9 +158,98 @@ def test_timm(tmp_path, monkeypatch, kind, epsilon, accumulate):
     assert not torch.equal(model[1].weight, network()[1].weight)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the framework's own
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_huggingface_language_model(tmp_path, accumulate):
+    """The mean is over the tokens that are predicted, whatever the lengths of the texts in a micro-batch."""
+    import transformers
+
+    found, texts = example("huggingface_trainer"), example("huggingface_trainer")["texts"](STEPS * 8, seed=5)
+    torch.manual_seed(2)
+    model = found["tiny_model"]()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, max_steps=STEPS // accumulate, max_grad_norm=0.0,
+        gradient_accumulation_steps=accumulate, lr_scheduler_type="constant", use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    loss = found["power_grad_loss"](ALPHA, shift=True)
+    sgd = torch.optim.SGD(model.parameters(), lr=RATE)
+    trainer = in_order()(
+        model, arguments, data_collator=found["collate"], train_dataset=texts, optimizers=(sgd, None),
+        compute_loss_func=loss,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    expected = found["tiny_model"]()
+    sgd = torch.optim.SGD(expected.parameters(), lr=RATE)
+    for first in range(0, len(texts), 8 * accumulate):
+        total = count = 0
+        for text in texts[first : first + 8 * accumulate]:
+            logits = expected(text[None]).logits[0, :-1]
+            total += F.cross_entropy(ALPHA * logits, text[1:], reduction="sum") / ALPHA
+            count += len(text) - 1
+        (total / count).backward()
+        sgd.step()
+        sgd.zero_grad()
+    trainer.train()
+    assert_same_weights(model, expected)
+
+
+def run_example(name, *before):
+    """Run an example as a user does, or after a line of Python."""
+    script = str(ROOT / "examples" / f"{name}.py")
+    run = (
+        ["-c", f"import runpy, sys; {before[0]}; runpy.run_path({script!r}, None, '__main__')"] if before else [script]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *run], capture_output=True, text=True, env=environment, timeout=280)
+
+
+NEEDS = {
+    "plain_pytorch": "torch",
+    "lightning_module": "lightning",
+    "huggingface_trainer": "accelerate",
+    "timm_train": "timm",
+}
+"""Each example, and a package that it needs."""
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [
+        ("plain_pytorch", r"epoch 5: accuracy (\d+).*at α·z"),
+        pytest.param("timm_train", r"epoch 3: accuracy (\d+).*at α·z", marks=pytest.mark.slow),
+        pytest.param("lightning_module", r"val_accuracy 0.(\d\d).*val_loss_alpha", marks=pytest.mark.slow),
+        pytest.param(
+            "huggingface_trainer",
+            r"'eval_accuracy': '?0.(\d\d).*eval_loss_alpha.*'epoch': '?4",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_each_example_does_its_small_job(name, accuracy):
+    done = run_example(name)
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(accuracy, done.stdout)[1]) > 50, done.stdout
+    assert not list(Path.cwd().iterdir()), "it leaves files"
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_example_names_the_package_that_is_missing(name):
+    done = run_example(name, f"sys.modules[{NEEDS[name]!r}] = None")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert NEEDS[name] in done.stderr
+    assert "pip install powergrad" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the framework's own
+def test_the_lightning_module_keeps_its_hyperparameters():
+    pytest.importorskip("lightning")
+    module = example("lightning_module")["Classifier"](network(), ALPHA, RATE)
+    assert dict(module.hparams) == {"alpha": ALPHA, "learning_rate": RATE}
+
+
 def test_every_example_is_tested():
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {
-        "timm_train",
-        "lightning_module",
-        "huggingface_trainer",
-    }
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(NEEDS)

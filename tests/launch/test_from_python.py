@@ -27,7 +27,7 @@ def state():
         "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "folder": os.getcwd(),
         "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
-        "python": (list(sys.argv), sys.modules["__main__"], sys.stdout, sys.stderr),
+        "python": (list(sys.argv), list(sys.path), sys.modules["__main__"], sys.stdout, sys.stderr),
         "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
         "torch": (torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, torch.get_rng_state().tolist()),
     }

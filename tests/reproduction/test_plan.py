@@ -195,3 +195,16 @@ def test_the_committed_tables_are_current(name, capsys):
     assert main(["table", name, "--runs", str(ROOT / "results/runs"), "--format", "markdown"]) == 0
     file = ROOT / "results/tables" / (f"table{name}.md" if name.isdigit() else f"{name}.md")
     assert file.read_text() == capsys.readouterr().out
+
+
+def test_memory_of_a_gpu_worked_by_hand(capsys):
+    assert main(["plan", "experiment=table1/resnet50_cosine_pgt", "trainer.precision=fp32"]) == 0
+    gib = (256 * 2 * 43.9e6 + 12 * 25_557_032) / 2**30
+    assert f"resnet50, 256 images of 224 pixels in fp32: about {gib:.1f} GiB" in capsys.readouterr().out
+    assert main(["plan", "experiment=demo/bn"]) == 0
+    assert "GiB" not in capsys.readouterr().out  # 64 images of 8 pixels need less than one
+
+
+def test_speeds_published_for_224_pixels_say_nothing_of_smaller_images(capsys):
+    assert main(["plan", "experiment=amplification/resnet18_cifar10"]) == 0
+    assert "resnet18: speed not known" in capsys.readouterr().out

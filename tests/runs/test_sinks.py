@@ -36,15 +36,21 @@ def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
     monkeypatch.setattr(console, "QUIET_SECONDS", 0)
     out = io.StringIO()
     sink = Console("a run", 10, Path("log.txt"), Terminal(file=out, force_terminal=terminal, width=200))
-    sink.write(4, {**RECORD, "warning": "careful"})
-    sink.write(5, {**RECORD, "warning": "careful"})
+    sink.write(4, {**RECORD, "warning": "after step 0: careful"})
+    sink.write(5, {**RECORD, "warning": "after step 1: careful; after step 1: slow"})
     sink.say("done")
     sink.close()
     state = "epoch 2  loss 0.500  train 80.00%  test 70.00%  lr 0.1  1,234 images/s"
     assert state in out.getvalue()
     assert ("step 5/10" in out.getvalue()) == (not terminal)
     log = Path("log.txt").read_text().splitlines()
-    assert log == ["a run: warning: careful", state, state, "done"]
+    assert log == [
+        "a run: warning: after step 0: careful",
+        state,
+        "a run: warning: after step 1: slow",
+        state,
+        "done",
+    ]
 
 
 def test_the_progress_line_fits_80_columns_and_says_how_long_it_takes():

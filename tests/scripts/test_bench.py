@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pgt.tools.probe import Case
-from scripts.bench import loader, loss, step
+from scripts.bench import loader, loss, methods, step
 from scripts.bench.results import each_that_fits
 from tests.conftest import ROOT
 
@@ -39,6 +39,16 @@ def test_steps(monkeypatch):
         case = {"network": "resnet20", "batch": 4, "size": 32, "precision": "fp32", "compiled": False}
         assert line["case"] == case | {"stem": "standard"}
         assert line["images_per_second"] > 0
+
+
+def test_methods(monkeypatch):
+    monkeypatch.setattr(methods, "cases", lambda: [("resnet20", 8, 8, "bf16")])
+    lines = written(methods.main, "--rounds", "2", "--steps", "1")
+    assert [line["loop"] for line in lines] == list(methods.METHODS)
+    assert all(line["images_per_second"] > 0 for line in lines)
+    kept = {line["loop"]: line["mebibytes"] for line in lines}
+    assert kept["pgt"] == pytest.approx(kept["baseline"], rel=0.01)
+    assert kept["gcode"] > 1.2 * kept["baseline"]  # its branches keep activations of their own
 
 
 def test_losses(monkeypatch):

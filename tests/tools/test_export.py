@@ -239,3 +239,30 @@ def test_what_the_hook_trained_is_not_called_calibrated(trained, capsys, method)
     assert main(["export", str(run), "--output", "calibrated", "--calibrate"]) == 2
     assert "no --calibrate" in capsys.readouterr().err
     assert not Path("calibrated").exists()
+
+
+def test_a_network_of_timm_is_exported_calibrated_and_validated_by_its_own_classifier(trained, capsys):
+    run = trained("model.name=timm/test_convnext")
+    assert main(["export", str(run), "--output", "plain"]) == 0
+    assert main(["export", str(run), "--output", "calibrated", "--calibrate"]) == 0
+    plain, calibrated = (timm.create_model(f"local-dir:{name}", pretrained=True) for name in ("plain", "calibrated"))
+    assert torch.equal(logits(plain), logits(ours(run, "timm/test_convnext")))
+    torch.testing.assert_close(logits(calibrated), ALPHA * logits(plain))
+    assert plain.pretrained_cfg["classifier"] == "head.fc"
+    assert main(["validate", str(run)]) == 0
+    assert "timm/test_convnext, 10 classes" in capsys.readouterr().out
+
+
+def test_a_loss_and_a_transform_of_ones_own_are_on_the_card_and_a_network_of_ones_own_is_not_exported(trained, capsys):
+    """torch's functions stand for the user's."""
+    loss, clip = "{_target_: torch.nn.CrossEntropyLoss}", "{_target_: pgt.methods.clip_grad_norm, max_norm: 1.0}"
+    run = trained("model=resnet20", "method=baseline", f"method.loss={loss}", f"method.transforms=[{clip}]")
+    assert main(["export", str(run), "--output", "out"]) == 0
+    card = Path("out/README.md").read_text()
+    assert "trained on random tensors with the loss `torch.nn.CrossEntropyLoss`" in card
+    assert "pgt.methods.clip_grad_norm" in card
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("  name: resnet20\n", "  _target_: mine.Network\n"))
+    for command in ("export", "validate"):
+        assert main([command, str(run)]) == 2
+        assert "mine.Network, a network of your own" in capsys.readouterr().err

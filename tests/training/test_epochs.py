@@ -9,7 +9,7 @@ from pgt.cli.main import main
 from pgt.models import build
 from pgt.runs.folder import find, read_metrics
 from pgt.training import epochs
-from tests.conftest import train
+from tests.conftest import TINY, train
 
 DIGITS = ("experiment=demo/bn", "recipe.epochs=4", "recipe.warmup_epochs=1")
 
@@ -53,3 +53,13 @@ def test_one_that_has_just_begun_to_learn_has_no_warning():
     network = build("resnet20", 10)
     assert "warning" in epochs.no_progress(record, network, train_loader, test_loader)
     assert epochs.no_progress({**record, "test_top1": 22.58}, network, train_loader, test_loader) == {}
+
+
+def test_two_warnings_of_one_epoch_are_both_kept_and_said(monkeypatch, capsys):
+    monkeypatch.setattr("pgt.training.epochs.SURE_EPOCHS", 1)
+    still = ("method=authors_hook", "model=resnet20", "recipe.lr_start=1e-12", "recipe.lr_peak=1e-12")
+    warning = train(*TINY, *still).warning
+    assert "S/N²" in warning
+    assert "it learns nothing so far" in warning
+    out = capsys.readouterr().out
+    assert (out.count("warning: S/N²"), out.count("warning: it learns nothing")) == (1, 1)

@@ -1,0 +1,241 @@
+"""`hydra/launcher=slurm`: a sweep as an array of a Slurm cluster, with code and configs frozen; by submitit."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
+from pathlib import Path
+from typing import Any
+
+from pgt.config.resources import PACKAGE, conf_dir
+from pgt.core import machine
+from pgt.core.errors import InputError, Stopped, exit_code
+from pgt.core.files import write_text
+from pgt.core.signals import STOP_SIGNALS
+from pgt.launch.jobs import code_in, ended, failed, objective_in, train_job
+from pgt.launch.launchers import LaunchedJob
+from pgt.launch.ranks import leave
+from pgt.launch.run import run_as_rank
+from pgt.runs.sweeps import link, queued
+
+POLL_SECONDS = 5.0
+"""Time between two looks at the queue."""
+
+REQUEUE = [
+    "code=$?",
+    "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+    "job=${job:-$SLURM_JOB_ID}",  # which is the whole array's for the last task of one
+    'case $code in 138 | 143) [ "$(squeue --noheader --jobs="$job" --format=%T)" != RUNNING ] || '
+    'scontrol requeue "$job" ;; esac',
+    "exit $code",
+]
+"""Lines of shell after the training, as in launch/one_node.sbatch: a run that was asked to stop is requeued, unless the
+job is cancelled or Slurm itself requeues it."""
+
+
+def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | None, **options: Any) -> list[float]:
+    """Submit the jobs whose runs have not ended and are not in the queue yet, and print which jobs Slurm made of them.
+
+    Args:
+        sweep: the folder of the sweep, which gets logs and the code that the jobs run.
+        wait, then, options: see conf/hydra/launcher/slurm.yaml.
+
+    Returns:
+        The objective of each job if `wait`; NaN otherwise.
+
+    Raises:
+        InputError: there is no Slurm or no submitit, or Slurm refuses the jobs.
+    """
+    largest = _max_array_size()
+    if any(job.config.trainer.force for job in jobs):
+        raise InputError("trainer.force=true would start a requeued run over each time: leave it out")
+    busy = queued()
+    idle = [job for job in jobs if job.folder.resolve() not in busy]
+    left = [job for job in idle if not ended(job.folder)]
+    submission = _Submission(sweep, **options)
+    ids = submission.submit(left, largest)
+    counts = {"ended": len(idle) - len(left), "in the queue already": len(jobs) - len(idle)}
+    said = [f"{count} {what}" for what, count in counts.items() if count]
+    said.append(f"{len(left)} submitted" + f" as job {', '.join(ids)}" * bool(ids))
+    print(f"{len(jobs)} run{'s' * (len(jobs) > 1)}: {', '.join(said)}")
+    if ids:
+        print(f"`squeue --me --jobs={','.join(ids)}` shows them, `scancel {' '.join(ids)}` ends them")
+        print(f"logs, and the code that they run: {os.path.relpath(sweep)}", flush=True)
+        if then:
+            last = submission.submit_last(then, ids)
+            print(f"`{then}` follows as job {last}, output in {os.path.relpath(sweep / 'then.log')}", flush=True)
+    if not wait:
+        return [math.nan] * len(jobs)
+    for job in jobs:
+        link(sweep, job.number, job.folder)
+    _wait({job.folder.resolve() for job in jobs})
+    return [objective_in(job.folder) for job in jobs]
+
+
+def _wait(runs: set[Path]) -> None:
+    """Wait until no job of the queue trains, or is to train, any of these runs."""
+    while True:
+        with suppress(InputError):  # Slurm may be busy for a while
+            if not runs & queued().keys():
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def _max_array_size() -> int:
+    """The number of jobs that this cluster takes in one array.
+
+    Raises:
+        InputError: there is no Slurm.
+    """
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise InputError("hydra/launcher=slurm: this machine has no scontrol: submit from a login node") from None
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"hydra/launcher=slurm: {_last_line(error.stderr)}") from None
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
+    return max(1, int(found[1])) if found else 1001
+
+
+class _Submission:
+    """How the jobs of a sweep are submitted.
+
+    Args:
+        sweep: the folder of the sweep.
+        tasks_per_node, parallel, warning, setup, python: see conf/hydra/launcher/slurm.yaml.
+        sbatch: options of sbatch, with `_` for `-`.
+    """
+
+    def __init__(
+        self,
+        sweep: Path,
+        *,
+        tasks_per_node: int | None,
+        parallel: int | None,
+        warning: int,
+        setup: Sequence[str],
+        python: str | None,
+        **sbatch: Any,
+    ) -> None:
+        self._sweep, self._code = sweep, sweep.absolute() / "code"
+        self._parallel, self._python = parallel, python
+        self._options = {key: value for key, value in sbatch.items() if value is not None}
+        if int(self._options.get("nodes", 1)) > 1:
+            self._options["ntasks_per_node"] = tasks_per_node or self._options.get("gpus_per_node", 1)
+        self._options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
+        self._lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(str(self._code))} PYTHONSAFEPATH=1", *setup]
+
+    def submit(self, jobs: Sequence[LaunchedJob], largest: int) -> list[str]:
+        """Submit jobs as arrays of at most `largest` jobs; returns the ids of the arrays.
+
+        Raises:
+            InputError: submitit is not installed, or Slurm refuses an array; the message names those submitted before.
+        """
+        ids = list[str]()
+        if jobs:
+            self._freeze()
+        for start in range(0, len(jobs), largest):
+            try:
+                ids.append(self._array(jobs[start : start + largest]))
+            except InputError as error:
+                if ids:
+                    done = f"{start} runs are submitted as job {', '.join(ids)}, the others not"
+                    raise InputError(f"{done}: {error}") from None
+                shutil.rmtree(self._code)
+                raise
+        return ids
+
+    def _freeze(self) -> None:
+        """Copy this program into the sweep's folder, so that its jobs do not see later edits."""
+        if not self._code.exists():  # a sweeper that goes step by step submits several times
+            package = self._code / "pgt"
+            shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+            shutil.copytree(conf_dir(), package / "conf")
+            write_text(package / machine.COMMIT, machine.commit())
+
+    def _array(self, jobs: Sequence[LaunchedJob]) -> str:
+        """Submit jobs as one array; returns its id."""
+        try:
+            from submitit import SlurmExecutor
+            from submitit.core.utils import FailedJobError
+        except ImportError:
+            raise InputError("hydra/launcher=slurm needs submitit: pip install 'powergrad[slurm]'") from None
+        folder = self._sweep.absolute() / f"array{jobs[0].number}"
+        for index, job in enumerate(jobs):
+            link(folder, index, job.folder)  # by which `queued` finds the runs of the array
+        executor = SlurmExecutor(folder, python=self._python)
+        executor.update_parameters(
+            job_name="pgt",
+            wckey=None,
+            time=None,
+            comment=str(folder),
+            additional_parameters=self._options,
+            setup=self._lines,
+            teardown=REQUEUE,
+            array_parallelism=self._parallel or len(jobs),
+            stderr_to_stdout=True,
+            srun_args=[
+                "--kill-on-bad-exit=0",  # docs/slurm.md says why
+                "--open-mode=append",
+                f"--cpus-per-task={self._options.get('cpus_per_task', 1)}",
+            ],
+        )
+        try:
+            with redirect_stderr(io.StringIO()):  # the error has what sbatch says
+                submitted = executor.map_array(work, jobs)
+        except FailedJobError as error:
+            shutil.rmtree(folder)
+            raise InputError(f"Slurm refuses the jobs: {_last_line(str(error))}") from None
+        return str(submitted[0].job_id).partition("_")[0]
+
+    def submit_last(self, line: str, after: Sequence[str]) -> str:
+        """Submit a line of shell as a job that begins when other jobs have ended; returns its id.
+
+        Raises:
+            InputError: Slurm refuses the job.
+        """
+        options = [f"--dependency=afterany:{':'.join(after)}", f"--output={self._sweep / 'then.log'}"]
+        options += [f"--{key}={self._options[key]}" for key in ("partition", "account", "qos") if key in self._options]
+        script = "\n".join([*self._lines, line])
+        command = ["sbatch", "--parsable", "--job-name=pgt-then", *options, f"--wrap={script}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"Slurm refuses the last job; the others are submitted: {_last_line(done.stderr)}")
+        return done.stdout.strip().partition(";")[0]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["it does not say why"])[-1]
+
+
+def work(job: LaunchedJob) -> None:
+    """Train a job, as a task of a Slurm job. It leaves the process with the exit code, unless that is 0."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # submitit has handlers of its own, which would requeue
+    sys.argv = job.command
+    try:
+        environment = machine.rank_environment(os.environ)
+        if environment is None:
+            train_job(job.config, job.label, waits=True)
+            code = code_in(job.folder)
+        else:
+            os.environ |= environment
+            code = run_as_rank(lambda: job.config)
+    except Stopped as stopped:
+        print(f"pgt: {job.label}{stopped}", file=sys.stderr)
+        code = stopped.exit_code
+    except Exception as error:
+        failed(job.folder, job.label, error)
+        code = exit_code(error)
+    if code:
+        leave(code)

@@ -1,0 +1,96 @@
+"""Jobs side by side on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pgt.cli.main import main
+from pgt.core.errors import InputError
+from pgt.core.machine import cpus
+from pgt.launch.local import slots
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find
+from tests.conftest import TINY, last_wins, pgt
+from tests.launch.test_ranks import eventually_none, marked  # noqa: F401  # a fixture
+
+SWEEP = last_wins("train", "-m", *TINY, "model=resnet20", "hydra/launcher=local", "hydra.launcher.cpus_per_job=1")
+needs_two = pytest.mark.skipif(cpus() < 2, reason="needs two CPUs")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "gpus_per_job", "cpus_per_job", "expected"),
+    [
+        (4, "", None, None, ["0", "1", "2", "3"]),
+        (5, "", None, 2, ["01", "23"]),
+        (8, "0123", None, None, ["01 0", "23 1", "45 2", "67 3"]),
+        (8, "5678", 2, None, ["0123 5,6", "4567 7,8"]),
+        (8, "0123", 0, 4, ["0123", "4567"]),
+        (2, "0123", 1, 1, ["0 0", "1 1"]),
+        (1, "01", 1, None, ["0 0"]),
+    ],
+)
+def test_each_job_has_its_own_part_of_the_machine(cpus, gpus, gpus_per_job, cpus_per_job, expected):
+    found = slots(range(cpus), gpus, gpus_per_job, cpus_per_job)
+    assert [f"{''.join(map(str, sorted(slot.cpus)))} {slot.gpus}".strip() for slot in found] == expected
+
+
+@pytest.mark.parametrize(("gpus_per_job", "cpus_per_job"), [(2, None), (-1, None), (None, 5), (None, 0)])
+def test_a_job_that_needs_more_than_the_machine_has_is_refused(gpus_per_job, cpus_per_job):
+    with pytest.raises(InputError, match="this machine has"):
+        slots(range(4), "0", gpus_per_job, cpus_per_job)
+
+
+def test_a_request_that_does_not_fit_starts_nothing(capsys):
+    assert main((*last_wins(*SWEEP, "hydra.launcher.cpus_per_job=999"), "seed=0,1")) == 2
+    assert "cpus_per_job=999" in capsys.readouterr().err
+    assert list(Path("runs").glob("custom/*")) == []
+
+
+@pytest.mark.slow
+def test_a_failed_job_does_not_stop_the_others():
+    done = pgt(*SWEEP, "recipe.lr_peak=1e30,0.01,0.02", "recipe.epochs=2")
+    assert done.returncode == 1, done.stderr
+    assert "1 of 3 runs failed" in done.stderr
+    assert "[1/3] " in done.stdout
+    assert "failed: the loss is not finite" in done.stdout
+    runs = find(Path("runs"))
+    assert sorted(summary.status for _, summary in runs) == [DIVERGED, FINISHED, FINISHED]
+    starts = [json.loads((folder / "environment.json").read_text())["starts"] for folder, _ in runs]
+    assert [[start["cpus"] for start in each] for each in starts] == [[1], [1], [1]]
+
+
+@pytest.mark.slow
+@needs_two
+@pytest.mark.parametrize("death", ["Ctrl-C", "SIGKILL"])
+def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked, death):  # noqa: F811
+    """Ctrl-C stops both jobs that train, in order; the third one has not begun."""
+    long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=30", "seed=0,1,2")
+    command = [sys.executable, "-m", "pgt.cli", *long]
+    sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(Path("runs").glob("custom/*/checkpoints/last.pt"))) < 2:
+        assert sweep.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if death == "Ctrl-C":
+        os.killpg(sweep.pid, signal.SIGINT)
+    else:
+        sweep.kill()
+    out, err = sweep.communicate(timeout=60)
+    assert eventually_none(marked)
+    assert [summary.status for _, summary in find(Path("runs"))] == [UNFINISHED] * 2
+    if death == "Ctrl-C":
+        assert sweep.returncode == 130
+        assert "stopped by Ctrl-C with 0 of 3 runs done; the same command goes on" in err
+        assert out.count(": stopped after step ") == 2
+
+    assert pgt(*last_wins(*long)).returncode == 0
+    runs = find(Path("runs"))
+    assert [summary.status for _, summary in runs] == [FINISHED] * 3
+    starts = [len(json.loads((folder / "environment.json").read_text())["starts"]) for folder, _ in runs]
+    assert sorted(starts) == [1, 2, 2]

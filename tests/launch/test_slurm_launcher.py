@@ -1,0 +1,127 @@
+"""`hydra/launcher=slurm` on a real Slurm: what is submitted, what the jobs run, and what the command tells."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pgt.cli.main import main
+from pgt.runs.folder import DIVERGED, FINISHED, find
+from pgt.runs.sweeps import queued
+from tests.conftest import ROOT, TINY, last_wins, pgt
+from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
+from tests.training.test_stopping import assert_same, result
+
+SHORT = last_wins(*TINY, "model=resnet20", "recipe.epochs=2")
+LAUNCHER = ("hydra/launcher=slurm", "hydra.launcher.time=10")
+
+
+def submit(*arguments):
+    """The ids of the array's jobs, and what was printed."""
+    done = pgt("train", *last_wins(*LAUNCHER, *arguments))
+    assert done.returncode == 0, done.stderr
+    count, job = re.search(r"(\d+) submitted as job (\d+)\n", done.stdout).groups()
+    return [f"{job}_{index}" if int(count) > 1 else job for index in range(int(count))], done.stdout
+
+
+def statuses():
+    return sorted(summary.status for _, summary in find(Path("runs")))
+
+
+def test_without_slurm_one_line_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path.cwd()))
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1")) == 2
+    assert "no scontrol" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("slurm")
+class TestOnACluster:
+    def test_a_job_that_is_warned_of_its_time_limit_is_requeued_and_goes_on(self, alone):  # noqa: F811
+        jobs, said = submit("-m", *RUN, "seed=0,1")
+        assert said.startswith("2 runs: 2 submitted as job ")
+        begun(jobs[0])
+        assert sorted(queued().values()) == jobs
+        again = pgt("train", "-m", *RUN, "seed=0,1", *LAUNCHER)
+        assert "2 in the queue already, 0 submitted" in again.stdout
+        subprocess.run(["scancel", "--signal=USR1", jobs[0]], check=True)
+        done = [ended(job) for job in jobs]
+        assert [(task["JobState"], task["Restarts"]) for task in done] == [("COMPLETED", "1"), ("COMPLETED", "0")]
+        assert statuses() == [FINISHED, FINISHED]
+        [(folder, _)] = [run for run in find(Path("runs")) if run[1].seed == 0]
+        shutil.move(folder, "first")
+        shutil.rmtree("runs")
+        assert_same(result("first"), alone)
+
+    def test_jobs_run_the_code_and_the_configs_of_their_submission(self, monkeypatch):
+        for part in ("pgt", "conf"):
+            shutil.copytree(ROOT / part, Path("program") / part, ignore=shutil.ignore_patterns("__pycache__"))
+        environment = {**os.environ, "PYTHONPATH": str(Path("program").absolute())}
+        command = [sys.executable, "-P", "-m", "pgt.cli", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]
+        done = subprocess.run(
+            [*command, "+hydra.launcher.begin=now+4"], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        Path("program/pgt/__init__.py").write_text("raise RuntimeError('edited')")
+        shutil.rmtree("program/conf")
+        array, last = re.search(r"4 submitted as job (\d+), (\d+)\n", done.stdout).groups()  # an array holds three
+        jobs = [f"{array}_0", f"{array}_1", f"{array}_2", last]
+        assert [ended(job)["JobState"] for job in jobs] == ["COMPLETED"] * 4
+        assert statuses() == [FINISHED] * 4
+        assert not any("edited" in path.read_text() for path in Path("runs").rglob("*_log.out"))
+        [commit] = {summary.commit for _, summary in find(Path("runs"))}
+        assert commit.startswith("version ")  # of the copy, which is no checkout
+
+    def test_only_what_is_left_is_submitted_and_wait_tells_how_it_ended(self):
+        jobs, _ = submit("-m", *SHORT, "recipe.lr_peak=0.01,0.02,1e30", "+hydra.launcher.begin=now+600")
+        for job in jobs[1:]:
+            subprocess.run(["scancel", job], check=True)
+        subprocess.run(["scontrol", "update", f"JobId={jobs[0]}", "StartTime=now"], check=True)
+        assert ended(jobs[0])["JobState"] == "COMPLETED"
+        done = pgt("train", "-m", *SHORT, "recipe.lr_peak=0.01,0.02,1e30", *LAUNCHER, "hydra.launcher.wait=true")
+        assert "3 runs: 1 ended, 2 submitted as job" in done.stdout
+        assert done.returncode == 1
+        assert "1 of 3 runs failed" in done.stderr
+        assert statuses() == [DIVERGED, FINISHED, FINISHED]
+
+    def test_one_run_is_one_job_with_options_of_ones_own(self):
+        own = Path("own/hydra/launcher/mine.yaml")
+        own.parent.mkdir(parents=True)
+        own.write_text("defaults: [slurm]\nsetup: [export PGT_TEST=set, 'touch \"$PGT_TEST\"']\nnice: 7\n")
+        [job], said = submit(
+            *SHORT,
+            "hydra/launcher=mine",
+            "--config-dir",
+            "own",
+            "hydra.launcher.then='cat runs/*/*/summary.json > seen'",
+        )
+        assert said.startswith("1 run: 1 submitted as job ")
+        done = ended(job)
+        assert (done["JobState"], done["Nice"]) == ("COMPLETED", "7")
+        assert Path("set").exists()
+        assert ended(re.search(r"follows as job (\d+)", said)[1])["JobState"] == "COMPLETED"
+        assert '"finished"' in Path("seen").read_text()
+        assert statuses() == [FINISHED]
+
+    def test_several_nodes_train_one_run(self):
+        [job], _ = submit(*SHORT, "recipe.local_batch=4", "hydra.launcher.nodes=2")
+        assert ended(job)["JobState"] == "COMPLETED"
+        [(_, summary)] = find(Path("runs"))
+        assert (summary.status, summary.world_size) == (FINISHED, 2)
+
+    def test_what_slurm_refuses_is_said_in_one_line(self):
+        done = pgt("train", "-m", *SHORT, *LAUNCHER, "hydra.launcher.partition=none", "seed=0,1")
+        assert done.returncode == 2
+        assert "partition" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert list(Path("runs").glob(".sweeps/*")) == []
+
+    def test_hydras_own_launcher_for_slurm_trains_every_job(self):
+        done = pgt("train", "-m", *SHORT, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "seed=0,1")
+        assert done.returncode == 0, done.stderr
+        assert statuses() == [FINISHED, FINISHED]

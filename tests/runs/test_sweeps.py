@@ -1,0 +1,62 @@
+"""The folder of a sweep, and what Slurm's queue says of its runs."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pgt.core.errors import InputError
+from pgt.runs.sweeps import link, new_sweep, queued, runs_of
+
+
+@pytest.fixture
+def squeue(monkeypatch):
+    """A stand-in for Slurm's program that prints what a file holds."""
+    program = Path("bin/squeue")
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", "bin:/usr/bin:/bin")
+
+    def says(text, code=0):
+        Path("queue").write_text(text)
+        program.write_text(f"#!/bin/sh\ncat queue\necho 'slurm_load_jobs error' >&2\nexit {code}\n")
+        program.chmod(0o755)
+
+    return says
+
+
+def test_sweeps_that_begin_at_once_have_folders_of_their_own_and_know_their_runs():
+    sweeps = [new_sweep(Path("runs")) for _ in range(3)]
+    assert len(set(sweeps)) == 3
+    link(sweeps[0], 11, Path("runs/demo/a"))
+    link(sweeps[0], 11, Path("runs/demo/a"))
+    (sweeps[0] / "log").touch()
+    assert runs_of(sweeps[0]) == {11: Path("runs/demo/a").absolute()}
+
+
+def test_the_queue_names_runs_by_array_and_leaves_out_what_is_ending_or_foreign(squeue):
+    array = Path("a_sweep_folder_of_ones_own/array12").absolute()
+    for index, name in enumerate("abcd"):
+        link(array, index, Path("runs/demo", name))
+    rows = ["7_0|RUNNING|{}", "7_1|PENDING|{}", "7_2|COMPLETING|{}", "8|RUNNING|{}", "9_0|RUNNING|(null)"]
+    squeue("\n".join(row.format(array) for row in rows[:3]) + f"\n{rows[4]}\n")
+    assert queued() == {Path("runs/demo/a").resolve(): "7_0", Path("runs/demo/b").resolve(): "7_1"}
+    squeue(rows[3].format(array))  # an array of one job is a job
+    assert queued() == {Path("runs/demo/a").resolve(): "8"}
+
+
+def test_without_slurm_nothing_is_queued_and_a_slurm_that_fails_is_said(squeue, monkeypatch):
+    squeue("", code=1)
+    with pytest.raises(InputError, match="slurm_load_jobs error"):
+        queued()
+    monkeypatch.setenv("PATH", "nowhere")
+    assert queued() == {}
+
+
+def test_a_queue_of_two_thousand_jobs_is_read_quickly(squeue):
+    array = new_sweep(Path("runs")) / "array0"
+    for index in range(2000):
+        link(array, index, Path(f"runs/demo/{index}"))
+    squeue("".join(f"7_{index}|PENDING|{array}\n" for index in range(2000)))
+    started = time.monotonic()
+    assert len(queued()) == 2000
+    assert time.monotonic() - started < 3

@@ -1,0 +1,255 @@
+"""Functions and networks of the user's own and of timm: errors of faulty ones, and what the trainer makes of them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pgt.cli.main import main
+from pgt.config.identity import group_id, identity, run_id
+from pgt.core.errors import InputError
+from pgt.data import open_set
+from pgt.models import build, classifiers
+from pgt.runs.folder import find
+from pgt.training.assemble import assemble
+from pgt.training.job import data_options
+from pgt.training.ranks import ALONE
+from tests.conftest import TINY, compose, last_wins, train
+
+FAULTY = """
+import torch
+from torch import nn
+
+NUMBER = 3
+
+
+def late(parameters, step, *, at):
+    if step == at:
+        raise ZeroDivisionError("two\\nlines")
+
+
+def images(logits, labels):
+    return logits
+
+
+def constant(logits, labels):
+    return logits.detach().sum()
+
+
+def third_class(logits, labels):
+    return logits[:, 3].sum() if len(labels) > 2 else torch.nn.functional.cross_entropy(logits, labels)[None][5]
+
+
+class Useless:
+    def __init__(self, a=1):
+        pass
+
+
+class Network(nn.Linear):
+    def __init__(self, num_classes, fault=None):
+        super().__init__(3, num_classes)
+        self.fault = fault
+        if fault == "init":
+            raise ValueError("no such fault")
+
+    def forward(self, x):
+        if self.fault == "late" and self.training:
+            raise IndexError("only in training")
+        return x if self.fault == "shape" else super().forward(x.mean((2, 3)))
+
+
+def number(num_classes):
+    return NUMBER
+"""
+
+
+def line_of(text):
+    """The place of the line with this text, as an error names it."""
+    [number] = [number for number, line in enumerate(FAULTY.splitlines(), 1) if text in line]
+    return f"faulty.py, line {number})"
+
+
+@pytest.fixture
+def _faulty(monkeypatch):
+    Path("faulty.py").write_text(FAULTY)
+    Path("broken.py").write_text("def f(:\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in ("faulty", "broken"):
+        sys.modules.pop(name, None)
+
+
+def own_model(text):
+    """The arguments that choose a model of this text."""
+    file = Path("own/model/mine.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return ("model=mine", "--config-dir", "own")
+
+
+def transform(text):
+    return f"method.transforms=[{text}]"
+
+
+@pytest.mark.usefixtures("_faulty")
+@pytest.mark.parametrize(
+    ("override", "facts"),
+    [
+        (
+            transform("{_target_: no_such_module.f}"),
+            ["method.transforms.0", "No module named", "--config-dir"],
+        ),
+        (transform("{_target_: faulty.nothing}"), ["method.transforms.0 (faulty.nothing)", "no attribute 'nothing'"]),
+        (transform("{_target_: broken.f}"), ["method.transforms.0 (broken.f)", "broken.py, line 1"]),
+        (transform("{_target_: faulty.late}"), ["missing a required argument: 'at'", "(parameters, step, *, at)"]),
+        (transform("{_target_: faulty.late, at: 1, of: 2}"), ["unexpected keyword argument 'of'"]),
+        (transform("{name: value, clip_value: 1}, {_target_: faulty.late}"), ["method.transforms.1 (faulty.late)"]),
+        (transform("{_target_: faulty.NUMBER}"), ["must be a function or a class, not int"]),
+        (transform("{_target_: faulty}"), ["method.transforms.0._target_ must name a function", "got faulty"]),
+        (transform("{_target_: faulty.late, name: gc, at: 1}"), ["method.transforms.0 has a name and a _target_"]),
+        (transform("{_target_: faulty.Useless}"), ["must make something that can be called, not Useless"]),
+        ("method.loss={_target_: faulty.images}", ["method.loss (faulty.images) must return a tensor of shape []"]),
+        ("method.loss={_target_: faulty.constant}", ["method.loss (faulty.constant)", "no gradient"]),
+        ("method.loss={_target_: faulty.third_class}", ["method.loss", "IndexError", line_of("[None][5]")]),
+        ("method.loss={gamma: 2}", ["method.loss._target_ is missing"]),
+    ],
+)
+def test_a_faulty_function_gets_one_line_and_nothing_is_written(capfd, override, facts):
+    assert main(["train", *TINY, "model=resnet20", "method=baseline", override]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert all(fact in err for fact in facts), err
+    assert not find(Path("runs"))
+
+
+@pytest.mark.usefixtures("_faulty")
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        (
+            "{_target_: faulty.Network, fault: init}",
+            ["model (faulty.Network) failed: ValueError: no such fault", line_of("no such fault")],
+        ),
+        (
+            "{_target_: faulty.Network, fault: shape}",
+            ["must return a tensor of shape [2, 10], not one of [2, 3, 32, 32]"],
+        ),
+        ("{_target_: faulty.Network, depth: 3}", ["model (faulty.Network)", "unexpected keyword argument 'depth'"]),
+        ("{_target_: faulty.number}", ["model (faulty.number)", "not int"]),
+        ("{_target_: faulty.Network, name: resnet18}", ["model has a name and a _target_"]),
+        ("{_target_: timm.create_model, model_name: no_such}", ["model (timm.create_model) failed", "no_such"]),
+    ],
+)
+def test_a_faulty_network_gets_one_line_and_nothing_is_written(capfd, text, facts):
+    assert main(["train", *TINY, "method=baseline", *own_model(text)]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert all(fact in err for fact in facts), err
+    assert not find(Path("runs"))
+
+
+@pytest.mark.usefixtures("_faulty")
+def test_an_exception_while_training_names_key_file_and_line_and_the_run_can_go_on(capfd):
+    late = transform("{_target_: faulty.late, at: 1}")
+    assert main(["train", *TINY, "model=resnet20", "method=baseline", late]) == 2
+    assert "method.transforms.0 (faulty.late) failed: ZeroDivisionError: two lines (" in (err := capfd.readouterr().err)
+    assert line_of("ZeroDivisionError") in err
+    assert main(["train", *TINY, "method=baseline", *own_model("{_target_: faulty.Network, fault: late}"), late]) == 2
+    assert "model (faulty.Network) failed: IndexError: only in training" in capfd.readouterr().err
+    Path("faulty.py").write_text(FAULTY.replace("step == at", "False"))
+    sys.modules.pop("faulty")
+    assert main(["train", *TINY, "model=resnet20", "method=baseline", late]) == 0
+
+
+def test_a_loss_of_ones_own_does_not_go_with_what_it_replaces():
+    for override in ("method.alpha=0.5", "method.label_smoothing=0.1", "method.implementation=surrogate"):
+        with pytest.raises(InputError, match=r"method\.loss takes the place .* method=baseline"):
+            compose("method=baseline", "method.loss={_target_: a.b}", override)
+
+
+def test_name_and_arguments_are_part_of_the_identity():
+    def ids(part):
+        return group_id(identity(compose("method=baseline", part)))
+
+    plain = group_id(identity(compose("method=baseline")))
+    assert ids("method.loss=null") == plain
+    parts = [
+        *("method.loss={_target_: a.b}", "method.loss={_target_: a.c}", "method.loss={_target_: a.b, gamma: 1}"),
+        *(transform("{_target_: a.b}"), transform("{_target_: a.b, list: [1, {x: 2}]}")),
+    ]
+    assert len({plain, *map(ids, parts)}) == len(parts) + 1
+    assert run_id(identity(compose("model.name=timm/resnet18"))) != run_id(identity(compose("model=resnet18")))
+
+
+def test_a_loss_of_ones_own_trains_like_the_same_loss_of_ours():
+    theirs = train(*TINY, "model=resnet20", "method=baseline", "method.loss={_target_: torch.nn.CrossEntropyLoss}")
+    ours = train(*TINY, "model=resnet20", "method=baseline")
+    assert theirs.run_id != ours.run_id
+    assert theirs.train_loss == pytest.approx(ours.train_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier"),
+    [("resnet20", "fc"), ("vgg19_bn", "fc"), ("timm/test_convnext", "head.fc"), ("timm/test_vit", "head")],
+)
+def test_the_classifier_is_known_whatever_the_network_calls_it(name, classifier):
+    network = build(name, 7)
+    assert classifiers(network) == (classifier,)
+    assert network.get_submodule(classifier).out_features == 7
+
+
+def test_the_last_linear_layer_of_another_network_is_its_classifier():
+    assert classifiers(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))) == ("2",)
+    assert classifiers(nn.Conv2d(3, 4, 1)) == ()
+
+
+def test_agc_leaves_out_the_classifier_of_timms_networks():
+    config = compose(*TINY, "model.name=timm/test_convnext", "method=agc", "method.transforms.0.clip_factor=1e-9")
+    loaders = assemble(config, open_set(**data_options(config)), ALONE)
+    trainer = loaders[2]
+    for _, parameter in trainer.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    trainer.alterations[0](trainer.parameters, 0)
+    kept = [name for name, parameter in trainer.parameters if (parameter.grad == 1).all()]
+    assert kept == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_any_network_of_timm_trains_with_norms_recorded_and_stands_in_status_and_plan(capsys):
+    run = last_wins(*TINY, "model.name=timm/test_convnext", "recipe.local_batch=null", "record.norms_every=1")
+    assert main(["train", *run]) == 0
+    [(_, summary)] = find(Path("runs"))
+    assert summary.identity["model"] == {"name": "timm/test_convnext", "interpolation": None}
+    capsys.readouterr()
+    for command in (["plan", *run], ["status"], ["table", "custom"]):
+        assert main(command) == 0
+    assert "Checkpoints: 0.0 + ? GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (["model.name=timm/resnet5O"], ["timm has no network resnet5O", "did you mean timm/resnet50?"]),
+        (["model.name=timm/resnet50.no_tag"], ["Invalid pretrained tag"]),
+        (["model=resnet18", "model.name=timm/resnet18"], ["model.name=timm/resnet18 goes with model=timm"]),
+        (["model=timm", "model.name=resnet18"], ["model needs an interpolation"]),
+        (["model=timm"], ["model.name is missing"]),
+        (["model.name=timm/test_vit3"], ["model (timm/test_vit3) cannot take images of 32 pixels"]),
+        (["model.name=timm/test_resnet", "recipe.local_batch=null"], ["timm/test_resnet has batch norm"]),
+    ],
+)
+def test_a_network_of_timm_that_cannot_be_trained_gets_one_line(capfd, overrides, facts):
+    assert main(["train", *last_wins(*TINY, *overrides)]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert all(fact in err for fact in facts), err
+    assert not find(Path("runs"))
+
+
+def test_evaluation_resizes_as_timm_says_unless_the_config_does():
+    folder = ("data=imagefolder", "data.root=.")
+    for name, interpolation in (("timm/test_resnet", "bilinear"), ("timm/convnext_atto.d2_in1k", "bicubic")):
+        assert data_options(compose(*folder, f"model.name={name}"))["interpolation"] == interpolation
+    given = compose(*folder, "model.name=timm/convnext_atto", "model.interpolation=bilinear")
+    assert data_options(given)["interpolation"] == "bilinear"
