@@ -52,7 +52,8 @@ bench: $(READY)  ## our loss, loaders and step beside what one would pick instea
 
 tables: $(READY)  ## write results/tables/ from the measured runs in results/runs/
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
-	$(BIN)/pgt table demo --runs results/runs --output results/tables/demo.md >/dev/null
+	for name in demo tiny; do $(BIN)/pgt table $$name --runs results/runs --output results/tables/$$name.md >/dev/null || exit; done
+	$(BIN)/pgt table tiny --runs results/runs --output results/tables/tiny.csv >/dev/null
 
 docs: $(READY)  ## build the site of the documentation into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

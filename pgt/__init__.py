@@ -3,16 +3,23 @@
 from pgt import PowerGradCrossEntropy
 
 criterion = PowerGradCrossEntropy(alpha=0.25)  # instead of torch.nn.CrossEntropyLoss()
+
+Losses, transforms and alterations need torch alone; `train`, `pgt.runs` and the command `pgt` need `powergrad[train]`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pgt.launch.from_python import train
     from pgt.methods import (
+        Amplification,
         PowerGradCrossEntropy,
+        StateCorrection,
         SurrogateCrossEntropy,
+        WeightCorrection,
         clip_grad_norm,
         clip_grad_unitwise,
         clip_grad_value,
@@ -26,8 +33,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Amplification",
     "PowerGradCrossEntropy",
+    "StateCorrection",
     "SurrogateCrossEntropy",
+    "WeightCorrection",
     "clip_grad_norm",
     "clip_grad_unitwise",
     "clip_grad_value",
@@ -36,6 +46,7 @@ __all__ = [
     "smooth_labels",
     "stationary_threshold",
     "surrogate_cross_entropy",
+    "train",
 ]
 
 
@@ -44,9 +55,12 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a method is asked for: `pgt --help` answers at once."""
+    """Import what is asked for: without torch, `pgt --help` answers at once, and a loss does without the framework."""
     if name not in __all__:
         raise AttributeError(f"module 'pgt' has no attribute {name!r}")
-    import pgt.methods
+    try:
+        return getattr(import_module("pgt.launch.from_python" if name == "train" else "pgt.methods"), name)
+    except ModuleNotFoundError as error:
+        from pgt.core.errors import without_framework
 
-    return getattr(pgt.methods, name)
+        raise without_framework(error) or error from None

@@ -34,12 +34,25 @@ class Command:
 def doctor_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="ROOT", help="an image folder to check (default: $IMAGENET)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for runs to come (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="kill a training, resume it and compare, too")
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
 
 
 def doctor(options: Namespace) -> int:
     from pgt.tools import doctor
 
-    return doctor.command(options.data, options.runs)
+    return doctor.command(options.data, options.runs, options.resume, options.json)
+
+
+def init_options(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; files that are there stay as they are")
+
+
+def init(options: Namespace) -> int:
+    from pgt.tools import starter
+
+    starter.command(options.folder)
+    return 0
 
 
 def plan_options(parser: ArgumentParser) -> None:
@@ -340,8 +353,9 @@ def _several(group: str) -> str:
 
 
 COMMANDS = {
+    "init": Command("copy a first experiment, templates for Slurm and examples into a folder", init_options, init),
     "list": Command("the experiments, models, methods, data and recipes that there are", list_options, list_choices),
-    "doctor": Command("check this machine, before hours are spent on it (a minute or two)", doctor_options, doctor),
+    "doctor": Command("check this machine, before hours are spent on it (a minute)", doctor_options, doctor),
     "plan": Command("the distinct runs of experiments: which are done, what the others cost", plan_options, plan),
     "status": Command(
         "where runs stand: queued, running, finished, failed, ...; cancel and retry", status_options, status

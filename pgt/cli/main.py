@@ -7,6 +7,7 @@ import difflib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -83,7 +84,7 @@ class OneLine(argparse.ArgumentParser):
 def parser(chosen: str) -> argparse.ArgumentParser:
     """The parser of a command line. Only the chosen command gets its options: those of others may need slow imports."""
     made = OneLine(prog="pgt", description="PowerGrad Transform: train, and compare with the paper's numbers.")
-    made.add_argument("--version", action="version", version=__version__)
+    made.add_argument("--version", action="version", version=_version() if chosen == "--version" else "")
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")
     for name, command in COMMANDS.items():
@@ -93,9 +94,18 @@ def parser(chosen: str) -> argparse.ArgumentParser:
     return made
 
 
+def _version() -> str:
+    """The version, and the commit if it is known."""
+    from pgt.core.machine import commit
+
+    known = commit()
+    return __version__ if known.startswith("version ") else f"{__version__} (commit {known})"
+
+
 def entry() -> NoReturn:
     """The console script: `main`, and the way out of the process."""
     show_all_characters()
+    warnings.filterwarnings("ignore", "Failed to initialize NumPy")  # torch's words; `main` says what is missing
     try:
         code = main()
     except SystemExit as left:  # argparse and Hydra leave so, with a number

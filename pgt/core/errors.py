@@ -1,5 +1,6 @@
 """The ways in which a command ends on purpose before it is done."""
 
+import re
 import signal
 
 
@@ -68,8 +69,28 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+def without_framework(error: ModuleNotFoundError) -> InputError | None:
+    """The error of a package that comes with `powergrad[train]`, as one line; None if that extra is installed."""
+    from importlib.metadata import Distribution, PackageNotFoundError
+
+    try:
+        needed = Distribution.from_name("powergrad").requires or ()
+    except PackageNotFoundError:  # a checkout that was not installed
+        return None
+    for package in needed:
+        name, _, marker = package.partition(";")
+        try:
+            if re.search(r"extra == .train\b", marker):
+                Distribution.from_name(re.split(r"[^\w.-]", name)[0])
+        except PackageNotFoundError:
+            return InputError(f"this needs more than torch (no {error.name} here): pip install 'powergrad[train]'")
+    return None
+
+
 def expected(error: BaseException) -> InputError | TrainingError | RankZeroError | Stopped | None:
     """The error as one whose text is one line and which has an exit code; None if it is a fault of the program."""
+    if isinstance(error, ModuleNotFoundError):
+        return without_framework(error)
     if isinstance(error, OSError):
         return as_input_error(error)
     return error if isinstance(error, (InputError, TrainingError, RankZeroError, Stopped)) else None

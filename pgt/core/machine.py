@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
+import subprocess  # nosec B404  # only for git, without a shell
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -74,7 +74,10 @@ def cpus() -> int:
 
 
 def commit() -> str:
-    """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version."""
+    """The Git commit of this program, with a `+` if its tree has changes; outside a checkout, its version.
+
+    A wheel has the commit that it was built from in a file, which scripts/hatch_build.py has written.
+    """
     package = Path(__file__).resolve().parent.parent
     if (package / COMMIT).is_file():
         return (package / COMMIT).read_text().strip()
@@ -89,8 +92,9 @@ def commit() -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)  # nosec B603  # fixed words
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

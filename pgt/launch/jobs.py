@@ -9,7 +9,7 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -65,16 +65,10 @@ def train(arguments: Sequence[str]) -> int:
     Raises:
         InputError: the config of any job is wrong; nothing has been written.
     """
-    if not arguments:
-        raise InputError(
-            "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
-        )
-    options = _options(arguments)
-    folders = [options.config_dir] if options.config_dir else []
-    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
-    with own_conf(folders, options.config_name):
-        if showing := _showing(options):
-            return _show(showing, options)
+    options = parse(arguments)
+    with own_files(options):
+        if shows := showing(options):
+            return _show(shows, options)
         environment = rank_environment(os.environ)
         if environment is None:
             return _train_all(options.overrides, options.multirun)
@@ -82,12 +76,23 @@ def train(arguments: Sequence[str]) -> int:
         return run_as_rank(lambda: _compose_one(options.overrides, options.multirun))
 
 
-def _options(arguments: Sequence[str]) -> Namespace:
+def own_files(options: Namespace) -> AbstractContextManager[None]:
+    """A context in which the configs and modules of the user's own are found that a command line names."""
+    folders = [options.config_dir] if options.config_dir else []
+    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
+    return own_conf(folders, options.config_name)
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
     """Parse a command line by Hydra's own parser: its flags are ours.
 
     Raises:
-        InputError: an unknown flag, or one without its value.
+        InputError: no words, an unknown flag, or one without its value.
     """
+    if not arguments:
+        raise InputError(
+            "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
+        )
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
@@ -101,7 +106,7 @@ def _options(arguments: Sequence[str]) -> Namespace:
     return options
 
 
-def _showing(options: Namespace) -> list[str]:
+def showing(options: Namespace) -> list[str]:
     """The flags by which Hydra prints something and trains nothing."""
     flags = {name: getattr(options, name) for name in ("cfg", "info", "package", "resolve", "hydra_help")}
     words = [(f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value]
@@ -368,11 +373,11 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
         raise InputError(
             f"trainer.devices={wanted}, but {started} processes were started on this machine: leave it out"
         )
-    _check(config)
+    check(config)
     return config
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
     """Raise InputError if the config's data, loggers, or functions of the user's own are plainly not there."""
     check_size(config)
     own.check(config)
@@ -387,7 +392,7 @@ def _check_all(configs: Sequence[Config]) -> None:
         InputError, OSError: data or loggers are not there, or the data are not what their name says.
     """
     for config in configs:
-        _check(config)
+        check(config)
     if len(configs) > 1:
         for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
             data.open_set(**dict(options))

@@ -92,7 +92,8 @@ def draw(count: int, ratio: float, seed: int, epoch: int) -> list[bool]:
         count: number of layers.
         ratio: the share, in [0, 1].
     """
-    picked = random.Random(f"{seed} {epoch}").sample(range(count), max(1, round(ratio * count)))
+    draw = random.Random(f"{seed} {epoch}")  # nosec B311  # no secret
+    picked = draw.sample(range(count), max(1, round(ratio * count)))
     return [index in picked for index in range(count)]
 
 

@@ -11,6 +11,7 @@ from pgt.core.words import ranges
 from pgt.reproduction import epochs_needed, published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
 from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
+from pgt.reproduction.statistics import Sample, interval
 
 SMALL_DATA_NOTE = (
     "This shows the whole chain at work on real images; it does not show that PGT helps or hurts on ImageNet: "
@@ -102,8 +103,14 @@ def _data(group: Group) -> dict[str, object]:
         "seeds": " ".join(map(str, group.seeds)),
         "n": len(group.seeds),
         **sample_data(TRAIN, group.measured(TRAIN)),
-        **sample_data("train_diff", group.paired(TRAIN)),
+        **_difference_data("train_diff", group.paired(TRAIN)),
         **sample_data(LAST, group.measured(LAST)),
-        **sample_data("test_diff", group.paired(LAST)),
+        **_difference_data("test_diff", group.paired(LAST)),
         **sample_data(BEST, group.measured(BEST)),
     }
+
+
+def _difference_data(name: str, value: Sample | None) -> dict[str, object]:
+    """A paired difference with its confidence interval as four columns of data."""
+    low, high = interval(value) if value else (None, None)
+    return {**sample_data(name, value), f"{name}_low": low, f"{name}_high": high}

@@ -50,12 +50,13 @@ def frame(root: Path | str, experiment: str | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [_row(folder, summary) for folder, summary in find(Path(root), experiment)]
+    rows = [row(folder, summary) for folder, summary in find(Path(root), experiment)]
     names = list(dict.fromkeys([*FIRST, *_config_names(rows), *SUMMARY]))
-    return pd.DataFrame({name: _column(name, [row.get(name) for row in rows]) for name in names})
+    return pd.DataFrame({name: _column(name, [values.get(name) for values in rows]) for name in names})
 
 
-def _row(folder: Path, summary: Summary) -> dict[str, Any]:
+def row(folder: Path, summary: Summary) -> dict[str, Any]:
+    """The values of a run by their columns in `frame`; those that are not measured are None."""
     return {
         **{name: getattr(summary, name) for name in SUMMARY},
         **dotted(summary.identity),
@@ -68,7 +69,7 @@ def _row(folder: Path, summary: Summary) -> dict[str, Any]:
 
 def _config_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The names of all config values, those of one group (`recipe.`, `method.`) together."""
-    names = list(dict.fromkeys(name for row in rows for name in row if "." in name))
+    names = list(dict.fromkeys(name for values in rows for name in values if "." in name))
     groups = list(dict.fromkeys(name.partition(".")[0] for name in names))
     return sorted(names, key=lambda name: groups.index(name.partition(".")[0]))
 

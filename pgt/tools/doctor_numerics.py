@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import shlex
-import subprocess
+import subprocess  # nosec B404  # only for this program itself
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -23,9 +23,10 @@ import pgt
 from pgt.core.errors import InputError
 from pgt.methods import power_grad_cross_entropy
 from pgt.runs import folder as runs
-from pgt.tools.finding import NOTE, OK, Finding, judged, made
+from pgt.tools.finding import BAD, NOTE, OK, Finding, judged, made
 from pgt.tools.probe import first_device
 from pgt.tools.weights import read_run
+from pgt.training.folder import LAST
 from pgt.training.ranks import check_kernels, visible_gpus
 
 Trained: TypeAlias = tuple[Mapping[str, Tensor], float]
@@ -44,6 +45,10 @@ LOSS = 0.01
 trained at all differs by 0.025."""
 BATCH = 32
 """Samples of a step; it is rounded up to a multiple of the number of processes."""
+KILLED_EPOCHS = 6
+"""Epochs of the training that is killed after one of them."""
+RESUMED = 1e-6
+"""Highest allowed difference of weights after a training was resumed: it goes on bit for bit."""
 MINUTES = 5.0
 """Time limit of a short training."""
 
@@ -53,7 +58,7 @@ def torch_and_gpus() -> Iterator[Finding]:
     found = [torch.cuda.get_device_properties(index) for index in range(visible_gpus())]
     for index in range(len(found)):
         check_kernels(torch.device("cuda", index))
-    version = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    version = f"{torch.__version__}, Python {sys.version.split()[0]}"
     if not found:
         yield Finding(NOTE, f"{version}, no GPU: runs train on the CPU")
         return
@@ -66,18 +71,23 @@ def torch_and_gpus() -> Iterator[Finding]:
 
 
 def gradients() -> Iterator[Finding]:
-    """Check PGT's gradient on every device, for logits in 32 and in 16 bits."""
+    """Check PGT's gradient on every device, for logits in 32 and in 16 bits. Devices that are right share a line."""
+    right: dict[torch.device, dict[torch.dtype, float]] = {}
     for device in [torch.device("cpu"), *(torch.device("cuda", index) for index in range(visible_gpus()))]:
         errors = {dtype: gradient_error(device, dtype) for dtype in TOLERANCES}
-        said = ", ".join(
-            f"{str(dtype).removeprefix('torch.')} {error:.0e} (at most {TOLERANCES[dtype]:.0e})"
-            for dtype, error in errors.items()
-        )
-        yield judged(
-            all(error <= TOLERANCES[dtype] for dtype, error in errors.items()),
-            f"{device}: relative error of PGT's gradient against autograd in float64: {said}",
-            "do not train with this torch on this device",
-        )
+        if all(error <= TOLERANCES[dtype] for dtype, error in errors.items()):
+            right[device] = errors
+        else:
+            yield Finding(BAD, f"{device}: {_off(errors)}: do not train with this torch on this device")
+    if right:
+        worst = {dtype: max(errors[dtype] for errors in right.values()) for dtype in TOLERANCES}
+        yield Finding(OK, f"{', '.join(map(str, right))}: {_off(worst)}")
+
+
+def _off(errors: Mapping[torch.dtype, float]) -> str:
+    """Words about the errors of a gradient."""
+    by_type = [f"{error:.0e} in {str(dtype).removeprefix('torch.')}" for dtype, error in errors.items()]
+    return f"off autograd's in float64 by {', '.join(by_type)}"
 
 
 def gradient_error(device: torch.device, dtype: torch.dtype) -> float:
@@ -110,8 +120,8 @@ def compilation() -> Iterator[Finding]:
         logging.disable(logging.NOTSET)
     yield judged(
         torch.allclose(found, expected, rtol=1e-4, atol=1e-7),
-        f"{device}: compiled PGT's gradient beside the uncompiled one ({time.monotonic() - start:.0f} s)",
-        "they differ; leave trainer.compile=false",
+        f"{device}: the compiled gradient beside the uncompiled one ({time.monotonic() - start:.0f} s)",
+        "they differ, leave trainer.compile=false",
     )
 
 
@@ -136,7 +146,7 @@ def _to_the_same_weights(where: str, count: int, train: Train, reference: Traine
     apart = difference(weights, reference[0])
     yield judged(
         apart <= WEIGHTS,
-        f"{where} beside one CPU process: the weights differ by {apart:.0e} (at most {WEIGHTS:.0e}) of their norm",
+        f"{where} beside one CPU process: weights differ by {apart:.0e} of their norm (at most {WEIGHTS:.0e})",
         "see whether NCCL_P2P_DISABLE=1 changes it" if count > 1 and visible_gpus() else "do not train so",
     )
 
@@ -146,17 +156,33 @@ def _to_the_same_loss(where: str, count: int, precision: str, train: Train, refe
     off = abs(loss / reference[1] - 1)
     yield judged(
         off <= LOSS,
-        f"{where} in {precision}: the loss differs by {off:.2%} (at most {LOSS:.0%}) from float32's on the CPU",
+        f"{where} in {precision}: the loss differs by {off:.2%} from float32's on the CPU (at most {LOSS:.0%})",
         "take another trainer.precision",
     )
 
 
-def trained(root: Path, *overrides: str, **variables: str) -> Trained:
-    """Train an epoch on the embedded digits by `pgt train` in a process of its own, since it may crash or hang.
+def resuming() -> Iterator[Finding]:
+    """Kill a training, resume it, and compare its weights with those of a training that nobody has killed."""
+    words = (f"recipe.global_batch={BATCH}", "trainer.devices=1", "trainer.deterministic=true")
+    with TemporaryDirectory() as name:
+        whole, _ = trained(Path(name), *words, epochs=KILLED_EPOCHS)
+        resumed, _ = trained(Path(name), *words, epochs=KILLED_EPOCHS, killed=True)
+    apart = difference(resumed, whole)
+    yield judged(
+        apart <= RESUMED,
+        f"killed and resumed beside not killed: weights differ by {apart:.0e} of their norm (at most {RESUMED:.0e})",
+        "a run that is interrupted ends elsewhere; see whether the disk of the runs loses what is written",
+    )
+
+
+def trained(root: Path, *overrides: str, epochs: int = 1, killed: bool = False, **variables: str) -> Trained:
+    """Train on the embedded digits by `pgt train` in a process of its own, since it may crash or hang.
 
     Args:
         root: folder for all that the process writes.
         overrides: of `pgt train`.
+        epochs: how long to train.
+        killed: kill the process when it has written a checkpoint, and let another one go on from there.
         variables: environment variables.
 
     Returns:
@@ -166,18 +192,17 @@ def trained(root: Path, *overrides: str, **variables: str) -> Trained:
         InputError: the training fails, or takes longer than `MINUTES`.
     """
     folder = Path(mkdtemp(dir=root))
-    words = ["experiment=demo/nobn", "method=pgt", "recipe.epochs=1", "recipe.warmup_epochs=0", *overrides]
+    schedule = (f"recipe.epochs={epochs}", "recipe.warmup_epochs=0")
+    words = ["experiment=demo/nobn", "method=pgt", *schedule, *overrides]
     shown = [*(f"{key}={value}" for key, value in variables.items()), "pgt", "train", *words, "paths.runs=/tmp/doctor"]
     path = os.pathsep.join([str(Path(pgt.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     here = {"PYTHONPATH": path, "TMPDIR": str(folder)}  # run this pgt, and keep the files of a killed one in `root`
+    here |= {"OMP_NUM_THREADS": "1"}  # more threads are hardly faster, and on a busy machine many times slower
+    command, environment = [sys.executable, "-m", "pgt", "train", *words], {**os.environ, **here, **variables}
+    first = kill_after_checkpoint(command, folder, environment) if killed else ""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pgt", "train", *words],
-            cwd=folder,
-            env={**os.environ, **here, **variables},
-            capture_output=True,
-            text=True,
-            timeout=60 * MINUTES,
+        done = subprocess.run(  # nosec B603  # no shell, and fixed words
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60 * MINUTES
         )
     except subprocess.TimeoutExpired:
         hint = "; with NCCL_DEBUG=INFO before it, it may say why" if visible_gpus() else ""
@@ -185,7 +210,32 @@ def trained(root: Path, *overrides: str, **variables: str) -> Trained:
     if done.returncode:
         raise InputError(f"`{shlex.join(shown)}` fails: {reason(done.stderr) or f'exit code {done.returncode}'}")
     ((run, summary),) = runs.find(folder / "runs")
+    if not (run / "metrics.jsonl").read_text().startswith(first):
+        raise InputError("the killed training began anew: see whether the disk of the runs loses what is written")
     return read_run(run, "last").state, float(summary.train_loss or "nan")
+
+
+def kill_after_checkpoint(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
+    """Start a training and kill it when it has written a checkpoint; returns the first record of its metrics.jsonl.
+
+    Raises:
+        InputError: it ends before.
+    """
+    deadline = time.monotonic() + 60 * MINUTES
+    with subprocess.Popen(  # nosec B603  # no shell, and fixed words
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            while not [*folder.rglob(LAST)]:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise InputError("the training that was to be killed wrote no checkpoint")
+                time.sleep(0.02)
+        finally:
+            process.kill()
+    ((run, summary),) = runs.find(folder / "runs")
+    if summary.status == runs.FINISHED:
+        raise InputError("the training was over before it could be killed: try again")
+    return (run / "metrics.jsonl").read_text().splitlines()[0]
 
 
 def reason(errors: str) -> str:

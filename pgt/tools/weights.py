@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import pickle
+import pickle  # nosec B403  # only for its UnpicklingError
 import re
 import warnings
 from collections.abc import Mapping

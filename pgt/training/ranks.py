@@ -162,8 +162,8 @@ def visible_gpus() -> int:
     if count and not torch.cuda.is_available():
         raise InputError(
             f"{count} GPUs are there, and torch {torch.__version__} cannot use them: their driver (`nvidia-smi`) may "
-            f"be too old for its CUDA {torch.version.cuda}; update it, install a torch for an older CUDA, or set "
-            "CUDA_VISIBLE_DEVICES= to train on the CPU"
+            f"be too old for its CUDA {torch.version.cuda}; update it, install a torch for an older CUDA, or train "
+            "on the CPU with CUDA_VISIBLE_DEVICES= before the command"
         )
     return count
 

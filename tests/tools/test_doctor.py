@@ -1,8 +1,10 @@
 """`pgt doctor`: all checks on this machine, and each check with something broken."""
 
 import errno
+import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,10 @@ from pgt.cli.main import main as cli
 from pgt.core.errors import InputError
 from pgt.core.machine import has_dali
 from pgt.runs import folder as runs
-from pgt.tools import doctor, doctor_numerics
+from pgt.tools import doctor, doctor_numerics, doctor_speed
 from pgt.tools.finding import BAD, NOTE, OK, Finding, made
 from pgt.tools.jpegs import generate
 from tests.conftest import pgt
-
-LINE = re.compile(r"(ok|note|bad) +(\w+) +(.+)")
 
 
 def levels(findings):
@@ -29,14 +29,17 @@ def levels(findings):
 def test_a_sound_machine(tmp_path):
     for split in ("train", "val"):
         generate(tmp_path / "set" / split, 3)
-    done = pgt("doctor", "--data", "set", "--runs", "somewhere/runs", timeout=580)
-    *lines, last = done.stdout.splitlines()
-    assert (done.returncode, done.stderr, last) == (0, "", "no problem found"), done.stdout
-    found = [LINE.fullmatch(line).groups() for line in lines]
-    assert list(dict.fromkeys(name for _, name, _ in found)) == list(doctor.checks(None, tmp_path))
-    said = {name: (level, text) for level, name, text in reversed(found)}
+    done = pgt("doctor", "--data", "set", "--runs", "somewhere/runs", "--resume", "--json", timeout=580)
+    said = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, said["bad"]) == (0, "", 0), done.stdout
+    found = said["findings"]
+    assert list(dict.fromkeys(line["check"] for line in found)) == list(doctor.checks(Path("set"), tmp_path, True))
+    assert len(found) < 24
+    said = {line["check"]: (line["level"], line["text"]) for line in reversed(found)}
     assert said["gradient"][0] == said["training"][0] == said["data"][0] == said["runs"][0] == "ok"
     assert "2 classes, 3 training and 3 validation" in said["data"][1]
+    assert said["resume"][0] == "ok"
+    assert re.search("resnet18 trains on|resnet50 trains on", said["speed"][1])
     assert os.listdir() == ["set"]
 
 
@@ -46,22 +49,28 @@ def test_a_check_that_fails_does_not_stop_the_others(monkeypatch, capsys):
         raise InputError("no such thing: make one")
 
     checks = {"first": fails, "second": lambda: iter([Finding(NOTE, "hm"), Finding(BAD, "x" * 200)])}
-    monkeypatch.setattr(doctor, "checks", lambda root, runs_root: checks)
+    monkeypatch.setattr(doctor, "checks", lambda *_: checks)
     assert cli(["doctor"]) == 2
-    assert capsys.readouterr().out.splitlines() == [
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [
         "ok   first     so far [so good]",
         "bad  first     no such thing: make one",
         "note second    hm",
         f"bad  second    {'x' * 200}",
-        "2 of 4 findings are bad",
     ]
+    assert last.startswith("2 of 4 findings are bad")
+    assert cli(["doctor", "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["bad"] == 2
+    assert said["findings"][1] == {"check": "first", "level": "bad", "text": "no such thing: make one"}
 
 
 def test_one_cause_is_told_once(monkeypatch, capsys):
     same = Finding(BAD, "no driver: install one")
     monkeypatch.setattr(doctor, "checks", lambda *_: {name: lambda: iter([same]) for name in "abc"})
     assert cli(["doctor"]) == 2
-    assert capsys.readouterr().out.splitlines() == [f"bad  a         {same.text}", "1 of 1 findings are bad"]
+    line, last = capsys.readouterr().out.splitlines()
+    assert (line, last[:23]) == (f"bad  a         {same.text}", "1 of 1 findings are bad")
 
 
 def test_whatever_a_check_raises_is_a_finding():
@@ -93,6 +102,79 @@ def test_the_doctor_refuses_to_be_one_of_several_processes(monkeypatch, capsys):
 def test_a_wrong_gradient_is_found(monkeypatch):
     monkeypatch.setattr(doctor_numerics, "power_grad_cross_entropy", lambda z, y, alpha: F.cross_entropy(z, y))
     assert next(doctor_numerics.gradients()).level == BAD
+
+
+def test_devices_that_are_right_share_a_line(monkeypatch):
+    errors = {"cuda:1": 1.0}
+    monkeypatch.setattr(doctor_numerics, "visible_gpus", lambda: 3)
+    monkeypatch.setattr(doctor_numerics, "gradient_error", lambda device, dtype: errors.get(str(device), 1e-6))
+    bad, ok = doctor_numerics.gradients()
+    assert (bad.level, bad.text.partition(": ")[0]) == (BAD, "cuda:1")
+    assert (ok.level, ok.text.partition(": ")[0]) == (OK, "cpu, cuda:0, cuda:2")
+
+
+@pytest.mark.parametrize(("shift", "level"), [(0.0, OK), (1e-4, BAD)])
+def test_a_run_that_ends_elsewhere_after_it_was_resumed_is_bad(monkeypatch, shift, level):
+    def trained(root, *overrides, epochs, killed=False):
+        return {"w": torch.full((1,), 1.0 + killed * shift)}, 1.0
+
+    monkeypatch.setattr(doctor_numerics, "trained", trained)
+    assert levels(doctor_numerics.resuming()) == [level]
+
+
+@pytest.mark.slow
+def test_a_killed_training_that_begins_anew_is_found(tmp_path, monkeypatch):
+    """As on a disk that loses what was written."""
+    kill = doctor_numerics.kill_after_checkpoint
+
+    def loses(command, folder, environment):
+        first = kill(command, folder, environment)
+        for path in folder.rglob("checkpoints/*.pt"):
+            path.unlink()
+        return first
+
+    words = ("recipe.global_batch=32", "trainer.devices=1")
+    _, loss = doctor_numerics.trained(tmp_path, *words, epochs=6, killed=True)
+    assert loss > 0
+    monkeypatch.setattr(doctor_numerics, "kill_after_checkpoint", loses)
+    with pytest.raises(InputError, match="began anew"):
+        doctor_numerics.trained(tmp_path, *words, epochs=6, killed=True)
+
+
+@pytest.mark.parametrize(
+    ("read", "workers", "dali", "level", "said"),
+    [
+        (1500.0, 8, True, OK, "keeps up"),
+        (915.0, 4, True, NOTE, r"feeds 61% of this GPU .*raise data.workers \(up to 8\)"),
+        (915.0, 8, False, NOTE, "61% .*install NVIDIA DALI"),
+        (915.0, 8, True, NOTE, "61% .*has 8 CPUs"),
+    ],
+)
+def test_a_loader_that_is_slower_than_the_network_is_worth_knowing(monkeypatch, read, workers, dali, level, said):
+    monkeypatch.setattr(doctor_speed, "has_dali", lambda: dali)
+    finding = doctor_speed.compared(read, 1500.0, "resnet50", torch.device("cuda"), workers, 8)
+    assert finding.level == level
+    assert re.search(said, finding.text)
+
+
+def test_speed_is_checked_on_a_named_data_set_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("IMAGENET", raising=False)
+    Path("train").mkdir()
+    assert "speed" not in doctor.checks(None, tmp_path)
+    assert "speed" in doctor.checks(tmp_path, tmp_path)
+    monkeypatch.setenv("IMAGENET", str(tmp_path))
+    assert "speed" in doctor.checks(None, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_speed_of_the_loader_is_measured_on_the_users_files(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        generate(tmp_path / split, 2)
+    monkeypatch.setattr(doctor_speed, "SECONDS", 0.2)
+    monkeypatch.setattr(doctor_speed, "CPU_CASE", doctor_speed.Case("resnet20", 2, 32, "fp32"))
+    monkeypatch.setattr(doctor_speed, "first_device", lambda: torch.device("cpu"))
+    [finding] = doctor_speed.loader_and_network(tmp_path)
+    assert re.search(r"[\d,]+ images/s with \d+ data workers, resnet20 trains on [\d,]+", finding.text)
 
 
 def test_a_compiler_that_is_not_there_is_worth_knowing(monkeypatch):
@@ -129,7 +211,7 @@ def test_trainings_are_compared_in_every_way_that_there_is(monkeypatch):
         (batch, four, "trainer.precision=fp16"),
     ]
     assert levels(found) == [OK, BAD, BAD, BAD]
-    assert "differ by 3e-03 (at most 1e-03) of their norm" in found[1].text  # 0.01·√2 of 5
+    assert "differ by 3e-03 of their norm (at most 1e-03)" in found[1].text  # 0.01·√2 of 5
     assert found[2].text == "no such kernels"
     assert "differs by 2.50%" in found[3].text
 
