@@ -100,8 +100,13 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
     Args:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of.
+
+    Raises:
+        InputError: the experiment is an absolute path.
     """
     whole, within = root.resolve(), Path(experiment or "")
+    if within.is_absolute():
+        raise InputError(f"{experiment} is no experiment: name it as below the runs folder, as in demo/bn")
     try:
         queue = queued()
     except InputError as error:
@@ -148,7 +153,7 @@ def _standing(
     if process or job:
         return replace(one, status=RUNNING if process or (job and job.running) else QUEUED)
     failure = read_failure(folder)
-    if sweep and sweep.process and not (failure and (folder / FAILURE).stat().st_mtime >= sweep.started):
+    if sweep and sweep.process and not (failure and _modified(folder / FAILURE) >= sweep.started):
         return replace(one, status=QUEUED, process=sweep.process)
     if failure:
         line = failure.reason.removeprefix(f"{folder}: ").splitlines()[-1]
@@ -158,11 +163,19 @@ def _standing(
     return replace(one, status=KILLED if was_killed(folder) else STOPPED)
 
 
+def _modified(path: Path) -> float:
+    """When a file was last written, in seconds since the epoch; now, if somebody has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
 def _progress(one: Standing, summary: Summary | None) -> Standing:
     """A run that has not ended, with its speed, the time left and how long it has been silent, if they are known."""
     record = last_record(one.run)
     if record:
-        one = replace(one, silent=max(0.0, time.time() - (one.run / "metrics.jsonl").stat().st_mtime))
+        one = replace(one, silent=max(0.0, time.time() - _modified(one.run / "metrics.jsonl")))
     speed = one.images_per_second or record.get("images_per_second")
     if summary is None or not speed:
         return one

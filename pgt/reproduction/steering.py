@@ -13,7 +13,7 @@ from pathlib import Path
 from pgt.config.grammar import key_of
 from pgt.reproduction.status import FAILED, QUEUED, REFUSED, RUNNING, standings
 from pgt.runs import sweeps
-from pgt.runs.folder import read_failure
+from pgt.runs.folder import LOCK, read_failure
 
 
 def cancel(root: Path, experiment: str) -> Iterator[str]:
@@ -32,24 +32,41 @@ def cancel(root: Path, experiment: str) -> Iterator[str]:
     submitted = [one for one in going if one.job]
     sweeps.cancel([one.job for one in submitted if one.job])
     yield from (f"cancelled job {one.job}: {one.run}" for one in submitted)
-    here = [one.run for one in going if not one.job]
-    starters = {root / run: sweep.process for sweep in sweeps.read_sweeps(root) for run in sweep.runs if sweep.process}
-    trainers = {one.run: one.process for one in going if not one.job}
-    for process in dict.fromkeys([*(starters[run] for run in here if run in starters), *trainers.values()]):
-        runs = [run for run in here if process in (starters.get(run), trainers[run])]
-        yield f"{_end(process)}: {', '.join(map(str, runs))}"
+    here = {one.run: one.process for one in going if not one.job}
+    starters = [sweep for sweep in sweeps.read_sweeps(root) if sweep.process]
+    starts = {root / run: sweep.process for sweep in starters for run in sweep.runs if root / run in here}
+    holds = {process: run for run, process in here.items()} | {sweep.process: sweep.folder for sweep in starters}
+    for process in dict.fromkeys([*starts.values(), *here.values()]):
+        runs = [run for run, own in here.items() if process in (starts.get(run), own)]
+        yield f"{_end(process, holds[process])}: {', '.join(map(str, runs))}"
 
 
-def _end(process: str) -> str:
-    """Send SIGTERM to a process of this machine, as `pgt.runs.folder.lock` names it; returns what was done."""
+def _end(process: str, folder: Path) -> str:
+    """Send SIGTERM to the process that holds a folder, if it is one of this machine; returns what was done.
+
+    Args:
+        process: as `pgt.runs.folder.lock` names it.
+        folder: of a run or of a sweep.
+    """
     found = re.fullmatch(r"(.*), process (\d+)", process)
     if found is None or found[1] != platform.node():
         return f"not stopped, since it is on another machine ({process})"
+    number = int(found[2])
     try:
-        os.kill(int(found[2]), signal.SIGTERM)
+        if not _has_open(number, folder / LOCK):
+            return f"not stopped, since it is in another container ({process})"
+        os.kill(number, signal.SIGTERM)
     except OSError as error:
         return f"not stopped ({process}: {error.strerror})"
     return f"asked to stop ({process})"
+
+
+def _has_open(number: int, path: Path) -> bool:
+    """Whether a process has a file open: a container may share the machine's name and number its processes anew."""
+    opened = Path("/proc", str(number), "fd")
+    if not Path("/proc/self/fd").is_dir():  # macOS
+        return True
+    return opened.is_dir() and any(link.resolve() == path.resolve() for link in opened.iterdir())
 
 
 def retries(root: Path, experiment: str) -> dict[tuple[str, ...], int]:

@@ -192,6 +192,21 @@ def test_a_process_of_another_machine_is_named_and_not_stopped(capsys, monkeypat
     assert "not stopped, since it is on another machine" in capsys.readouterr().out
 
 
+def test_a_number_that_another_process_has_here_is_not_ended(capsys):
+    folder = begun(0, 1000.0)
+    process = holding(folder)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        (folder / "lock").write_text(f"{os.uname().nodename}, process {other.pid}")
+        assert main(["status", "--cancel", "demo/bn"]) == 0
+        assert "another container" in capsys.readouterr().out
+        assert other.poll() is None
+    finally:
+        for one in (process, other):
+            one.kill()
+            one.wait()
+
+
 def test_retrying_gives_the_command_of_failed_runs_again_and_leaves_others(capsys):
     words = last_wins(*TINY, "model=resnet20")
     assert main(["train", "-m", *words, "seed=0,1"]) == 0
