@@ -46,7 +46,7 @@ BAD = (DIVERGED, FAILED, REFUSED, DAMAGED)
 REPEAT = {
     STOPPED: "to resume a stopped run, repeat its command (environment.json in its folder has it)",
     KILLED: "a killed run was ended without time to save; its command goes on from its last checkpoint",
-    NOT_BEGUN: "a run that has not begun was to be trained by a sweep that has ended; `--retry-failed` leaves it out",
+    NOT_BEGUN: "a run that has not begun was left by a sweep that ended; repeat its command (sweep.json in .sweeps/ has it)",
     FAILED: "`pgt status EXPERIMENT --retry-failed` trains failed and refused runs again",
 }
 """What to know of runs of a status."""
