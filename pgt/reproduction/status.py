@@ -43,11 +43,13 @@ FAILED, REFUSED, DAMAGED, NOT_BEGUN = "failed", "refused", "damaged", "not begun
 BAD = (DIVERGED, FAILED, REFUSED, DAMAGED)
 """The statuses that have a reason."""
 
+RETRY = "`pgt status EXPERIMENT --retry-failed` trains failed and refused runs again"
 REPEAT = {
     STOPPED: "to resume a stopped run, repeat its command (environment.json in its folder has it)",
     KILLED: "a killed run was ended without time to save; its command goes on from its last checkpoint",
-    NOT_BEGUN: "a run that has not begun was left by a sweep that ended; repeat its command (sweep.json in .sweeps/ has it)",
-    FAILED: "`pgt status EXPERIMENT --retry-failed` trains failed and refused runs again",
+    NOT_BEGUN: "a run that has not begun was left by a sweep; repeat its command (sweep.json in .sweeps/ has it)",
+    FAILED: RETRY,
+    REFUSED: RETRY,
 }
 """What to know of runs of a status."""
 
@@ -206,7 +208,8 @@ def status_table(found: Sequence[Standing], root: Path) -> Table:
     )
     there = {one.status for one in found}
     reasons = [f"{one.run}: {one.status}: {one.reason}" for one in found if one.status in BAD]
-    notes = [Note(counts(found), [*reasons, *(text for status, text in REPEAT.items() if status in there)])]
+    advice = dict.fromkeys(text for status, text in REPEAT.items() if status in there)
+    notes = [Note(counts(found), [*reasons, *advice])]
     if warned := [f"{one.run}: {one.warning}" for one in found if one.warning]:
         notes.append(Note("Warnings of the last epoch:", warned))
     return table(found, columns, notes=notes)
