@@ -87,8 +87,11 @@ class Helpers:
             InputError: one of them has died before all had begun.
         """
         before = multiprocessing.active_children()
-        with _named():
-            yield
+        try:
+            with _named():
+                yield
+        except (ConnectionError, EOFError):  # it died while DALI told it what to read
+            raise lost() from None
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
 
     @contextmanager
