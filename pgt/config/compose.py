@@ -1,4 +1,4 @@
-"""From a command line to checked configs, before anything is written and before torch is imported."""
+"""Composes and checks the configs of a command line, before anything is written and before torch is imported."""
 
 from __future__ import annotations
 

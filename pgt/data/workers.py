@@ -60,7 +60,7 @@ def lost() -> InputError:
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """A context whose errors that a process has died name the cause.
+    """A context in which the error of a dead reader process becomes one that names the cause.
 
     Raises:
         InputError: see `lost`.

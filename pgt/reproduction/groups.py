@@ -152,7 +152,9 @@ def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> list[str]:
-    """The columns among `names` that tell runs apart which those before them, and those in `known`, do not.
+    """The columns among `names` that are needed to tell runs apart.
+
+    Each separates runs that are equal in `known` and in the columns before it.
 
     A key that always changes together with an earlier one (`model.interpolation` with `model.name`) is not among them.
     """

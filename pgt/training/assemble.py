@@ -1,4 +1,4 @@
-"""From a checked config to what trains it: loaders and trainer on a rank's device."""
+"""Builds loaders and trainer on a rank's device from a checked config."""
 
 from __future__ import annotations
 
