@@ -268,9 +268,7 @@ def test_one_experiment_and_none(capsys):
     plant("demo/nobn", "baseline", 0, 90.0, 89.0, curve=(1,))
     assert [run.parent.name for run in statuses("demo/bn")] == ["bn"]
     assert main(["status", "table1"]) == 2
-    assert capsys.readouterr().err == (
-        "pgt: no runs under runs/table1: `pgt train` makes them, --runs names another folder\n"
-    )
+    assert "no runs under runs/table1: run `pgt train -m experiment=table1/all` first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
