@@ -57,6 +57,7 @@ def test_the_page_has_an_example_of_everything():
     assert all(text.count("\n") <= 12 for _, text in FILES)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_lab")
 def test_the_pages_commands_train_and_show_the_pages_examples(capsys):
     [block] = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

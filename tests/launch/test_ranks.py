@@ -221,7 +221,9 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
         pytest.param(("model=resnet20_nobn", "trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
          "trainer.devices=3, but 2 processes were started on this machine: leave it out",
                      marks=pytest.mark.slow),
-        (("recipe.local_batch=8",), "2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8"),
+        pytest.param(("recipe.local_batch=8",), 
+                     "2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8",
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_bad_input_under_torchrun_is_said_once(marked, arguments, text):

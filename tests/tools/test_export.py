@@ -73,7 +73,7 @@ def test_without_norm_timm_loads_it_as_the_card_says_and_not_otherwise(trained):
     "overrides",
     [
         ["model=resnet20"],
-        ["model=resnet18", "model.stem=small"],
+        pytest.param(["model=resnet18", "model.stem=small"], marks=pytest.mark.slow),
         pytest.param(["model=vgg19_bn"], marks=pytest.mark.slow),
     ],
 )
