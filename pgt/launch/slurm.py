@@ -17,7 +17,7 @@ from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import PACKAGE, conf_dir
+from pgt.config.resources import PACKAGE, conf_dir, sources
 from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
@@ -133,7 +133,10 @@ class _Submission:
         if int(self._options.get("nodes", 1)) > 1:
             self._options["ntasks_per_node"] = tasks_per_node or self._options.get("gpus_per_node", 1)
         self._options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
-        self._lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(str(self._code))} PYTHONSAFEPATH=1", *setup]
+        # Modules of the user's own are found in the order in which this process finds them, see `jobs.own_files`.
+        path = [self._code, os.environ.get("PYTHONPATH", ""), Path.cwd(), *sources().own]
+        found = os.pathsep.join(filter(None, map(str, path)))
+        self._lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(found)} PYTHONSAFEPATH=1", *setup]
 
     def submit(self, jobs: Sequence[LaunchedJob], largest: int) -> list[str]:
         """Submit jobs as arrays of at most `largest` jobs; returns the ids of the arrays.

@@ -32,6 +32,31 @@ def statuses():
     return sorted(summary.status for _, summary in find(Path("runs")))
 
 
+@pytest.fixture
+def submitted(monkeypatch):
+    """A stand-in for Slurm that takes every job; gives the names of the scripts that it got."""
+    folder = Path("bin")
+    folder.mkdir()
+    says = {"scontrol": "echo MaxArraySize=3", "squeue": "", "srun": "",
+            "sbatch": 'echo "$@" >> submitted; echo Submitted batch job 7'}  # fmt: skip
+    for name, line in says.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder.absolute()}:{os.environ['PATH']}")
+    return lambda: Path("submitted").read_text().splitlines()
+
+
+def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeypatch):
+    Path("own").mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "/mine:/yours")
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1", "--config-dir", "own")) == 0
+    [script] = submitted()
+    [sweep] = Path("runs/.sweeps").iterdir()
+    [path] = re.findall(r"^export PYTHONPATH=(\S+) PYTHONSAFEPATH=1$", Path(script).read_text(), re.MULTILINE)
+    assert path.split(":") == [f"{sweep.absolute()}/code", "/mine", "/yours", str(Path.cwd()), str(Path("own").absolute())]
+
+
 def test_without_slurm_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(Path.cwd()))
     assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1")) == 2
