@@ -54,7 +54,8 @@ def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeyp
     [script] = submitted()
     [sweep] = Path("runs/.sweeps").iterdir()
     [path] = re.findall(r"^export PYTHONPATH=(\S+) PYTHONSAFEPATH=1$", Path(script).read_text(), re.MULTILINE)
-    assert path.split(":") == [f"{sweep.absolute()}/code", "/mine", "/yours", str(Path.cwd()), str(Path("own").absolute())]
+    here = Path.cwd()
+    assert path.split(":") == [str(here / sweep / "code"), "/mine", "/yours", str(here), str(here / "own")]
 
 
 def test_without_slurm_one_line_says_so(capsys, monkeypatch):
