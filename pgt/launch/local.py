@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,7 +22,7 @@ from pgt.launch.jobs import train_job
 from pgt.launch.launchers import LaunchedJob
 from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
-from pgt.runs.folder import FINISHED, Failure, last_record, read_failure, read_summary, write_failure
+from pgt.runs.folder import FINISHED, UNFINISHED, Failure, last_record, read_failure, read_summary, write_failure
 from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
 
@@ -62,7 +62,7 @@ def launch(
     for job in jobs:
         link(sweep, job.number, job.folder)
     results = _SideBySide(sweep, free).train(jobs)
-    return [results[job.number] for job in jobs]
+    return [results.get(job.number, math.nan) for job in jobs]  # one that was asked to stop by itself has none
 
 
 def slots(cpus: Sequence[int], gpus: Sequence[str], gpus_per_job: int | None, cpus_per_job: int | None) -> list[Slot]:
@@ -180,7 +180,8 @@ class _SideBySide:
             else:
                 if isinstance(outcome, Exception):
                     failure = Failure(TrainingError.exit_code, str(outcome), job.command)
-                    write_failure(job.folder, failure)
+                    with suppress(OSError, InputError):  # the disk may be full
+                        write_failure(job.folder, failure)
                 self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
                 self._say(job, _end(job.folder))
 
@@ -202,7 +203,12 @@ class _SideBySide:
 
 def _end(folder: Path) -> str:
     """How a run has ended, in one line."""
-    summary, failure = read_summary(folder), read_failure(folder)
+    try:
+        summary, failure = read_summary(folder), read_failure(folder)
+    except InputError as error:
+        return f"failed: {error}"
     if failure is not None and (summary is None or summary.status != FINISHED):
         return f"failed: {failure.reason.removeprefix(f'{folder}: ').splitlines()[-1]}"
+    if summary is not None and summary.status == UNFINISHED:
+        return "not finished; its log says why"
     return result_line(summary) if summary is not None else "refused; its log says why"
