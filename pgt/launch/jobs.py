@@ -124,8 +124,7 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     if submits and jobs.searches:
         raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
     flags = ["-m"] if multirun else []
-    total = jobs.hydra.sweeper.get("n_trials") if jobs.searches else len(jobs.configs)
-    sweep = Sweep(total, ["pgt train", *flags, *jobs.overrides])
+    sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.overrides])
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in overrides}
@@ -140,11 +139,18 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
             return 0
         if jobs.searches:
             found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
-            refused = (total or 0) - len(found)  # these jobs could not say which run they were
-            return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
+            return _exit_code([code_in(found[number]) for number in sorted(found)])
     if _in_turn(jobs.hydra):
         _share(jobs.configs)
     return _exit_code([_code_of(config) for config in jobs.configs])
+
+
+def _count(jobs: Jobs) -> int | None:
+    """The number of jobs that a command line will have, if it is known before they begin."""
+    if not jobs.searches:
+        return len(jobs.configs)
+    grid = jobs.hydra.runtime.choices.get("hydra/sweeper/sampler") == "grid"  # may have fewer points than `n_trials`
+    return None if grid else jobs.hydra.sweeper.get("n_trials")
 
 
 def _in_turn(hydra: HydraConf) -> bool:
@@ -218,8 +224,8 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     """Train one job. Hydra calls it, in this process or in another one, whatever its launcher and sweeper are.
 
     Returns:
-        The best test top-1 in percent, which a sweeper may optimise; NaN if the job of a sweep has failed, or if its
-        run is put off.
+        The best test top-1 in percent, which a sweeper may optimise; 0 if the job of a sweep has failed, if its run is
+        put off, or if it is refused, as values may be that a sweeper combines.
 
     Raises:
         InputError, TrainingError: as `run`, if the job is the only one of the command line.
@@ -227,26 +233,42 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    config, hydra = validate(composed), HydraConfig.get()
+    hydra = HydraConfig.get()
     sys.argv = sweep.command
     if hydra.mode != RunMode.MULTIRUN:
+        config = None
         try:
+            config = validate(composed)
             return _objective(run(config))
         except Exception as error:
             with suppress(InputError):
-                folder = folder_of(config)
-                if folder.is_dir():  # bad input makes none
+                if config is not None and (folder := folder_of(config)).is_dir():  # bad input makes none
                     _note(folder, error)
             raise _Failed(error) from None
-    in_turn = _in_turn(hydra)
-    if not in_turn:
-        with suppress(InputError):  # `train_job` meets it again and says so
+    name, in_turn = label(hydra.job.num, sweep.total), _in_turn(hydra)
+    try:
+        config = validate(composed)
+        if not in_turn:
             link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
-    return train_job(config, label(hydra.job.num, sweep.total), waits=not in_turn)
+    except Exception as error:
+        return told(refused(Path(hydra.sweep.dir), hydra.job.num, name, error))
+    return told(train_job(config, name, waits=not in_turn))
+
+
+def told(objective: float) -> float:
+    """The objective as sweepers get it: NaN, at which optuna would end a search, as 0, the worst accuracy."""
+    return 0.0 if math.isnan(objective) else objective
+
+
+def refused(sweep: Path, number: int, label: str, error: Exception) -> float:
+    """Print why a job of a sweep has no run, and note it in the sweep's folder; returns its objective, NaN."""
+    failed(None, label, error)
+    link(sweep, number, sweep / "refused")  # to nowhere: `code_in` takes it for bad input
+    return math.nan
 
 
 def train_job(config: Config, label: str, waits: bool) -> float:
-    """Train one job of a sweep; returns its objective, as `task`. If it fails, its run folder says why.
+    """Train one job of a sweep; returns its objective, NaN if there is none. If it fails, its run folder says why.
 
     Args:
         waits: if another process trains the run, wait for it; otherwise put the run off.

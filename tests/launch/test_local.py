@@ -114,6 +114,19 @@ def test_however_a_job_ends_the_others_go_on(outcomes, capsys, first, code, said
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # importing optuna warns
+def test_values_that_do_not_go_together_do_not_end_a_search(outcomes, capsys):
+    outcomes[0] = ends(FINISHED)
+    search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
+              "recipe.global_batch=choice(8,16)", "recipe.local_batch=choice(8,16)")  # fmt: skip
+    assert main(last_wins(*SWEEP, *search)) == 2
+    out, err = capsys.readouterr()
+    assert out.count("best 50.00%") == 3
+    assert "recipe.local_batch (16)" in err
+    assert "1 of 4 runs failed" in err
+
+
+@pytest.mark.slow
 def test_a_failed_job_does_not_stop_the_others():
     done = pgt(*SWEEP, "recipe.lr_peak=1e30,0.01,0.02", "recipe.epochs=2")
     assert done.returncode == 1, done.stderr
