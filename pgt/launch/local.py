@@ -55,10 +55,15 @@ def launch(
         gpus_per_job, cpus_per_job: see conf/hydra/launcher/local.yaml.
 
     Raises:
-        InputError: the machine does not have what a job is to get.
+        InputError: the machine does not have what a job is to get, or a job asks for more GPUs than it gets.
         Stopped: this process was asked to stop; every job that was training has stopped in order.
     """
     free = slots(sorted(machine.affinity()), _gpus(), gpus_per_job, cpus_per_job)
+    gpus = len(free[0].gpus.split(",")) if free[0].gpus else 0
+    devices = max(job.config.trainer.devices or 1 for job in jobs)
+    if 0 < gpus < devices:
+        has = f"each job gets {gpus} GPU{'s' * (gpus > 1)}"
+        raise InputError(f"trainer.devices={devices}, but {has}: add hydra.launcher.gpus_per_job={devices}")
     for job in jobs:
         link(sweep, job.number, job.folder)
     results = _SideBySide(sweep, free).train(jobs)

@@ -74,6 +74,8 @@ def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | 
         if then:
             last = submission.submit_last(then, ids)
             print(f"`{then}` follows as job {last}, output in {os.path.relpath(sweep / 'then.log')}", flush=True)
+    elif then:
+        print(f"`{then}` is not submitted: no job is left that it could follow", flush=True)
     if not wait:
         return [math.nan] * len(jobs)
     for job in jobs:

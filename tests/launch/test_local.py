@@ -56,6 +56,14 @@ def test_a_request_that_does_not_fit_starts_nothing(capsys):
     assert list(Path("runs").glob("custom/*")) == []
 
 
+def test_more_devices_than_each_job_gets_start_nothing(monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("pgt.training.ranks.visible_gpus", lambda: 4)
+    assert main(last_wins(*SWEEP, "recipe.local_batch=4", "trainer.devices=2", "seed=0,1")) == 2
+    assert "hydra.launcher.gpus_per_job=2" in capsys.readouterr().err
+    assert list(Path("runs").glob("custom/*")) == []
+
+
 @pytest.fixture
 def outcomes(monkeypatch):
     """What stand-ins for the processes of the jobs do with a run's folder and send, by the seeds of the jobs."""

@@ -58,6 +58,13 @@ def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeyp
     assert path.split(":") == [str(here / sweep / "code"), "/mine", "/yours", str(here), str(here / "own")]
 
 
+def test_a_last_job_with_nothing_to_follow_is_said_to_be_left_out(submitted, capsys):
+    assert main(("train", *SHORT)) == 0
+    assert main(("train", *SHORT, *LAUNCHER, "hydra.launcher.then='pgt report'")) == 0
+    assert "`pgt report` is not submitted" in capsys.readouterr().out
+    assert not Path("submitted").exists()
+
+
 def test_without_slurm_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(Path.cwd()))
     assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1")) == 2
