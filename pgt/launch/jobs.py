@@ -43,7 +43,7 @@ from pgt.runs.folder import (
 )
 from pgt.runs.sweeps import LIST, link, new_sweep, runs_of
 from pgt.training import own
-from pgt.training.job import data_options, folder_of
+from pgt.training.job import data_options, folder_of, listing_once, open_data
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -115,6 +115,7 @@ def showing(options: Namespace) -> list[str]:
     return [word for name, value in words for word in ([name] if value is True else [name, value])]
 
 
+@listing_once()
 def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     jobs = compose_jobs(overrides, multirun)
     _check_all(jobs.configs)
@@ -186,10 +187,10 @@ def _share(configs: Sequence[Config]) -> None:
     Those are the runs that have begun, and have neither ended nor failed.
     """
     for number, config in enumerate(configs):
-        with suppress(InputError):  # the exit code counts it
+        with suppress(InputError, OSError), listing_once():  # the exit code counts it
             folder = _known_folder(config)
             if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
-                train_job(config, label(number, len(configs)), waits=True)
+                train_job(config, folder, label(number, len(configs)), waits=True)
 
 
 def _known_folder(config: Config) -> Path:
@@ -241,18 +242,20 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
             config = validate(composed)
             return _objective(run(config))
         except Exception as error:
-            with suppress(InputError):
+            with suppress(InputError, OSError):
                 if config is not None and (folder := folder_of(config)).is_dir():  # bad input makes none
                     _note(folder, error)
             raise _Failed(error) from None
     name, in_turn = label(hydra.job.num, sweep.total), _in_turn(hydra)
-    try:
-        config = validate(composed)
-        if not in_turn:
-            link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
-    except Exception as error:
-        return told(refused(Path(hydra.sweep.dir), hydra.job.num, name, error))
-    return told(train_job(config, name, waits=not in_turn))
+    with listing_once():
+        try:
+            config = validate(composed)
+            folder = _folders[repr(config)] = folder_of(config)
+            if not in_turn:
+                link(Path(hydra.sweep.dir), hydra.job.num, folder)
+        except Exception as error:
+            return told(refused(Path(hydra.sweep.dir), hydra.job.num, name, error))
+        return told(train_job(config, folder, name, waits=not in_turn))
 
 
 def told(objective: float) -> float:
@@ -267,17 +270,16 @@ def refused(sweep: Path, number: int, label: str, error: Exception) -> float:
     return math.nan
 
 
-def train_job(config: Config, label: str, waits: bool) -> float:
+def train_job(config: Config, folder: Path, label: str, waits: bool) -> float:
     """Train one job of a sweep; returns its objective, NaN if there is none. If it fails, its run folder says why.
 
     Args:
+        folder: of its run.
         waits: if another process trains the run, wait for it; otherwise put the run off.
     """
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
-    folder = None
     try:
-        folder = _folders[repr(config)] = folder_of(config)
         while True:
             try:
                 if process := holder(folder):
@@ -349,8 +351,8 @@ def _code_of(config: Config) -> int:
     """The exit code of a job, read from its run's folder."""
     try:
         return code_in(_known_folder(config))
-    except InputError as error:  # the data are gone; the job has said so
-        return error.exit_code
+    except (InputError, OSError) as error:  # the data are gone; the job has said so
+        return exit_code(error)
 
 
 def code_in(folder: Path) -> int:
@@ -416,8 +418,8 @@ def _check_all(configs: Sequence[Config]) -> None:
     for config in configs:
         check(config)
     if len(configs) > 1:
-        for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
-            data.open_set(**dict(options))
+        for config in {repr(data_options(config)): config for config in configs}.values():
+            open_data(config)
 
 
 def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfig], Any]) -> None:

@@ -81,7 +81,7 @@ class LocalLauncher(Launcher):
                 try:
                     [config] = compose_each([overrides])
                     jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
-                except InputError as error:
+                except (InputError, OSError) as error:
                     objectives[number] = refused(sweep, number, name, error)
         write_list(sweep, self._sweep.command, {job.folder: identity(job.config) for job in jobs})
         found = import_module(self.implementation).launch(jobs, sweep, **self._options) if jobs else []

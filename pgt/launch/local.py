@@ -113,7 +113,7 @@ def work(given: tuple[LaunchedJob, Slot, Path]) -> float:
         os.sched_setaffinity(0, slot.cpus)
     sys.argv = job.command
     with redirected(log):
-        return train_job(job.config, job.label, waits=True)
+        return train_job(job.config, job.folder, job.label, waits=True)
 
 
 class _SideBySide:

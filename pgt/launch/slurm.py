@@ -231,7 +231,7 @@ def work(job: LaunchedJob) -> None:
     try:
         environment = machine.rank_environment(os.environ)
         if environment is None:
-            train_job(job.config, job.label, waits=True)
+            train_job(job.config, job.folder, job.label, waits=True)
             code = code_in(job.folder)
         else:
             os.environ |= environment

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pgt.cli.main import main
+from pgt.data.tree import read_tree
 from pgt.runs.folder import DIVERGED, FINISHED, find
 from pgt.runs.sweeps import queued
+from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins, pgt
 from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
 from tests.training.test_stopping import assert_same, result
@@ -56,6 +58,17 @@ def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeyp
     [path] = re.findall(r"^export PYTHONPATH=(\S+) PYTHONSAFEPATH=1$", Path(script).read_text(), re.MULTILINE)
     here = Path.cwd()
     assert path.split(":") == [str(here / sweep / "code"), "/mine", "/yours", str(here), str(here / "own")]
+
+
+def test_the_process_that_submits_lists_a_folder_once(submitted, monkeypatch):
+    listed = []
+    monkeypatch.setattr("pgt.data.read_tree", lambda root: listed.append(root) or read_tree(root))
+    for split in ("train", "val"):
+        generate(Path("set") / split, 16)
+    files = ("data=imagefolder", "data.root=set", "data.backend=torchvision", "data.workers=0")
+    words = [word for word in SHORT if not word.startswith(("data=", "data.num"))]
+    assert main(("train", "-m", *words, *files, *LAUNCHER, "seed=0,1,2")) == 0
+    assert len(listed) == 1
 
 
 def test_a_last_job_with_nothing_to_follow_is_said_to_be_left_out(submitted, capsys):
