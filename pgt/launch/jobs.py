@@ -41,7 +41,7 @@ from pgt.runs.folder import (
     read_summary,
     write_failure,
 )
-from pgt.runs.sweeps import LIST, link, new_sweep, runs_of
+from pgt.runs.sweeps import LIST, claim, link, new_sweep, runs_of
 from pgt.training import own
 from pgt.training.job import data_options, folder_of, listing_once, open_data
 
@@ -129,6 +129,8 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in overrides}
+    if "hydra.sweep.dir" in given and not _in_turn(jobs.hydra):
+        claim(Path(jobs.hydra.sweep.dir), sweep.command)
     with _notes(jobs) as notes:
         settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:

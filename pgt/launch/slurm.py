@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ class _Submission:
             InputError: submitit is not installed, or Slurm refuses an array; the message names those submitted before.
         """
         ids = list[str]()
-        if jobs:
+        goes_on = self._code.exists()
+        if jobs and not goes_on:  # a sweeper that goes step by step submits several times
             self._freeze()
         for start in range(0, len(jobs), largest):
             try:
@@ -156,17 +158,17 @@ class _Submission:
                 if ids:
                     done = f"{start} runs are submitted as job {', '.join(ids)}, the others not"
                     raise InputError(f"{done}: {error}") from None
-                shutil.rmtree(self._code)
+                if not goes_on:
+                    shutil.rmtree(self._code)
                 raise
         return ids
 
     def _freeze(self) -> None:
         """Copy this program into the sweep's folder, so that its jobs do not see later edits."""
-        if not self._code.exists():  # a sweeper that goes step by step submits several times
-            package = self._code / "pgt"
-            shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
-            shutil.copytree(conf_dir(), package / "conf")
-            write_text(package / machine.COMMIT, machine.commit())
+        package = self._code / "pgt"
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+        shutil.copytree(conf_dir(), package / "conf")
+        write_text(package / machine.COMMIT, machine.commit())
 
     def _array(self, jobs: Sequence[LaunchedJob]) -> str:
         """Submit jobs as one array; returns its id."""
@@ -175,7 +177,8 @@ class _Submission:
             from submitit.core.utils import FailedJobError
         except ImportError:
             raise InputError("hydra/launcher=slurm needs submitit: pip install 'powergrad[slurm]'") from None
-        folder = self._sweep.absolute() / f"array{jobs[0].number}"
+        names = (self._sweep.absolute() / f"array{number}" for number in count(jobs[0].number))
+        folder = next(name for name in names if not name.exists())  # others are there if a sweep goes on
         for index, job in enumerate(jobs):
             link(folder, index, job.folder)  # by which `queued` finds the runs of the array
         executor = SlurmExecutor(folder, python=self._python)

@@ -12,7 +12,7 @@ import pytest
 from pgt.cli.main import main
 from pgt.data.tree import read_tree
 from pgt.runs.folder import DIVERGED, FINISHED, find
-from pgt.runs.sweeps import queued
+from pgt.runs.sweeps import queued, runs_of
 from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins, pgt
 from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
@@ -69,6 +69,17 @@ def test_the_process_that_submits_lists_a_folder_once(submitted, monkeypatch):
     words = [word for word in SHORT if not word.startswith(("data=", "data.num"))]
     assert main(("train", "-m", *words, *files, *LAUNCHER, "seed=0,1,2")) == 0
     assert len(listed) == 1
+
+
+def test_a_folder_for_the_sweep_is_taken_again_by_the_same_command_only(submitted, capsys):
+    sweep = ("train", "-m", *SHORT, *LAUNCHER, "hydra.sweep.dir=mine")
+    assert main((*sweep, "seed=0,1")) == 0
+    assert main((*sweep, "seed=2,3")) == 2
+    assert "hydra.sweep.dir=mine" in capsys.readouterr().err
+    assert main((*sweep, "seed=0,1")) == 0
+    arrays = [runs_of(folder) for folder in Path("mine").glob("array*")]
+    assert len(submitted()) == len(arrays) == 2
+    assert arrays[0] == arrays[1]
 
 
 def test_a_last_job_with_nothing_to_follow_is_said_to_be_left_out(submitted, capsys):
