@@ -41,9 +41,9 @@ from pgt.runs.folder import (
     read_summary,
     write_failure,
 )
-from pgt.runs.sweeps import LIST, link, new_sweep, runs_of
+from pgt.runs.sweeps import LIST, claim, link, new_sweep, runs_of
 from pgt.training import own
-from pgt.training.job import data_options, folder_of
+from pgt.training.job import data_options, folder_of, listing_once, open_data
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -115,6 +115,7 @@ def showing(options: Namespace) -> list[str]:
     return [word for name, value in words for word in ([name] if value is True else [name, value])]
 
 
+@listing_once()
 def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     jobs = compose_jobs(overrides, multirun)
     _check_all(jobs.configs)
@@ -124,11 +125,12 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     if submits and jobs.searches:
         raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
     flags = ["-m"] if multirun else []
-    total = jobs.hydra.sweeper.get("n_trials") if jobs.searches else len(jobs.configs)
-    sweep = Sweep(total, ["pgt train", *flags, *jobs.overrides])
+    sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.overrides])
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in overrides}
+    if "hydra.sweep.dir" in given and not _in_turn(jobs.hydra):
+        claim(Path(jobs.hydra.sweep.dir), sweep.command)
     with _notes(jobs) as notes:
         settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
@@ -140,11 +142,18 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
             return 0
         if jobs.searches:
             found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
-            refused = (total or 0) - len(found)  # these jobs could not say which run they were
-            return _exit_code([InputError.exit_code] * refused + [code_in(found[number]) for number in sorted(found)])
+            return _exit_code([code_in(found[number]) for number in sorted(found)])
     if _in_turn(jobs.hydra):
         _share(jobs.configs)
     return _exit_code([_code_of(config) for config in jobs.configs])
+
+
+def _count(jobs: Jobs) -> int | None:
+    """The number of jobs that a command line will have, if it is known before they begin."""
+    if not jobs.searches:
+        return len(jobs.configs)
+    grid = jobs.hydra.runtime.choices.get("hydra/sweeper/sampler") == "grid"  # may have fewer points than `n_trials`
+    return None if grid else jobs.hydra.sweeper.get("n_trials")
 
 
 def _in_turn(hydra: HydraConf) -> bool:
@@ -180,10 +189,10 @@ def _share(configs: Sequence[Config]) -> None:
     Those are the runs that have begun, and have neither ended nor failed.
     """
     for number, config in enumerate(configs):
-        with suppress(InputError):  # the exit code counts it
+        with suppress(InputError, OSError), listing_once():  # the exit code counts it
             folder = _known_folder(config)
             if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
-                train_job(config, label(number, len(configs)), waits=True)
+                train_job(config, folder, label(number, len(configs)), waits=True)
 
 
 def _known_folder(config: Config) -> Path:
@@ -218,8 +227,8 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     """Train one job. Hydra calls it, in this process or in another one, whatever its launcher and sweeper are.
 
     Returns:
-        The best test top-1 in percent, which a sweeper may optimise; NaN if the job of a sweep has failed, or if its
-        run is put off.
+        The best test top-1 in percent, which a sweeper may optimise; 0 if the job of a sweep has failed, if its run is
+        put off, or if it is refused, as values may be that a sweeper combines.
 
     Raises:
         InputError, TrainingError: as `run`, if the job is the only one of the command line.
@@ -227,35 +236,52 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    config, hydra = validate(composed), HydraConfig.get()
+    hydra = HydraConfig.get()
     sys.argv = sweep.command
     if hydra.mode != RunMode.MULTIRUN:
+        config = None
         try:
+            config = validate(composed)
             return _objective(run(config))
         except Exception as error:
-            with suppress(InputError):
-                folder = folder_of(config)
-                if folder.is_dir():  # bad input makes none
+            with suppress(InputError, OSError):
+                if config is not None and (folder := folder_of(config)).is_dir():  # bad input makes none
                     _note(folder, error)
             raise _Failed(error) from None
-    in_turn = _in_turn(hydra)
-    if not in_turn:
-        with suppress(InputError):  # `train_job` meets it again and says so
-            link(Path(hydra.sweep.dir), hydra.job.num, folder_of(config))
-    return train_job(config, label(hydra.job.num, sweep.total), waits=not in_turn)
+    name, in_turn = label(hydra.job.num, sweep.total), _in_turn(hydra)
+    with listing_once():
+        try:
+            config = validate(composed)
+            folder = _folders[repr(config)] = folder_of(config)
+            if not in_turn:
+                link(Path(hydra.sweep.dir), hydra.job.num, folder)
+        except Exception as error:
+            return told(refused(Path(hydra.sweep.dir), hydra.job.num, name, error))
+        return told(train_job(config, folder, name, waits=not in_turn))
 
 
-def train_job(config: Config, label: str, waits: bool) -> float:
-    """Train one job of a sweep; returns its objective, as `task`. If it fails, its run folder says why.
+def told(objective: float) -> float:
+    """The objective as sweepers get it: NaN, at which optuna would end a search, as 0, the worst accuracy."""
+    return 0.0 if math.isnan(objective) else objective
+
+
+def refused(sweep: Path, number: int, label: str, error: Exception) -> float:
+    """Print why a job of a sweep has no run, and note it in the sweep's folder; returns its objective, NaN."""
+    failed(None, label, error)
+    link(sweep, number, sweep / "refused")  # to nowhere: `code_in` takes it for bad input
+    return math.nan
+
+
+def train_job(config: Config, folder: Path, label: str, waits: bool) -> float:
+    """Train one job of a sweep; returns its objective, NaN if there is none. If it fails, its run folder says why.
 
     Args:
+        folder: of its run.
         waits: if another process trains the run, wait for it; otherwise put the run off.
     """
     if Stop.unanswered:
         raise Stopped(Stop.unanswered, "between two runs")
-    folder = None
     try:
-        folder = _folders[repr(config)] = folder_of(config)
         while True:
             try:
                 if process := holder(folder):
@@ -327,8 +353,8 @@ def _code_of(config: Config) -> int:
     """The exit code of a job, read from its run's folder."""
     try:
         return code_in(_known_folder(config))
-    except InputError as error:  # the data are gone; the job has said so
-        return error.exit_code
+    except (InputError, OSError) as error:  # the data are gone; the job has said so
+        return exit_code(error)
 
 
 def code_in(folder: Path) -> int:
@@ -394,8 +420,8 @@ def _check_all(configs: Sequence[Config]) -> None:
     for config in configs:
         check(config)
     if len(configs) > 1:
-        for options in dict.fromkeys(tuple(data_options(config).items()) for config in configs):
-            data.open_set(**dict(options))
+        for config in {repr(data_options(config)): config for config in configs}.values():
+            open_data(config)
 
 
 def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfig], Any]) -> None:

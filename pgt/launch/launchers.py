@@ -18,7 +18,8 @@ from pgt.config.compose import compose_each
 from pgt.config.identity import identity
 from pgt.config.resources import own_conf
 from pgt.config.schema import Config
-from pgt.launch.jobs import Sweep, label
+from pgt.core.errors import InputError
+from pgt.launch.jobs import Sweep, label, refused, told
 from pgt.runs.sweeps import write_list
 from pgt.training.job import folder_of
 
@@ -66,19 +67,26 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Train or submit the jobs that a sweeper asks for; returns their objectives.
 
+        A job whose config is wrong, or whose data cannot be used, does not stop the others.
+
         Raises:
-            InputError: a config is wrong, its data cannot be used, or an option does not fit.
+            InputError: an option does not fit.
         """
-        with own_conf([str(folder) for folder in self._config.hydra.searchpath]):
-            configs = compose_each(job_overrides)
-        jobs = [
-            LaunchedJob(number, label(number, self._sweep.total), config, folder_of(config), self._sweep.command)
-            for number, config in enumerate(configs, initial_job_idx)
-        ]
         sweep = Path(self._config.hydra.sweep.dir)
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        jobs, objectives = list[LaunchedJob](), dict[int, float]()
+        with own_conf([str(folder) for folder in self._config.hydra.searchpath]):
+            for number, overrides in zip(numbers, job_overrides, strict=True):
+                name = label(number, self._sweep.total)
+                try:
+                    [config] = compose_each([overrides])
+                    jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
+                except (InputError, OSError) as error:
+                    objectives[number] = refused(sweep, number, name, error)
         write_list(sweep, self._sweep.command, {job.folder: identity(job.config) for job in jobs})
-        objectives = import_module(self.implementation).launch(jobs, sweep, **self._options)
-        return [JobReturn(_return_value=value, status=JobStatus.COMPLETED) for value in objectives]
+        found = import_module(self.implementation).launch(jobs, sweep, **self._options) if jobs else []
+        objectives |= zip((job.number for job in jobs), found, strict=True)
+        return [JobReturn(_return_value=told(objectives[number]), status=JobStatus.COMPLETED) for number in numbers]
 
 
 class SlurmLauncher(LocalLauncher):

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,7 +22,7 @@ from pgt.launch.jobs import train_job
 from pgt.launch.launchers import LaunchedJob
 from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
-from pgt.runs.folder import FINISHED, Failure, last_record, read_failure, read_summary, write_failure
+from pgt.runs.folder import FINISHED, UNFINISHED, Failure, last_record, read_failure, read_summary, write_failure
 from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
 
@@ -55,14 +55,19 @@ def launch(
         gpus_per_job, cpus_per_job: see conf/hydra/launcher/local.yaml.
 
     Raises:
-        InputError: the machine does not have what a job is to get.
+        InputError: the machine does not have what a job is to get, or a job asks for more GPUs than it gets.
         Stopped: this process was asked to stop; every job that was training has stopped in order.
     """
     free = slots(sorted(machine.affinity()), _gpus(), gpus_per_job, cpus_per_job)
+    gpus = len(free[0].gpus.split(",")) if free[0].gpus else 0
+    devices = max(job.config.trainer.devices or 1 for job in jobs)
+    if 0 < gpus < devices:
+        has = f"each job gets {gpus} GPU{'s' * (gpus > 1)}"
+        raise InputError(f"trainer.devices={devices}, but {has}: add hydra.launcher.gpus_per_job={devices}")
     for job in jobs:
         link(sweep, job.number, job.folder)
     results = _SideBySide(sweep, free).train(jobs)
-    return [results[job.number] for job in jobs]
+    return [results.get(job.number, math.nan) for job in jobs]  # one that was asked to stop by itself has none
 
 
 def slots(cpus: Sequence[int], gpus: Sequence[str], gpus_per_job: int | None, cpus_per_job: int | None) -> list[Slot]:
@@ -108,7 +113,7 @@ def work(given: tuple[LaunchedJob, Slot, Path]) -> float:
         os.sched_setaffinity(0, slot.cpus)
     sys.argv = job.command
     with redirected(log):
-        return train_job(job.config, job.label, waits=True)
+        return train_job(job.config, job.folder, job.label, waits=True)
 
 
 class _SideBySide:
@@ -180,7 +185,8 @@ class _SideBySide:
             else:
                 if isinstance(outcome, Exception):
                     failure = Failure(TrainingError.exit_code, str(outcome), job.command)
-                    write_failure(job.folder, failure)
+                    with suppress(OSError, InputError):  # the disk may be full
+                        write_failure(job.folder, failure)
                 self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
                 self._say(job, _end(job.folder))
 
@@ -202,7 +208,12 @@ class _SideBySide:
 
 def _end(folder: Path) -> str:
     """How a run has ended, in one line."""
-    summary, failure = read_summary(folder), read_failure(folder)
+    try:
+        summary, failure = read_summary(folder), read_failure(folder)
+    except InputError as error:
+        return f"failed: {error}"
     if failure is not None and (summary is None or summary.status != FINISHED):
         return f"failed: {failure.reason.removeprefix(f'{folder}: ').splitlines()[-1]}"
+    if summary is not None and summary.status == UNFINISHED:
+        return "not finished; its log says why"
     return result_line(summary) if summary is not None else "refused; its log says why"

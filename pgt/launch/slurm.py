@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import PACKAGE, conf_dir
+from pgt.config.resources import PACKAGE, conf_dir, sources
 from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
@@ -74,6 +75,8 @@ def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | 
         if then:
             last = submission.submit_last(then, ids)
             print(f"`{then}` follows as job {last}, output in {os.path.relpath(sweep / 'then.log')}", flush=True)
+    elif then:
+        print(f"`{then}` is not submitted: no job is left that it could follow", flush=True)
     if not wait:
         return [math.nan] * len(jobs)
     for job in jobs:
@@ -133,7 +136,10 @@ class _Submission:
         if int(self._options.get("nodes", 1)) > 1:
             self._options["ntasks_per_node"] = tasks_per_node or self._options.get("gpus_per_node", 1)
         self._options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
-        self._lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(str(self._code))} PYTHONSAFEPATH=1", *setup]
+        # Modules of the user's own are found in the order in which this process finds them, see `jobs.own_files`.
+        path = [self._code, os.environ.get("PYTHONPATH", ""), Path.cwd(), *sources().own]
+        found = os.pathsep.join(filter(None, map(str, path)))
+        self._lines = ["trap : TERM", f"export PYTHONPATH={shlex.quote(found)} PYTHONSAFEPATH=1", *setup]
 
     def submit(self, jobs: Sequence[LaunchedJob], largest: int) -> list[str]:
         """Submit jobs as arrays of at most `largest` jobs; returns the ids of the arrays.
@@ -142,7 +148,8 @@ class _Submission:
             InputError: submitit is not installed, or Slurm refuses an array; the message names those submitted before.
         """
         ids = list[str]()
-        if jobs:
+        goes_on = self._code.exists()
+        if jobs and not goes_on:  # a sweeper that goes step by step submits several times
             self._freeze()
         for start in range(0, len(jobs), largest):
             try:
@@ -151,17 +158,17 @@ class _Submission:
                 if ids:
                     done = f"{start} runs are submitted as job {', '.join(ids)}, the others not"
                     raise InputError(f"{done}: {error}") from None
-                shutil.rmtree(self._code)
+                if not goes_on:
+                    shutil.rmtree(self._code)
                 raise
         return ids
 
     def _freeze(self) -> None:
         """Copy this program into the sweep's folder, so that its jobs do not see later edits."""
-        if not self._code.exists():  # a sweeper that goes step by step submits several times
-            package = self._code / "pgt"
-            shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
-            shutil.copytree(conf_dir(), package / "conf")
-            write_text(package / machine.COMMIT, machine.commit())
+        package = self._code / "pgt"
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+        shutil.copytree(conf_dir(), package / "conf")
+        write_text(package / machine.COMMIT, machine.commit())
 
     def _array(self, jobs: Sequence[LaunchedJob]) -> str:
         """Submit jobs as one array; returns its id."""
@@ -170,7 +177,8 @@ class _Submission:
             from submitit.core.utils import FailedJobError
         except ImportError:
             raise InputError("hydra/launcher=slurm needs submitit: pip install 'powergrad[slurm]'") from None
-        folder = self._sweep.absolute() / f"array{jobs[0].number}"
+        names = (self._sweep.absolute() / f"array{number}" for number in count(jobs[0].number))
+        folder = next(name for name in names if not name.exists())  # others are there if a sweep goes on
         for index, job in enumerate(jobs):
             link(folder, index, job.folder)  # by which `queued` finds the runs of the array
         executor = SlurmExecutor(folder, python=self._python)
@@ -226,7 +234,7 @@ def work(job: LaunchedJob) -> None:
     try:
         environment = machine.rank_environment(os.environ)
         if environment is None:
-            train_job(job.config, job.label, waits=True)
+            train_job(job.config, job.folder, job.label, waits=True)
             code = code_in(job.folder)
         else:
             os.environ |= environment

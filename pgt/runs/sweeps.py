@@ -24,6 +24,9 @@ FOLDER = ".sweeps"
 LIST = "sweep.json"
 """In the folder of a sweep: its command and its runs, written before its first job begins."""
 
+COMMAND = "command.json"
+"""In a folder that a command line names for its sweep: the words of that command line."""
+
 
 @dataclass(frozen=True)
 class SweepList:
@@ -89,11 +92,34 @@ def new_sweep(root: Path) -> Path:
             return folder
 
 
+def claim(sweep: Path, command: Sequence[str]) -> None:
+    """Take a folder that a command line names for its sweep. The same words take it again, and the sweep goes on.
+
+    Args:
+        command: `pgt train` and its words.
+
+    Raises:
+        InputError: it has the links or the code of another command's sweep, which its jobs would take for their own.
+    """
+    sweep.mkdir(parents=True, exist_ok=True)
+    try:
+        before = json.loads((sweep / COMMAND).read_text())
+    except (OSError, ValueError):
+        before = None
+    if before != list(command) and any(re.fullmatch(r"\d+|code|array\d+", path.name) for path in sweep.iterdir()):
+        raise InputError(f"hydra.sweep.dir={sweep} has the jobs of another command: name a new folder, or leave it out")
+    write_json(sweep / COMMAND, list(command))
+
+
 def link(sweep: Path, number: int, run: Path) -> None:
     """Note that job `number` of a sweep trains a run."""
     sweep.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # a requeued job
-        (sweep / str(number)).symlink_to(os.path.relpath(run.absolute(), sweep.absolute()))
+    path, target = sweep / str(number), os.path.relpath(run.absolute(), sweep.absolute())
+    try:
+        path.symlink_to(target)
+    except FileExistsError:  # a requeued job, or a search that goes on with other values
+        path.unlink()
+        path.symlink_to(target)
 
 
 def runs_of(sweep: Path) -> dict[int, Path]:

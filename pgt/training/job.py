@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,46 @@ class Job:
     label: str
 
 
-_listed: dict[str, DataSet] = {}
-"""The data set that `folder_of` has opened last, by its options, for `prepare` to take in a sweep, which asks for a
-run's folder just before it trains the run: listing the files takes long on a network's disk."""
+_at_hand: dict[str, DataSet] | None = None
+"""Within `listing_once`: the image folders that have been listed, by their options."""
+
+
+@contextmanager
+def listing_once() -> Iterator[None]:
+    """A context in which each image folder is listed once, which takes long on a network's disk.
+
+    A run needs the list for its folder and for its batches. A context within another one lists anew.
+    """
+    global _at_hand
+    before, _at_hand = _at_hand, {}
+    try:
+        yield
+    finally:
+        _at_hand = before
+
+
+def open_data(config: Config) -> DataSet:
+    """Find and check the data set of a config, see `listing_once`.
+
+    Raises:
+        InputError, OSError: as `pgt.data.open_set`.
+    """
+    options = data_options(config)
+    dataset = (_at_hand or {}).get(repr(options)) or data.open_set(**options)
+    if _at_hand is not None and dataset.files:
+        _at_hand[repr(options)] = dataset
+    return dataset
 
 
 def folder_of(config: Config) -> Path:
     """The folder of the config's run. It lists the files of an image folder, which are part of the run's identity.
 
     Raises:
-        InputError: the data cannot be used.
+        InputError, OSError: the data cannot be used.
     """
     if not DATA_SETS[config.data.name].any_files:
         return _folder(config, identity(config))
-    options = data_options(config)
-    _listed.clear()
-    _listed[repr(options)] = dataset = data.open_set(**options)
-    return _folder(config, _identity(config, dataset))
+    return _folder(config, _identity(config, open_data(config)))
 
 
 def _folder(config: Config, values: Mapping[str, Any]) -> Path:
@@ -84,9 +108,7 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
     Raises:
         InputError: the data cannot be used, or the run was made from other data.
     """
-    options = data_options(config)
-    listed = _listed.pop(repr(options), None) if label else None
-    dataset = listed or data.open_set(**options)
+    dataset = open_data(config)
     fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
     folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)

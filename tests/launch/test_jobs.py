@@ -1,7 +1,6 @@
 """What Hydra calls for each job, and what is said of a sweep afterwards."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -118,6 +117,27 @@ def test_the_task_returns_what_a_sweeper_optimises(outcomes, monkeypatch):
     original = jobs.task
     monkeypatch.setattr(jobs, "task", task)
     assert main(SWEEP) == 1
-    assert found[0] == 50.0
-    assert math.isnan(found[1])
-    assert math.isnan(found[2])
+    assert found == [50.0, 0.0, 0.0]
+
+
+GRID = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid")
+
+
+@pytest.mark.filterwarnings("ignore")  # importing optuna warns
+def test_a_search_goes_on_after_a_failure_and_a_grid_has_as_many_jobs_as_points(outcomes, capsys):
+    outcomes |= {0: DIVERGED, 1: FINISHED, 2: FINISHED}
+    assert main(last_wins(*SWEEP, *GRID, "seed=choice(0,1,2)")) == 1
+    out, err = capsys.readouterr()
+    assert [f"[{number}] trains" in out for number in (1, 2, 3)] == [True] * 3
+    assert "1 of 3 runs failed" in err
+
+
+@pytest.mark.filterwarnings("ignore")  # importing optuna warns
+def test_values_that_do_not_go_together_do_not_end_a_search(outcomes, capsys):
+    outcomes[0] = FINISHED
+    sizes = ("recipe.global_batch=choice(8,16)", "recipe.local_batch=choice(8,16)")
+    assert main(last_wins(*SWEEP, *GRID, *sizes, "seed=0")) == 2
+    out, err = capsys.readouterr()
+    assert out.count("trains") == 3
+    assert "recipe.local_batch (16)" in err
+    assert "1 of 4 runs failed" in err

@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pgt.cli.main import main
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, Stopped, TrainingError
 from pgt.core.machine import cpus
+from pgt.launch import local
 from pgt.launch.local import slots
-from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, write_summary
+from pgt.training import job as training
 from tests.conftest import TINY, last_wins, pgt
 from tests.launch.test_ranks import eventually_none, marked  # noqa: F401  # a fixture
 
@@ -49,6 +54,84 @@ def test_a_request_that_does_not_fit_starts_nothing(capsys):
     assert main((*last_wins(*SWEEP, "hydra.launcher.cpus_per_job=999"), "seed=0,1")) == 2
     assert "cpus_per_job=999" in capsys.readouterr().err
     assert list(Path("runs").glob("custom/*")) == []
+
+
+def test_more_devices_than_each_job_gets_start_nothing(monkeypatch, capsys):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("pgt.training.ranks.visible_gpus", lambda: 4)
+    assert main(last_wins(*SWEEP, "recipe.local_batch=4", "trainer.devices=2", "seed=0,1")) == 2
+    assert "hydra.launcher.gpus_per_job=2" in capsys.readouterr().err
+    assert list(Path("runs").glob("custom/*")) == []
+
+
+@pytest.fixture
+def outcomes(monkeypatch):
+    """What stand-ins for the processes of the jobs do with a run's folder and send, by the seeds of the jobs."""
+    found = {}
+
+    def start_worker(function, argument, environment, name):
+        job = argument[0]
+        job.folder.mkdir(parents=True)
+        ours, theirs = Pipe()
+        theirs.send(found[job.config.seed](job))
+        return SimpleNamespace(exitcode=0), ours
+
+    monkeypatch.setattr(local, "start_worker", start_worker)
+    monkeypatch.setattr(local, "end_workers", lambda workers: None)
+    return found
+
+
+def ends(status, returns=50.0):
+    """A run of that status, and what the process of its job sends."""
+
+    def outcome(job):
+        summary = replace(training.prepare(job.config).summary, status=status, test_top1_best=50.0)
+        summary.train_top1 = summary.test_top1_final = summary.images_per_second = 50.0
+        write_summary(job.folder, summary)
+        return returns
+
+    return outcome
+
+
+def damaged(job):
+    (job.folder / "summary.json").write_text("{")
+    return 50.0
+
+
+def unwritable(job):
+    (job.folder / "failure.json").mkdir()  # its replacement fails, as on a full disk
+    return TrainingError("the process was killed")
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "said"),
+    [
+        (ends(UNFINISHED, Stopped(signal.SIGTERM, "after step 3")), 1, "stopped after step 3"),
+        (ends(UNFINISHED), 1, "not finished; its log says why"),
+        (damaged, 2, "summary.json (JSONDecodeError): delete this file"),
+        (unwritable, 1, "refused; its log says why"),
+    ],
+)
+def test_however_a_job_ends_the_others_go_on(outcomes, capsys, first, code, said):
+    outcomes |= {0: first, 1: ends(FINISHED), 2: ends(FINISHED)}
+    assert main((*SWEEP, "seed=0,1,2")) == code
+    out, err = capsys.readouterr()
+    assert said in out
+    assert out.count("best 50.00%") == 2
+    assert "1 of 3 runs failed" in err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # importing optuna warns
+def test_values_that_do_not_go_together_do_not_end_a_search(outcomes, capsys):
+    outcomes[0] = ends(FINISHED)
+    search = ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid",
+              "recipe.global_batch=choice(8,16)", "recipe.local_batch=choice(8,16)")  # fmt: skip
+    assert main(last_wins(*SWEEP, *search)) == 2
+    out, err = capsys.readouterr()
+    assert out.count("best 50.00%") == 3
+    assert "recipe.local_batch (16)" in err
+    assert "1 of 4 runs failed" in err
 
 
 @pytest.mark.slow

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pgt.cli.main import main
+from pgt.data.tree import read_tree
 from pgt.runs.folder import DIVERGED, FINISHED, find
-from pgt.runs.sweeps import queued
+from pgt.runs.sweeps import queued, runs_of
+from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins, pgt
 from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
 from tests.training.test_stopping import assert_same, result
@@ -30,6 +32,61 @@ def submit(*arguments):
 
 def statuses():
     return sorted(summary.status for _, summary in find(Path("runs")))
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """A stand-in for Slurm that takes every job; gives the names of the scripts that it got."""
+    folder = Path("bin")
+    folder.mkdir()
+    says = {"scontrol": "echo MaxArraySize=3", "squeue": "", "srun": "",
+            "sbatch": 'echo "$@" >> submitted; echo Submitted batch job 7'}  # fmt: skip
+    for name, line in says.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder.absolute()}:{os.environ['PATH']}")
+    return lambda: Path("submitted").read_text().splitlines()
+
+
+def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeypatch):
+    Path("own").mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "/mine:/yours")
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1", "--config-dir", "own")) == 0
+    [script] = submitted()
+    [sweep] = Path("runs/.sweeps").iterdir()
+    [path] = re.findall(r"^export PYTHONPATH=(\S+) PYTHONSAFEPATH=1$", Path(script).read_text(), re.MULTILINE)
+    here = Path.cwd()
+    assert path.split(":") == [str(here / sweep / "code"), "/mine", "/yours", str(here), str(here / "own")]
+
+
+def test_the_process_that_submits_lists_a_folder_once(submitted, monkeypatch):
+    listed = []
+    monkeypatch.setattr("pgt.data.read_tree", lambda root: listed.append(root) or read_tree(root))
+    for split in ("train", "val"):
+        generate(Path("set") / split, 16)
+    files = ("data=imagefolder", "data.root=set", "data.backend=torchvision", "data.workers=0")
+    words = [word for word in SHORT if not word.startswith(("data=", "data.num"))]
+    assert main(("train", "-m", *words, *files, *LAUNCHER, "seed=0,1,2")) == 0
+    assert len(listed) == 1
+
+
+def test_a_folder_for_the_sweep_is_taken_again_by_the_same_command_only(submitted, capsys):
+    sweep = ("train", "-m", *SHORT, *LAUNCHER, "hydra.sweep.dir=mine")
+    assert main((*sweep, "seed=0,1")) == 0
+    assert main((*sweep, "seed=2,3")) == 2
+    assert "hydra.sweep.dir=mine" in capsys.readouterr().err
+    assert main((*sweep, "seed=0,1")) == 0
+    arrays = [runs_of(folder) for folder in Path("mine").glob("array*")]
+    assert len(submitted()) == len(arrays) == 2
+    assert arrays[0] == arrays[1]
+
+
+def test_a_last_job_with_nothing_to_follow_is_said_to_be_left_out(submitted, capsys):
+    assert main(("train", *SHORT)) == 0
+    assert main(("train", *SHORT, *LAUNCHER, "hydra.launcher.then='pgt report'")) == 0
+    assert "`pgt report` is not submitted" in capsys.readouterr().out
+    assert not Path("submitted").exists()
 
 
 def test_without_slurm_one_line_says_so(capsys, monkeypatch):

@@ -27,8 +27,8 @@ def squeue(monkeypatch):
 def test_sweeps_that_begin_at_once_have_folders_of_their_own_and_know_their_runs():
     sweeps = [new_sweep(Path("runs")) for _ in range(3)]
     assert len(set(sweeps)) == 3
-    link(sweeps[0], 11, Path("runs/demo/a"))
-    link(sweeps[0], 11, Path("runs/demo/a"))
+    for run in ("b", "a", "a"):
+        link(sweeps[0], 11, Path("runs/demo", run))
     (sweeps[0] / "log").touch()
     assert runs_of(sweeps[0]) == {11: Path("runs/demo/a").absolute()}
 

@@ -96,14 +96,17 @@ def test_a_sweep_over_one_folder_twice_is_refused():
             compose_all([*FILES, f"data.root=a,{same}"], multirun=True)
 
 
-def test_a_sweep_lists_a_folder_once_before_it_begins_and_once_a_job(monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # importing optuna warns
+@pytest.mark.parametrize("sweeper", [(), ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid")])
+def test_a_sweep_lists_a_folder_once_before_it_begins_and_once_a_job(monkeypatch, sweeper):
     images("one", 0)
     listed = []
     monkeypatch.setattr("pgt.data.read_tree", lambda root: listed.append(root) or read_tree(root))
-    assert main(["train", "-m", *FILES, "data.root=one", "seed=0,1"]) == 0
+    sweep = ["train", "-m", *FILES, "data.root=one", "seed=choice(0,1)", *sweeper]
+    assert main(sweep) == 0
     assert len(listed) == 1 + 2
     images("one", 1)
-    assert main(["train", "-m", *FILES, "data.root=one", "seed=0,1"]) == 0
+    assert main(sweep) == 0
     assert len(listed) == 2 * (1 + 2)
     assert len(find(Path("runs"))) == 4
 
