@@ -17,7 +17,7 @@ from pgt.core.errors import InputError
 from pgt.core.types import Record
 from pgt.runs.folder import DIVERGED, FINISHED, Summary, last_record, read_metrics
 from pgt.runs.frame import dotted
-from pgt.runs.labels import method_label, title
+from pgt.runs.labels import method_label, name_of, title
 from pgt.runs.norms import FOLDER, Floats, last_norms
 
 END, STOPPED, FAILED = "end", "stopped", "failed"
@@ -107,7 +107,7 @@ class WandbRun:
             group=group or _default("WANDB_RUN_GROUP", about.summary.experiment or "custom"),
             job_type=_default("WANDB_JOB_TYPE", about.method),
             name=name or _default("WANDB_NAME", about.name),
-            tags=[about.config["model"]["name"], about.config["data"]["name"], *tags],
+            tags=[name_of(about.config["model"]), about.config["data"]["name"], *tags],
             notes=notes,
             dir=_default("WANDB_DIR", str(about.folder)),
             reinit="create_new",  # do not join a run of this process that failed to finish
