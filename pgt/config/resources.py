@@ -175,7 +175,7 @@ def not_yaml(error: Exception) -> InputError:
     """PyYAML's error in one line, with file, line and column."""
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config"
-    return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
+    return InputError(f"{place}: this is not valid YAML: {getattr(error, 'problem', None) or error}")
 
 
 def header(file: Path) -> str:

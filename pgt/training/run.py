@@ -126,7 +126,7 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(job.folder))
     if job.config.trainer.force:
-        run_folder.clear(job.folder)
+        run_folder.clear(job.folder, job.config.logger.chosen())
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
         report_earlier(job.config, latest, job.summary, job.folder, job.label)

@@ -9,6 +9,7 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.config.identity import identity, run_id
+from pgt.config.schema import NOT_LOGGERS
 from tests.conftest import ROOT, TINY, compose, last_wins
 
 SECTION = (ROOT / "docs/trackers.md").read_text().partition("## A tracker of your own")[2]
@@ -74,6 +75,7 @@ def test_a_tracker_changes_no_run_id_and_is_kept_in_the_config():
         ("mine: {_target_: math.pi}", ["logger.mine (math.pi)", "not float"]),
         ("mine: {_target_: tracker.Csv, comma: x}", ["logger.mine (tracker.Csv)", "'comma'", "delimiter=','"]),
         ("mine: {delimiter: x}", ["logger has no mine", "_target_: package.Class"]),
+        *((f"{name}: {{_target_: tracker.Csv}}", [f"logger cannot be called {name}"]) for name in sorted(NOT_LOGGERS)),
         ("mine: text", ["logger has no mine", "_target_: package.Class"]),
         ("../mine: {_target_: tracker.Csv}", ["logger has no ../mine"]),
     ],
@@ -93,6 +95,16 @@ def test_a_tracker_that_cannot_start_costs_no_run(capsys):
     Path("own/failing.py").write_text("def Tracker(about):\n    raise OSError")
     assert main(["train", *last_wins(*TINY, "model=resnet20"), "logger=mine", *OWN]) == 0
     assert "warning: mine has failed and is left alone" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_run_that_starts_over_starts_its_trackers_over():
+    run = ["train", *last_wins(*TINY, "model=resnet20"), "logger=mine", *OWN]
+    assert main(run) == 0
+    [kept] = Path("runs").glob("custom/*/mine")
+    (kept / "of_the_first_run").touch()
+    assert main([*run, "trainer.force=true"]) == 0
+    assert [path.name for path in kept.iterdir()] == ["epochs.csv"]
 
 
 def test_only_loggers_and_their_keys_are_for_mirror(capsys):
