@@ -100,7 +100,13 @@ def check_file(group: str, name: str) -> None:
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
     for fault in _faults(contents.get("defaults", []), f"{group}/{name}"):
         raise InputError(f"{file}: defaults: {fault}")
-    if "params" in dict((contents.get("hydra") or {}).get("sweeper") or {}):
+    hydra = contents.get("hydra") or {}
+    if not isinstance(hydra, dict) or any(isinstance(hydra.get(part), str) for part in ("launcher", "sweeper")):
+        raise InputError(
+            f"{file}: hydra must be a mapping of keys; choose a launcher or sweeper in the defaults list, as in "
+            "`override /hydra/sweeper: optuna`"
+        )
+    if any(key.startswith("hydra.sweeper.params.") for key in paths(contents)):
         raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
 
 
@@ -129,7 +135,9 @@ def _faults(defaults: Any, own: str) -> Iterator[str]:
 
 
 def _faults_of_choice(key: str, value: Any) -> Iterator[str]:
-    """The faults of `key: value` in a defaults list. Packages, interpolations and groups not of conf/ are Hydra's."""
+    """The faults of `key: value` in a defaults list. Packages, interpolations and groups not of conf/ are left to
+    Hydra.
+    """
     group = key.split(" ")[-1].removeprefix("/")
     if (
         {*"@$"} & {*f"{key}{value}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ def sources() -> Sources:
 def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterator[None]:
     """A context in which groups also have the choices that are files in folders of the user's own.
 
+    Modules in these folders and in the current one can be imported in it.
+
     Args:
         folders: as in Hydra's `--config-dir` and `hydra.searchpath`: a path, `file://PATH` or `pkg://package.folder`.
         primary: as in Hydra's `--config-name`.
@@ -50,20 +53,32 @@ def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterato
             would silently prefer.
     """
     global _sources
-    before = _sources
-    added = [folder for folder in map(_own_folder, folders) if folder not in before.own]
-    for folder in added:
-        for group in groups():
-            doubles = [name for name in _names(folder, group) if (conf_dir() / group / f"{name}.yaml").is_file()]
-            if doubles:
-                raise InputError(f"{folder / group / doubles[0]}.yaml has the name of a file of pgt's own: rename it")
-    _sources = Sources((*before.own, *added), (primary or before.primary).removesuffix(".yaml"))
+    before, path = _sources, list(sys.path)
     try:
+        _make_importable(Path.cwd())
+        added = [folder for folder in map(_own_folder, folders) if folder not in before.own]
+        for folder in added:
+            _refuse_doubles(folder)
+            _make_importable(folder)
+        _sources = Sources((*before.own, *added), (primary or before.primary).removesuffix(".yaml"))
         if _file(_sources.primary) is None:
             raise InputError(f"--config-name {primary}: there is no {_sources.primary}.yaml in {_listed_folders()}")
         yield
     finally:
-        _sources = before
+        _sources, sys.path[:] = before, path
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _refuse_doubles(folder: Path) -> None:
+    """Refuse a folder if one of its files has the name of one of conf/."""
+    for group in groups():
+        for name in _names(folder, group):
+            if (conf_dir() / group / f"{name}.yaml").is_file():
+                raise InputError(f"{folder / group / name}.yaml has the name of a file of pgt's own: rename it")
 
 
 def _own_folder(entry: str) -> Path:
@@ -160,7 +175,7 @@ def not_yaml(error: Exception) -> InputError:
     """PyYAML's error in one line, with file, line and column."""
     mark = getattr(error, "problem_mark", None)
     place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}" if mark else "a config"
-    return InputError(f"{place}: this is no YAML: {getattr(error, 'problem', None) or error}")
+    return InputError(f"{place}: this is not valid YAML: {getattr(error, 'problem', None) or error}")
 
 
 def header(file: Path) -> str:

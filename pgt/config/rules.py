@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -58,6 +59,20 @@ def validate(composed: DictConfig, wrong: Sequence[str] = (), place: Callable[[s
     return config
 
 
+_without_data = False
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """A context in which `data.root` may name an environment variable that is not set: a plan needs no data."""
+    global _without_data
+    _without_data = True
+    try:
+        yield
+    finally:
+        _without_data = False
+
+
 def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The plain values of a config, and by key the errors of interpolations that cannot be resolved."""
     plain = OmegaConf.to_container(composed, resolve=False)
@@ -72,7 +87,11 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
             key = str(error.full_key)
             if key in wrong:  # leaving it out did not help
                 raise InputError(wrong[key]) from None
-            if unset := re.search(r"Environment variable '(\w+)' not found", str(error)):
+            unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+            if unset and key == "data.root" and _without_data:
+                OmegaConf.update(config, key, "not set")
+                continue
+            if unset:
                 wrong[key] = f"{key} is missing: export {unset[1]}=... or add {key}=..."
             else:
                 wrong[key] = f"{key} cannot be resolved: {str(error.msg).splitlines()[0]}"

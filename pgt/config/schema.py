@@ -369,6 +369,10 @@ class TensorBoard(Part):
     pass
 
 
+NOT_LOGGERS = frozenset({"checkpoints", "export", "lock", "norms"})
+"""Names in a run's folder that a logger, whose folder has its name, cannot have."""
+
+
 class Logger(Part):
     """The mirrors of metrics.jsonl; null: not this one. Besides these, any name with a class of the user's own."""
 
@@ -380,6 +384,8 @@ class Logger(Part):
     @model_validator(mode="after")
     def _check_own(self) -> Self:
         for name, options in (self.model_extra or {}).items():
+            if name in NOT_LOGGERS:
+                raise ValueError(f"cannot be called {name}, as a part of a run's folder: rename it")
             fits = isinstance(options, dict) and isinstance(options.get("_target_"), str) and name.isidentifier()
             if options is not None and not fits:
                 raise ValueError(f"has no {name}: a logger of your own is {{_target_: package.Class, ...}}")

@@ -70,7 +70,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def without_framework(error: ModuleNotFoundError) -> InputError | None:
-    """The error of a package that comes with `powergrad[train]`, as one line; None if that extra is installed."""
+    """An InputError that says to install `powergrad[train]`, if a package of that extra is missing; otherwise None."""
     from importlib.metadata import Distribution, PackageNotFoundError
 
     try:

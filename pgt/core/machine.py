@@ -147,7 +147,9 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
 def _number(variables: Mapping[str, str], name: str) -> str:
     """A variable that must be a number, unless it is the address."""
     if name != "MASTER_ADDR" and not variables[name].strip().isdecimal():
-        raise InputError(f"{name}={variables[name]} is no number: unset it, or start the processes by torchrun or srun")
+        raise InputError(
+            f"{name}={variables[name]} is not a number: unset it, or start the processes by torchrun or srun"
+        )
     return variables[name]
 
 

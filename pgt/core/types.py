@@ -15,7 +15,8 @@ IGNORE_INDEX = -100
 """The label of a padded sample, which no loss and no metric counts."""
 
 Record = Mapping[str, Any]
-"""One line of `metrics.jsonl`: numbers, lists of numbers, and strings. All of its warnings are one text, `warning`."""
+"""One line of `metrics.jsonl`: numbers, lists of numbers, and strings. Several warnings are joined into one string,
+`warning`."""
 
 BETWEEN_WARNINGS = "; "
 

@@ -19,7 +19,7 @@ MOST = 16
 """The number of decoders on a rank of many CPUs: this many decode for the fastest GPU, and each takes memory."""
 
 DIED = ("Workers initialization failed", "exited unexpectedly")
-"""How DALI and torch report a process that has died, while it started, for example."""
+"""Texts by which the errors of DALI and torch are recognised as the death of a reader process."""
 
 NOTICED = 2
 """Seconds within which a process's death is noticed after its connection was lost."""

@@ -78,9 +78,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def own_files(options: Namespace) -> AbstractContextManager[None]:
     """A context in which the configs and modules of the user's own are found that a command line names."""
-    folders = [options.config_dir] if options.config_dir else []
-    sys.path += [folder for folder in map(os.path.abspath, [".", *folders]) if folder not in sys.path]
-    return own_conf(folders, options.config_name)
+    return own_conf([options.config_dir] if options.config_dir else [], options.config_name)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:

@@ -40,7 +40,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def powers_of(log_p: Tensor, alpha: float) -> Tensor:
-    """p^α from log p, in a new tensor; 0 where p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
+    """p^α from log p, in a new tensor; 0 if p = 0, whatever α. Their sum lies in [1, C^(1−α)]: no overflow."""
     if alpha < torch.finfo(log_p.dtype).tiny:
         return torch.where(log_p == -torch.inf, 0.0, log_p.mul(0.0).add_(1.0))  # NaN stays NaN
     return log_p.mul(alpha).exp_()
@@ -174,7 +174,7 @@ def _hard_gradient(
 ) -> Tensor:
     """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
     kept = (target != ignore_index).unsqueeze(1)
-    index = kept * target.unsqueeze(1)  # any class does where the target is ignored: q is 0 there
+    index = kept * target.unsqueeze(1)  # any class does if the target is ignored: q is 0 there
     if reduction == "none":
         grad_loss = grad_loss.unsqueeze(1)
     elif reduction == "mean":

@@ -121,14 +121,14 @@ class Work:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
         disk: bytes of the checkpoints that a run leaves, `best.pt` and `last.pt`; None if the network is not known.
-        more_disk: bytes besides while it trains: `previous.pt`, and the checkpoint that is being written.
+        more_disk: more bytes while it trains, or None: `previous.pt`, and the checkpoint that is being written.
     """
 
     steps: int | None
     images: int | None
     evaluated: int
     disk: int | None
-    more_disk: int
+    more_disk: int | None
 
     def gpu_seconds(self, speed: float) -> float:
         """The time that one GPU takes at `speed` training images per second."""
@@ -151,7 +151,7 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
     evaluations = math.ceil(left / config["trainer.evaluate_every"])
     parameters = PARAMETERS.get(config["model.name"])
     disk = parameters and parameters * (BEST + CHECKPOINT)
-    more_disk = 2 * CHECKPOINT * (parameters or 0) if left else 0
+    more_disk = parameters and 2 * CHECKPOINT * parameters if left else 0
     if train is None:
         return Work(None, None, 0, disk, more_disk)
     batches = train // batch if config["data.drop_last"] else math.ceil(train / batch)
@@ -159,10 +159,10 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
 
 
 def memory(config: Mapping[str, Any], images: int) -> float:
-    """Bytes of a GPU's memory for a training step; NaN if the network's activations are not counted.
+    """Bytes of a GPU's memory for a training step; NaN if the size of the network's activations is not known.
 
     They are activations, and weights, gradients and momentum in float32. Workspaces of cuDNN and the loader's buffers
-    are not in it.
+    are not included.
 
     Args:
         config: the run's values by dotted name (see `pgt.runs.frame`).

@@ -34,7 +34,7 @@ TITLES = {
 RULE = (
     "Top-1 in percent, mean ± sample deviation over n seeds. The verdict goes by the best epoch, which is what the "
     f"authors' code kept. A method's row is *reproduced* when the {CONFIDENCE:.0%} interval of the difference to its "
-    "baseline (Student's t over pairs of one seed; Welch's where seeds do not pair) lies on the published side of zero "
+    "baseline (Student's t over pairs of one seed; Welch's if seeds do not pair) lies on the published side of zero "
     "(*smaller*, *larger*: it excludes the published size), *not reproduced* when it does not and the published "
     "difference lies beyond it, else *undecided*, with the pairs that a paired t-test needs to show the published "
     f"difference at a power of {POWER:.0%}. A baseline is *reproduced* when the interval of its mean lies within "

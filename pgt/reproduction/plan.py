@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
 from pgt.config import sharing
 from pgt.config.compose import compose_all
 from pgt.config.identity import identity
-from pgt.config.rules import check_size
+from pgt.config.rules import check_size, without_data
 from pgt.reproduction.cost import Speed, Work, bench_speeds, image_size, memory, published_speed, work
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import farthest
@@ -27,7 +26,7 @@ DONE, PARTIAL, MISSING = "done", "partial", "missing"
 Identity: TypeAlias = Mapping[str, Any]
 """The config values of a run that change its numbers (see `pgt.config.identity`)."""
 
-UNKNOWN = "speed not known; name one by --images-per-second, --bench or --probe"
+UNKNOWN = f"speed not known; name one by --images-per-second, --probe, or for {IMAGE_SIZE} pixels --bench"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def command(
         gpus: that share a run, if its batch allows.
         gpu: the card whose published speeds hold for what is not stated, measured or recorded by a finished run.
         images_per_second: stated speed of one GPU, for every network.
-        bench: files of the benchmarks, with measured speeds.
+        bench: files of the benchmarks, with speeds measured on images of `IMAGE_SIZE` pixels.
         probe: (identity of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing
             is measured.
         loader_images_per_second: stated speed of the loader.
@@ -75,27 +74,27 @@ def command(
     Raises:
         InputError: an override, a file or the card cannot be used.
     """
-    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
-        os.environ.setdefault(name, "not set")  # the folder costs nothing, and plans are made before there are data
-    configs = compose_all(overrides, multirun=True)
+    with without_data():
+        configs = compose_all(overrides, multirun=True)
     for config in configs:
         check_size(config)
     items = plan([(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, gpus)) for c in configs], root)
-    measured = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
-    if probe:
-        measured |= probe((item.identity, item.gpus) for item in items)
-    loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else measured.get("loader")
+    benched = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
+    probed = probe((item.identity, item.gpus) for item in items) if probe else {}
+    loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else benched.get("loader")
     stated = Speed(images_per_second, "stated") if images_per_second else None
     sizes: dict[str, set[int]] = {}
     for item in items:
         sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(dotted(item.identity)))
+    usual = {name for name, size in sizes.items() if size == {IMAGE_SIZE}}
     trained = trained_speeds(items, root)
     speeds = {
         name: stated
-        or measured.get(name)
+        or probed.get(name)
+        or (benched.get(name) if name in usual else None)
         or trained.get(name)
-        or (published_speed(name, gpu) if size == {IMAGE_SIZE} else None)
-        for name, size in sizes.items()
+        or (published_speed(name, gpu) if name in usual else None)
+        for name in sizes
     }
     print(render([plan_table(items, speeds, loader)], "markdown"))
 
@@ -179,13 +178,13 @@ def _memory(items: Iterable[Item]) -> list[str]:
         images = config["recipe.local_batch"] or config["recipe.global_batch"] // gpus
         step = f"{images} images of {image_size(config)} pixels in {config['trainer.precision']}"
         needs[f"{config['model.name']}, {step}"] = memory(config, images) / 2**30
-    largest_first = sorted(needs.items(), key=lambda need: -need[1])
-    return [f"{what}: about {need:.1f} GiB of a GPU's memory" for what, need in largest_first if need >= 1]
+    large = [(need, what) for what, need in needs.items() if need >= 1]  # NaN is not
+    return [f"{what}: about {need:.1f} GiB of a GPU's memory" for need, what in sorted(large, reverse=True)]
 
 
-def _total(values: pd.Series[float], text: Callable[[float], str]) -> str:
-    """The sum of what is known, and a question mark if something is not."""
-    return text(values.sum()) + (" + ?" if values.isna().any() else "")
+def _total(values: pd.Series[float], text: Callable[[float], str], kind: Literal["sum", "max"] = "sum") -> str:
+    """The sum or the largest of what is known, and a question mark if something is not."""
+    return text(values.fillna(0).agg(kind)) + (" + ?" if values.isna().any() else "")
 
 
 def _hours(hours: float) -> str:
@@ -223,6 +222,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
             "steps": pd.Series([item.work.steps for item in items], dtype=float),
             "images": pd.Series([item.work.images for item in items], dtype=float),
             "disk": pd.Series([item.work.disk for item in items], dtype=float),
+            "more_disk": pd.Series([item.work.more_disk for item in items], dtype=float),
             "gpus": [item.gpus for item in items],
             "seconds": [max(part.values()) for part in parts],
             "bound": [max(part, key=part.__getitem__) for part in parts],
@@ -236,7 +236,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
         f"{len(items)} distinct run{'s' if len(items) > 1 else ''}, each on {gpus} GPU{'s' if gpus != '1' else ''}, "
         "one after the other. GPU-hours: of all GPUs together. Bound: the slower part, step or loader. "
         f"Checkpoints: {_total(runs.disk / 1e9, '{:.1f}'.format)} GB, and "
-        f"{max(item.work.more_disk for item in items) / 1e9:.1f} GB more while a run trains."
+        f"{_total(runs.more_disk / 1e9, '{:.1f}'.format, 'max')} GB more while a run trains."
     )
     sources = [
         f"{name}: {speed.images_per_second:,.0f} images/s a device, {speed.source}" if speed else f"{name}: {UNKNOWN}"

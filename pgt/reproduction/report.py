@@ -124,6 +124,7 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
         finished=(runs.status == FINISHED).sum(),
         count=len(runs),
         rows=sum(measured for _, measured, _ in papers),
+        total=sum(total for _, _, total in papers),
         rule=_html(paper_tables.RULE),
         papers=papers,
         experiments=[_experiment(name, members) for name, members in own.items()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,9 +28,11 @@ def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()
     told = telling(runs, names, known)
     if not told:
         return {"": runs}
-    found: Settings = {}
-    for _, members in runs.groupby([runs[name].astype(str) for name in told], sort=False):
-        found[label(_first(members, told))] = members
+    parts = [members for _, members in runs.groupby([runs[name].astype(str) for name in told], sort=False)]
+    values = [_first(members, told) for members in parts]
+    taken = Counter(map(label, values))
+    labels = [label(each, exact=taken[label(each)] > 1) for each in values]
+    found = dict(zip(labels, parts, strict=True))
     return dict(sorted(found.items(), key=lambda item: [_order(*pair) for pair in _first(item[1], told).items()]))
 
 
@@ -48,19 +51,23 @@ def _first(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
     return {name: runs[name].tolist()[0] for name in names}
 
 
-def label(values: Mapping[str, Any]) -> str:
-    """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. Keys are cut as far as they stay different."""
+def label(values: Mapping[str, Any], exact: bool = False) -> str:
+    """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. Keys are cut as far as they stay different.
+
+    Args:
+        exact: give numbers with all digits, not with six.
+    """
     ends = [key.rpartition(".")[2] for key in values]
     parts = []
     for key, end in zip(values, ends, strict=True):
         value = values[key]
         if key in ("alpha", "method.alpha"):
-            parts.append("" if value == 1 and "method" in values else f"α={value:g}")
+            parts.append("" if value == 1 and "method" in values else f"α={number(value, exact)}")
         elif key in ("experiment", "method") or (end == "name" and value is not None):
             parts.append(str(value))
         else:
             short = key if ends.count(end) > 1 else end
-            parts.append(f"{short}={number(value)}")
+            parts.append(f"{short}={number(value, exact)}")
     return joined(*parts)
 
 
@@ -70,9 +77,9 @@ def ordered(name: str, values: Iterable[Any]) -> list[Any]:
     return sorted(distinct.values(), key=lambda value: _order(name, value))
 
 
-def number(value: Any) -> str:
-    """A config value as text: null for None, numbers with at most six digits."""
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def number(value: Any, exact: bool = False) -> str:
+    """A config value as text: null for None, numbers with at most six digits unless `exact`."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) and not exact else str(value)
 
 
 def foremost(found: Settings, most: int, what: str = "settings", keep: str = "") -> tuple[Settings, str]:

@@ -138,7 +138,7 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 FAILURE = "failure.json"
-"""In a run's folder: how the last job that was to train it failed, until the run goes on."""
+"""File in a run's folder that says why its last job failed; removed when the run goes on."""
 
 
 class Failure(NamedTuple):

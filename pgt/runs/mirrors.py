@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pgt.core.errors import InputError, TrainingError, exit_code
+from pgt.core.own import check_arguments, located
 from pgt.core.types import Record, Sink
 from pgt.runs.folder import (
     DIVERGED,
@@ -32,14 +33,14 @@ TARGET = "_target_"
 
 
 def check(loggers: Mapping[str, Any]) -> None:
-    """Raise an InputError unless the packages and keys that these loggers need are there.
+    """Raise an InputError if packages or keys of these loggers are missing, or a class does not take its options.
 
     Args:
         loggers: name -> its options.
     """
     for name, options in loggers.items():
         if TARGET in options:
-            _own_class(name, options[TARGET])
+            check_arguments(f"logger.{name}", options[TARGET], [None], _arguments(options))
         elif find_spec(name) is None:
             raise InputError(f"logger={name} needs the package {name}: pip install {name}, or take logger=none")
     if "wandb" in loggers and wandb_mode(loggers["wandb"]) in ("online", "shared", "run") and not has_wandb_key():
@@ -49,22 +50,9 @@ def check(loggers: Mapping[str, Any]) -> None:
         )
 
 
-def _own_class(name: str, target: str) -> Callable[..., Sink]:
-    """Import the class of a tracker of the user's own.
-
-    Raises:
-        InputError: it cannot be imported.
-    """
-    from hydra.utils import get_object
-
-    try:
-        found: Callable[..., Sink] = get_object(target)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise InputError(
-            f"logger.{name}.{TARGET}: cannot import {target} ({_reason(error)}): install its package, or put its "
-            "folder on PYTHONPATH"
-        ) from None
-    return found
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the class of a tracker takes."""
+    return {key: value for key, value in options.items() if key != TARGET}
 
 
 class Mirror:
@@ -121,9 +109,9 @@ def start_mirrors(loggers: Mapping[str, Mapping[str, Any]], about: About) -> lis
 
 
 def _start(name: str, options: Mapping[str, Any], about: About) -> Sink:
-    """Start the sink of one logger. Its folder in the run's folder says that it has the records."""
-    kind = _own_class(name, options[TARGET]) if TARGET in options else KINDS[name]
-    sink = kind(about, **{key: value for key, value in options.items() if key != TARGET})
+    """Start a logger's sink, and make its folder in the run's folder, which marks the records as sent."""
+    kind = located(f"logger.{name}", options[TARGET]) if TARGET in options else KINDS[name]
+    sink: Sink = kind(about, **_arguments(options))
     (about.folder / name).mkdir(exist_ok=True)
     return sink
 

@@ -17,11 +17,11 @@ from pgt.core.errors import InputError
 from pgt.core.types import Record
 from pgt.runs.folder import DIVERGED, FINISHED, Summary, last_record, read_metrics
 from pgt.runs.frame import dotted
-from pgt.runs.labels import method_label, title
+from pgt.runs.labels import method_label, name_of, title
 from pgt.runs.norms import FOLDER, Floats, last_norms
 
 END, STOPPED, FAILED = "end", "stopped", "failed"
-"""The event of a tracker's last record, and its two values of `status` beside those of a summary."""
+"""Event of the last record that a tracker gets, and the values of its `status` besides those of a summary."""
 
 INIT_SECONDS = 60
 """Time limit of `wandb.init`. It is lowered to half the time that the other ranks wait for this one."""
@@ -36,7 +36,7 @@ class About:
 
     Attributes:
         summary: of the run as it starts: its ids, experiment, identity and seed.
-        folder: of the run. The files of a tracker belong into a folder there that has its name in the config.
+        folder: of the run. A tracker writes into a subfolder that has its name in the config.
         config, environment: the contents of config.yaml and environment.json.
         first_step: first step of the records to come. A process that was killed may have written some of them already.
         resumed: whether an earlier process has written the records before.
@@ -107,7 +107,7 @@ class WandbRun:
             group=group or _default("WANDB_RUN_GROUP", about.summary.experiment or "custom"),
             job_type=_default("WANDB_JOB_TYPE", about.method),
             name=name or _default("WANDB_NAME", about.name),
-            tags=[about.config["model"]["name"], about.config["data"]["name"], *tags],
+            tags=[name_of(about.config["model"]), about.config["data"]["name"], *tags],
             notes=notes,
             dir=_default("WANDB_DIR", str(about.folder)),
             reinit="create_new",  # do not join a run of this process that failed to finish

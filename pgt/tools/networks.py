@@ -40,10 +40,15 @@ def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[st
         close = difflib.get_close_matches(wanted, MODELS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(MODELS)}"
         raise InputError(f"no model is called {wanted}: {hint}")
-    if f"{head}.weight" not in state or state[f"{head}.weight"].ndim != 2:
+    weight = state.get(f"{head}.weight")
+    if weight is not None and weight.ndim == 4:
+        raise InputError(
+            f"{path}: the classifier {head} is a convolution: only linear ones can be exported or validated"
+        )
+    if weight is None or weight.ndim != 2:
         known = f"not {wanted}" if head != "fc" else f"none of {', '.join(MODELS)}"
         raise InputError(f"{path} holds no classifier {head}.weight [classes, features]: it is {known}")
-    classes = len(state[f"{head}.weight"])
+    classes = len(weight)
     name = wanted or _nearest(classes, state)
     if wrong := differences(name, classes, state):
         nearest = _nearest(classes, state)

@@ -20,6 +20,7 @@ from pgt.training import optimizer
 from pgt.training.precision import Precision
 from pgt.training.recorder import File, Recorder
 from pgt.training.trainer import Trainer
+from pgt.training.trial import REFUSALS
 
 STEPS, WARM_UP = 50, 5
 """Steps of a probe: those that are timed, and those before them."""
@@ -59,7 +60,7 @@ class Case:
 def speeds(runs: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Speed]:
     """Measure the speed of each network among runs, with the settings of its first run.
 
-    Networks of the user's own are left out: their speed stays unknown.
+    Networks of the user's own, and those that cannot take images of that size, are left out: their speed stays unknown.
 
     Args:
         runs: the identity of each (see `pgt.config.identity`), and the number of GPUs that share its batch.
@@ -67,9 +68,21 @@ def speeds(runs: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Speed]:
     found: dict[str, Speed] = {}
     for identity, gpus in runs:
         case = _case(identity, gpus)
-        if case.network not in found and (case.network in models.MODELS or case.network.startswith(TIMM)):
+        known = case.network in models.MODELS or case.network.startswith(TIMM)
+        if case.network not in found and known and _fits(case):
             found[case.network] = _speed(case)
     return found
+
+
+def _fits(case: Case) -> bool:
+    """Whether the network can take images of the case's size."""
+    network = models.build(case.network, CLASSES, case.stem).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, case.size, case.size))
+    except REFUSALS:
+        return False
+    return True
 
 
 def _case(identity: Mapping[str, Any], gpus: int) -> Case:

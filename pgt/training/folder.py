@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,13 +31,13 @@ from pgt.training.recorder import Recorder, record_format
 from pgt.training.trainer import Trainer
 
 LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
-"""What a run resumes from: the last checkpoint, and if that cannot be read, the one before it."""
+"""Checkpoints to resume from: the last one, or if it cannot be read, the one before."""
 WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "loader", "skipped", "metrics_size", "summary"}
-"""What a checkpoint must have. Those of before alterations kept a state lack `alterations`."""
+"""Keys that every checkpoint has. Older ones lack `alterations`."""
 
 
-def clear(folder: Path) -> None:
-    """Remove what a run would resume from."""
+def clear(folder: Path, loggers: Iterable[str]) -> None:
+    """Remove what a run would resume from, and the folders of trackers: of wandb, TensorBoard and these loggers."""
     for name in (
         "checkpoints/best.pt",
         *CHECKPOINTS,
@@ -47,7 +47,7 @@ def clear(folder: Path) -> None:
         runs.FAILURE,
     ):
         (folder / name).unlink(missing_ok=True)
-    for name in ("tensorboard", "wandb", weight_norms.FOLDER):
+    for name in ("tensorboard", "wandb", *loggers, weight_norms.FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -1,19 +1,20 @@
-"""Functions and classes of the user's own, which a config names by `_target_`: found, checked, called, and blamed."""
+"""Finds, checks and calls functions and classes of the user's own, which a config names by `_target_`, and names them
+in errors.
+"""
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pkgutil import resolve_name
 from typing import Any
 
 from pgt.config.schema import Config, Own
 from pgt.core.errors import InputError, expected
+from pgt.core.own import check_arguments, located, one_line
 from pgt.core.registry import TIMM
-
-FOUND = "modules are looked for where Python does, in the current folder and in that of --config-dir"
 
 
 def parts(config: Config) -> dict[str, Own]:
@@ -36,19 +37,12 @@ def check(config: Config) -> None:
 
         facts(config.model.name)
     for key, part in parts(config).items():
-        function = _located(key, part)
+        function = located(key, part.name)
         given: dict[str, Any] = {name: value for name, value in part.arguments.items() if not _of_hydra(name)}
         if key == "model":
             given["num_classes"] = 0
         places = () if key == "model" or inspect.isclass(function) else (None, None)
-        try:
-            signature = inspect.signature(function)
-        except ValueError:  # it is not written in Python
-            continue
-        try:
-            signature.bind(*places, **given)
-        except TypeError as error:
-            raise InputError(f"{key} ({part.name}): {error}; it takes {signature}") from None
+        check_arguments(key, part.name, places, given)
 
 
 def make(key: str, part: Own, **more: Any) -> Any:
@@ -67,7 +61,7 @@ def make(key: str, part: Own, **more: Any) -> Any:
     from hydra.errors import InstantiationException  # takes half a second, which other runs save
     from hydra.utils import instantiate
 
-    partial = not (more or inspect.isclass(_located(key, part)))
+    partial = not (more or inspect.isclass(located(key, part.name)))
     spelled = {"_convert_": "all", **part.arguments, "_target_": part.name, "_partial_": partial}
     try:
         made = instantiate(spelled, **more)
@@ -96,28 +90,13 @@ def explained(config: Config) -> Iterator[None]:
         raise
 
 
-def _located(key: str, part: Own) -> Callable[..., Any]:
-    try:
-        found = resolve_name(part.name)
-    except Exception as error:  # whatever importing the module raises
-        hint = f"; {FOUND}" if isinstance(error, ModuleNotFoundError) else ""
-        raise InputError(f"{key} ({part.name}): {_line(error)}{hint}") from None
-    if not callable(found):
-        raise InputError(f"{key} ({part.name}) must be a function or a class, not {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
-
-
 def _of_hydra(name: str) -> bool:
     """Whether a key is a word of Hydra's `instantiate`, such as `_convert_`."""
     return name.startswith("_") and name.endswith("_")
 
 
 def _failed(key: str, part: Own, error: BaseException) -> InputError:
-    return InputError(f"{key} ({part.name}) failed: {type(error).__name__}: {_line(error)}{_place(error, part)}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return InputError(f"{key} ({part.name}) failed: {type(error).__name__}: {one_line(error)}{_place(error, part)}")
 
 
 def _place(error: BaseException, part: Own, name_too: bool = False) -> str:

@@ -126,7 +126,7 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     stack.enter_context(runs.lock(job.folder))
     if job.config.trainer.force:
-        run_folder.clear(job.folder)
+        run_folder.clear(job.folder, job.config.logger.chosen())
     latest = runs.read_summary(job.folder)
     if latest is not None and latest.status in (FINISHED, DIVERGED):
         report_earlier(job.config, latest, job.summary, job.folder, job.label)
@@ -149,7 +149,7 @@ def _train_and_write(
     title = f"{job.label}{describe(config)}"
     total_steps = config.recipe.epochs * steps
     first_step = min(state["step"], (summary.epochs + 1) * steps - 1)  # an epoch's record counts as its last step
-    about = About(summary, job.folder, config.model_dump(), start, first_step, resumed=state["step"] > 0)
+    about = About(summary, job.folder, config.model_dump(by_alias=True), start, first_step, resumed=state["step"] > 0)
     with (
         run_folder.sinks(about, title, total_steps, state["metrics_size"], config.logger.chosen()) as opened,
         run_folder.recording(

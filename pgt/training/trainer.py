@@ -163,7 +163,7 @@ class Trainer:
                 self._random()[kind][1](random_state)
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])
-        kept = state.get("alterations", [{}] * len(self.alterations))  # checkpoints of before had none
+        kept = state.get("alterations", [{}] * len(self.alterations))  # earlier checkpoints have none
         for alteration, own_state in zip(self.alterations, kept, strict=True):
             alteration.load_state_dict(own_state)
 

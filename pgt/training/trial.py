@@ -13,6 +13,9 @@ from pgt.core.registry import DATA_SETS, PARAMETERS
 from pgt.core.types import Loss
 from pgt.training.precision import Precision
 
+REFUSALS = (AssertionError, RuntimeError, ValueError)
+"""The errors of networks that cannot take images of a size."""
+
 
 def try_network(config: Config, model: nn.Module, classes: int, precision: Precision) -> None:
     """Try a network that is not one of the paper's, on the device that it is on. Leaves torch's random numbers alone.
@@ -31,7 +34,7 @@ def try_network(config: Config, model: nn.Module, classes: int, precision: Preci
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), precision.autocast():
         try:
             logits = model.eval()(images)
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except REFUSALS as error:
             said = " ".join(str(error).split())
             raise InputError(f"model ({config.model.name}) cannot take images of {size} pixels: {said}") from error
     _check("model", config.model.name, logits, (2, classes))

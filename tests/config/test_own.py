@@ -100,8 +100,8 @@ HEADER = "# @package _global_\n"
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        (HEADER + "recipe: {epochs: [1\n", ["line 3", "no YAML"]),
-        (HEADER + "recipe:\n\t- 1\n", ["line 3", "no YAML"]),
+        (HEADER + "recipe: {epochs: [1\n", ["line 3", "not valid YAML"]),
+        (HEADER + "recipe:\n\t- 1\n", ["line 3", "not valid YAML"]),
         ("recipe: {epochs: 1}\n", ["# @package _global_"]),
         ("recipe: {epochs: 1}\n" + HEADER, ["# @package _global_"]),
         ("- recipe\n", ["must be a mapping"]),
@@ -137,6 +137,9 @@ HEADER = "# @package _global_\n"
         ),
         ("\ufeff" + HEADER + "recipe: {epochs: 1}\n", ["byte-order mark", "save it"]),
         (HEADER + "hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
+        (HEADER + "hydra: {sweeper: optuna}\n", ["hydra must be a mapping", "override /hydra/sweeper"]),
+        (HEADER + "hydra: 3\n", ["hydra must be a mapping"]),
+        (HEADER + "hydra: [1]\n", ["hydra must be a mapping"]),
     ],
 )
 def test_a_faulty_experiment_is_named_with_the_place_and_the_mend(text, facts):

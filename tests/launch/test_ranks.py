@@ -268,7 +268,7 @@ def test_a_single_process_that_is_told_so_is_none_of_several():
         ({"WORLD_SIZE": "2"}, "'RANK' is not set"),
         ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5 does not go with WORLD_SIZE=2"),
         ({"RANK": "1"}, "RANK=1 does not go with WORLD_SIZE=1"),
-        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "RANK=x is no number"),
+        ({"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "RANK=x is not a number"),
     ],
 )
 def test_a_place_among_others_that_is_told_in_part_is_refused(variables, said):
@@ -287,9 +287,9 @@ def test_leftovers_of_one_process_are_no_launcher():
 def test_a_rank_that_is_no_number_is_refused(name):
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "x",
                 "MASTER_PORT": "1"}  # fmt: skip
-    with pytest.raises(InputError, match=f"{name}=x is no number"):
+    with pytest.raises(InputError, match=f"{name}=x is not a number"):
         rank_environment({**torchrun, name: "x"})
-    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS=x is no number"):
+    with pytest.raises(InputError, match="SLURM_STEP_NUM_TASKS=x is not a number"):
         rank_environment({"SLURM_STEP_NUM_TASKS": "x", "SLURM_JOB_ID": "77"})
 
 

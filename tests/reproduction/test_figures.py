@@ -17,7 +17,7 @@ from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.reproduction import figures, report
 from pgt.reproduction.figures import curves, filters, grid, sweep
-from pgt.reproduction.figures.style import COLOURS
+from pgt.reproduction.figures.style import COLOURS, MOST_LINES
 from pgt.runs.folder import read_epochs
 from tests.conftest import TINY, train
 from tests.reproduction.helpers import plant
@@ -126,6 +126,15 @@ def test_each_recipe_of_a_sweep_is_compared_with_its_own_baseline():
     assert {axis.get_ylim() for axis in axes[:2].flat} == {(0, 100)}
     assert {axis.get_yscale() for axis in axes.flat} == {"linear"}
     assert "n = 2. Seeds 0, 1." in figure._supxlabel.get_text()
+
+
+def test_a_recipe_without_a_method_among_the_foremost_has_no_panel():
+    alphas = [1, *(round(0.05 * step, 2) for step in range(1, MOST_LINES))]
+    plant_sweep(rates=(0.1,), alphas=alphas, seeds=(0,))
+    plant_sweep(rates=(0.2,), alphas=(0.99,), seeds=(0,), top1=lambda rate, alpha, seed: 10)
+    figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
+    assert [axis.get_title() for axis in np.array(figure.axes).reshape(3, 1)[0]] == ["lr_peak=0.1"]
+    assert f"{MOST_LINES} of {MOST_LINES + 1} methods" in " ".join(figure._supxlabel.get_text().split())
 
 
 @pytest.mark.parametrize("number", [4, 8, 10])

@@ -161,6 +161,10 @@ def test_speeds_from_the_benchmarks(capsys):
     printed = capsys.readouterr().out
     assert "1,234 images/s a device, gpu.json" in printed
     assert "loader: 831 images/s, loader.json" in printed
+    assert main(["plan", "experiment=amplification/resnet18_cifar10", *files]) == 0  # 32 pixels
+    printed = capsys.readouterr().out
+    assert "resnet18: speed not known" in printed
+    assert "loader: 831 images/s, loader.json" in printed
 
 
 @pytest.mark.parametrize("text", ["nothing", "[]", "[1]", "{}", '[{"benchmark": "step"}]', None])
@@ -185,6 +189,25 @@ def test_of_two_runs_that_differ_only_in_the_decoder_the_farther_one_counts():
 def test_a_probe_measures_here(capsys):
     assert main(["plan", "experiment=demo/bn", "--probe", "--gpus=1"]) == 0
     assert "50 steps measured on" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_take_the_images_is_left_out_of_a_probe(capsys):
+    """The size of timm's networks is not known: neither is that of their checkpoints, nor the memory they need."""
+    network = ["model.name=timm/vit_tiny_patch16_224", "data=cifar10", "data.root=none", "recipe=demo"]
+    assert main(["plan", *network, "--probe"]) == 0
+    printed = capsys.readouterr().out
+    assert "timm/vit_tiny_patch16_224: speed not known" in printed
+    assert "0.0 + ? GB more while a run trains" in printed
+    assert "GiB" not in printed
+
+
+def test_memory_is_in_order_beside_a_network_of_which_it_is_not_known():
+    runs = [items("experiment=table1/resnet50_cosine_pgt", model)[0]
+            for model in ("model=resnet18", "model.name=timm/convnext_atto", "model=resnet101")]  # fmt: skip
+    names = [run.identity["model"]["name"] for run in runs]
+    [note] = plan_table(runs, dict.fromkeys(names), None).notes
+    assert [line.split(",")[0] for line in note.items if "GiB" in line] == ["resnet101", "resnet18"]
+    assert "0.7 + ? GB more while a run trains" in note.text
 
 
 def test_a_probe_takes_the_batch_of_the_plan(monkeypatch):
@@ -227,6 +250,20 @@ def test_a_plan_needs_neither_data_nor_torch():
     arguments = ["plan", "experiment=table2/batch256_pgt,grid/alpha_resnet20_cifar10", "method.alpha=0.3"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={})
     assert done.stdout.endswith("0 False\n"), done.stderr
+
+
+def test_a_folder_of_data_may_be_that_of_any_variable_that_is_not_set(monkeypatch, capsys):
+    for name in ("IMAGENET", "TINY_IMAGENET_20", "MINE"):
+        monkeypatch.delenv(name, raising=False)
+    Path("own/experiment").mkdir(parents=True)
+    file = "# @package _global_\ndefaults: [/experiment/demo/bn, override /data: imagefolder, _self_]\n"
+    Path("own/experiment/mine.yaml").write_text(file + "data: {root: '${oc.env:MINE}/images'}")
+    for experiment in ("tiny/methods", "mine", "table1/resnet18_cosine_pgt"):
+        assert main(["plan", f"experiment={experiment}", "--config-dir", "own"]) == 0
+        assert "distinct run" in capsys.readouterr().out
+    assert main(["plan", "experiment=mine", "recipe.epochs=${oc.env:MINE}", "--config-dir", "own"]) == 2
+    assert main(["train", "experiment=mine", "--config-dir", "own"]) == 2
+    assert "export MINE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ def test_only_what_differs_is_told_and_once():
     assert list(settings(runs[runs.method == "pgt"], method_names(runs))) == [""]
 
 
+def test_values_that_look_alike_have_labels_of_their_own():
+    for rate in (0.1, 0.1000001, 0.2):
+        plant("demo/bn", "baseline", 0, 90.0, 80.0, overrides=[f"recipe.lr_peak={rate}"])
+    runs = frame("runs")
+    found = settings(runs, recipe_names(runs))
+    assert list(found) == ["lr_peak=0.1", "lr_peak=0.1000001", "lr_peak=0.2"]
+    assert [len(members) for members in found.values()] == [1, 1, 1]
+
+
 def test_the_foremost_settings_are_the_best_by_their_means_over_seeds():
     for rate, tops in ((0.1, (80, 82)), (0.2, (70, 99)), (0.3, (10, 11))):
         for seed, top in enumerate(tops):

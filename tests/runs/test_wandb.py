@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import struct
 import time
@@ -20,7 +21,7 @@ from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import WandbRun, start_mirrors
 from pgt.runs.trackers import About
 from pgt.training.job import prepare
-from tests.conftest import compose, last_wins, train
+from tests.conftest import TINY, compose, last_wins, train
 from tests.runs.test_mirrors import RUN, expected, killed_before_checkpoint
 
 WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -309,3 +310,34 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
     about = About(prepare(config).summary, Path("."), config.model_dump(), {}, say=lambda text: None)
     start_mirrors({"wandb": {"mode": "offline"}}, about)
     assert asked == [seconds]
+
+
+@WANDB
+def test_a_network_of_ones_own_has_the_name_of_its_function(capsys):
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/mine.yaml").write_text("_target_: my_networks.Linear")
+    Path("own/my_networks.py").write_text(NETWORK)
+    own = ("model=mine", "--config-dir", "own")
+    assert main(["train", *last_wins(*TINY, *own), "logger=wandb", "logger.wandb.mode=offline"]) == 0
+    [folder] = Path("runs").glob("custom/*")
+    assert "has failed" not in capsys.readouterr().out
+    assert tags_in(folder) == ["my_networks.Linear", "synthetic"]
+    shutil.rmtree(folder / "wandb")
+    assert main(["mirror", "wandb", "--mode", "offline"]) == 0
+    assert tags_in(folder) == ["my_networks.Linear", "synthetic"]
+
+
+NETWORK = """
+from torch import nn
+
+
+def Linear(num_classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+"""
+
+
+def tags_in(folder):
+    """The tags of a run's only offline run."""
+    [path] = folder.glob("wandb/offline-run-*/*.wandb")
+    [run] = [record.run for record in finished_records(path) if record.WhichOneof("record_type") == "run"]
+    return [*run.tags]

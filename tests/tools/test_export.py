@@ -13,12 +13,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from pgt.cli.main import main
+from pgt.core.errors import InputError
 from pgt.data.delivery import DEVIATION, MEAN
 from pgt.data.folder import evaluation_pixels
 from pgt.data.reader import central_view
 from pgt.models import build
 from pgt.runs import folder as runs
-from pgt.tools import export
+from pgt.tools import export, networks
 from tests.conftest import compose
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -266,3 +267,9 @@ def test_a_loss_and_a_transform_of_ones_own_are_on_the_card_and_a_network_of_one
     for command in ("export", "validate"):
         assert main([command, str(run)]) == 2
         assert "mine.Network, a network of your own" in capsys.readouterr().err
+
+
+def test_a_classifier_that_is_a_convolution_is_not_exported():
+    state = {"head.fc.weight": torch.zeros(10, 5, 1, 1)}
+    with pytest.raises(InputError, match=r"head\.fc is a convolution"):
+        networks.fit(Path("best.pt"), state, "timm/resnetv2_50")

@@ -46,8 +46,8 @@ PAPER = {
 def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
     """Draw training and test top-1 by epoch, and when each method first reaches the last accuracy of its baseline.
 
-    A column for each recipe, a line for each method in it, the first one being the baseline: the mean over the seeds of
-    its finished runs; the band reaches from the least to the greatest.
+    A column for each recipe that has one of the foremost methods, a line for each of these in it, the first one being
+    the baseline: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
 
     Args:
         root: the runs folder.
@@ -65,6 +65,7 @@ def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
         title: {label: own for label, line in lines.items() if not (own := _among(runs, line)).empty}
         for title, runs in panels.items()
     }
+    columns = {title: lines for title, lines in columns.items() if lines}
     return _draw(columns, experiment or "The paper's Fig. 4", joined(fewer, chosen))
 
 
