@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from pgt.config import launchers
 from pgt.config.choices import SEVERAL, SeveralRuns, check_file, experiments, origin, own_sweep
 from pgt.config.grammar import key_of, parse, quoted, values_of, written
 from pgt.config.hints import one_choice, paths, unknown, unknown_choice
@@ -286,6 +288,7 @@ def _compose(overrides: Sequence[str]) -> Config:
     name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
     if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
         said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
+    said += [line + place(key) for key, line in launchers.faults(composed)]
     return validate(composed, said, place)
 
 
@@ -301,11 +304,18 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
     except YAMLError as error:
         raise not_yaml(error) from None
     except MissingConfigException as error:
-        if package := PLUGINS.get(str(error.missing_cfg_file)):
-            chosen = str(error.missing_cfg_file).rpartition("/")
-            raise InputError(f"{chosen[0]}={chosen[2]} is in a package of its own: pip install {package}") from None
+        missing = str(error.missing_cfg_file)
+        group, _, name = missing.rpartition("/")
+        if package := PLUGINS.get(missing):
+            raise InputError(f"{group}={name} is in a package of its own: pip install {package}") from None
+        if group.startswith("hydra/") and error.options:
+            raise InputError(unknown_choice(group, name, error.options)) from None
         raise InputError(" ".join(str(error).split())) from None
     except (HydraException, ValueError) as error:
+        if refused := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
+            chosen = _composed(tuple(text for text in overrides if _chooses(text)), where)
+            known = frozenset(paths(OmegaConf.to_container(chosen.hydra), "hydra."))
+            raise InputError(unknown([refused[1]], known)) from None
         raise InputError(" ".join(str(error).split())) from None
 
 
