@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from pgt.config.resources import choices, groups, read_conf
+from pgt.config.resources import choices, groups, is_folder, read_conf, sources
+
+HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
+"""The groups of Hydra's that are chosen on a command line."""
 
 
 def unknown(keys: Iterable[str], known: Set[str]) -> str:
@@ -21,8 +25,21 @@ def _hint(key: str, known: Set[str]) -> str:
     if owners := _owners(group, rest):
         return f": it goes with {owners}"
     alike = sorted(name for name in known | set(groups()) if ("." in name) == ("." in key))
-    nearest = difflib.get_close_matches(key, alike, n=1)
-    return f": did you mean '{nearest[0]}'?" if nearest else "; see `pgt train --cfg job` for the keys"
+    if found := called(key, known) or difflib.get_close_matches(key, alike, n=1):
+        return f": did you mean {' or '.join(map(repr, found))}?"
+    return "; see `pgt train --cfg job` for the keys"
+
+
+def called(name: str, known: Set[str]) -> list[str]:
+    """The keys and groups, six at most, whose last part is a name, or otherwise begins with it: `lr` in `lr_peak`."""
+    last = {
+        key: re.split(r"[./]", key)[-1]
+        for key in sorted({*known, *groups(), *HYDRA_GROUPS})
+        if not key.startswith("sweep.")
+    }
+    exact = [key for key, part in last.items() if part == name]
+    found = exact or [key for key, part in last.items() if part.startswith(f"{name}_")]
+    return found if len(found) <= 6 else []
 
 
 def _owners(group: str, key: str) -> str:
@@ -51,10 +68,14 @@ def unknown_choice(group: str, name: str, options: Sequence[str] = ()) -> str:
         options: of a group of Hydra's, its choices: all of them are named.
     """
     known = options or choices(group)
+    if group == "experiment" and is_folder(group, name):
+        return f"experiment '{name}' is a folder: for all that is in it, write -m experiment={name}/all"
     nearest = difflib.get_close_matches(name, known, n=1) if name != "null" else []
     folders = dict.fromkeys(option.rpartition("/")[0] or option for option in known)
     listed = f"choose one of {', '.join(folders)}"
     hint = f"did you mean '{nearest[0]}'?{f' Or {listed}' if options else ''}" if nearest else listed
+    if group == "experiment" and not sources().own and name.partition("/")[0] not in folders:
+        hint += " Or is --config-dir missing?" if nearest else "; or is --config-dir missing?"
     return f"unknown {group} '{name}': {hint}"
 
 
