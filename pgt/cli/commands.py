@@ -211,7 +211,9 @@ def figure(options: Namespace) -> int:
 def mirror_options(parser: ArgumentParser) -> None:
     parser.add_argument("logger", help="where their records go: wandb, tensorboard, or a logger of your own")
     parser.add_argument("experiment", nargs="?", help="only its runs: demo, demo/bn, demo/bn/<run id> (default: all)")
-    parser.add_argument("overrides", nargs="*", help="of the logger, as for pgt train: logger.wandb.group=mine")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="of the logger, as for pgt train: logger.wandb.group=mine"
+    )
     add_runs(parser)
     parser.add_argument("--project", help="of wandb (default: pgt)")
     parser.add_argument("--entity", help="of wandb: a user or a team (default: your own)")
@@ -330,22 +332,33 @@ def data(options: Namespace) -> int:
 
 
 def list_options(parser: ArgumentParser) -> None:
-    from pgt.config.resources import groups
-
-    parser.add_argument("what", choices=[_several(group) for group in groups()], help="the group to list")
+    known = _listed()
+    parser.add_argument(
+        "what",
+        type=lambda text: _several(text) if _several(text) in known else text,  # `method` for `methods`
+        choices=[*known],
+        help="the group to list",
+    )
     parser.add_argument("--config-dir", metavar="DIR", help="list those of this folder, too")
 
 
 def list_choices(options: Namespace) -> int:
-    from pgt.config.resources import choices, conf_file, groups, header
+    from pgt.config.resources import choices, conf_file, header
 
-    group = next(group for group in groups() if _several(group) == options.what)
+    group = _listed()[options.what]
     names = choices(group)
     for name in names:
         print(f"{name:{max(map(len, names))}}  {header(conf_file(f'{group}/{name}'))}".rstrip())
     if group == "experiment":
         print("FOLDER/all stands for all of a folder, as in `pgt train -m experiment=table1/all`")
     return 0
+
+
+def _listed() -> dict[str, str]:
+    """The config groups whose choices `pgt list` lists, by their plurals."""
+    from pgt.config.resources import groups
+
+    return {_several(group): group for group in groups()} | {"launchers": "hydra/launcher"}
 
 
 def _several(group: str) -> str:

@@ -37,6 +37,10 @@ The same command again returns a finished run at once and goes on with an interr
 groups: {groups}"""
 
 
+OPTIONS = ("-h", "--help", "--version")
+"""The options of `pgt` without a command."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 (a run failed), 2 (bad input), 130 (Ctrl-C),
     141 (nobody reads what it prints), or 143 or 138 (stopped by SIGTERM or SIGUSR1)."""
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command and not command.startswith("-") and command not in COMMANDS:
             nearest = difflib.get_close_matches(command, ["train", *COMMANDS], n=1)
             made.error(f"there is no command {command}" + (f": did you mean `pgt {nearest[0]}`?" if nearest else ""))
+        if command.startswith("-") and command not in OPTIONS:
+            nearest = difflib.get_close_matches(command, OPTIONS, n=1)
+            made.error(f"there is no option {command}" + (f": did you mean {nearest[0]}?" if nearest else ""))
         options = made.parse_args(arguments)
         with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
             return COMMANDS[options.command].run(options)
@@ -72,6 +79,13 @@ class OneLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(InputError.exit_code, f"pgt: {message}; see `{self.prog} --help`\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse; refuse what is unknown here, so that the command is named whose option it would be."""
+        options, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options, rest
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print; unlike argparse, do not hide that standard output cannot be written."""

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from pgt.config.grammar import key_of, written
-from pgt.config.hints import paths, unknown_choice
+from pgt.config.hints import HYDRA_GROUPS, paths, unknown_choice
 from pgt.config.resources import choices, conf_file, groups, is_choice, is_global, is_group, read_conf, read_file
+from pgt.config.schema import Method, Part, Recipe, Trainer
 from pgt.core.errors import InputError
 
 SEVERAL = frozenset({"logger"})
 """Groups that take a list of choices."""
+BASES: dict[str, tuple[str, type[Part]]] = {
+    "method": ("baseline", Method),
+    "recipe": ("paper", Recipe),
+    "trainer": ("default", Trainer),
+}
+"""The choice that a file of one's own builds on, by group, and the keys that every choice has."""
 
 
 class SeveralRuns(InputError):
@@ -98,16 +106,64 @@ def check_file(group: str, name: str) -> None:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
+    for keys in _dotted(contents):
+        nested = "".join(f"{key}: {{" for key in keys[:-2]) + f"{keys[-2]}: {{{keys[-1]}: ...}}" + "}" * len(keys[2:])
+        raise InputError(f"{file}: '{'.'.join(keys)}' is no key in a file: write `{nested}`")
+    own = contents.get("hydra") or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{file}: hydra must be a mapping, as in `hydra: {{launcher: {{nodes: 2}}}}`; it is {own}")
+    for part in HYDRA_GROUPS:
+        if isinstance(chosen := own.get(part.rpartition("/")[2]), str):
+            raise InputError(f"{file}: choose a file of {part} in the defaults list: `- override /{part}: {chosen}`")
     for fault in _faults(contents.get("defaults", []), f"{group}/{name}"):
         raise InputError(f"{file}: defaults: {fault}")
-    hydra = contents.get("hydra") or {}
-    if not isinstance(hydra, dict) or any(isinstance(hydra.get(part), str) for part in ("launcher", "sweeper")):
-        raise InputError(
-            f"{file}: hydra must be a mapping of keys; choose a launcher or sweeper in the defaults list, as in "
-            "`override /hydra/sweeper: optuna`"
-        )
-    if any(key.startswith("hydra.sweeper.params.") for key in paths(contents)):
+    if "params" in dict(own.get("sweeper") or {}):
         raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
+
+
+def _dotted(contents: dict[str, Any]) -> Iterator[list[str]]:
+    """The parts of each key of a file that has a dot, which Hydra does not take apart as it does on a command line."""
+    return (key.split(".") for key in contents if re.fullmatch(r"\w+(\.\w+)+", key))
+
+
+def refuse_bare(composed: DictConfig) -> None:
+    """Refuse the file of a group that lacks keys, and does not begin with the choice that has them.
+
+    Raises:
+        InputError: the file, its missing keys, and the line to add.
+    """
+    for group, (base, schema) in BASES.items():
+        name, part = str(composed.hydra.runtime.choices.get(group)), composed.get(group)
+        if not isinstance(part, DictConfig):
+            continue
+        missing = [key for key, field in schema.model_fields.items() if field.is_required() and key not in {*part}]
+        if missing and is_choice(group, name):
+            file = conf_file(f"{group}/{name}")
+            if "defaults" not in read_file(file):
+                raise InputError(f"{file} lacks {', '.join(missing)}: add the line `defaults: [{base}]` at its top")
+
+
+def refuse_other_kinds(name: str, usual: Any) -> None:
+    """Refuse a file, such as `method/mine`, that has a mapping in the place of a list, or a list for a mapping.
+
+    Args:
+        usual: a config with the kinds that are wanted.
+
+    Raises:
+        InputError: the file, the key and its kind.
+    """
+    file, group = conf_file(name), name.partition("/")[0]
+
+    def compare(given: Any, wanted: Any, key: str) -> None:
+        for kind, words in ((list, "a list, `- ...` in each line"), (dict, "a mapping, `key: value` in each line")):
+            if isinstance(wanted, kind) and isinstance(given, list | dict) and not isinstance(given, kind):
+                raise InputError(f"{file}: {key} must be {words}; it is {given}")
+        if isinstance(given, dict) and isinstance(wanted, dict):
+            for inner in given.keys() & wanted.keys():
+                compare(given[inner], wanted[inner], f"{key}.{inner}".lstrip("."))
+
+    top = "" if is_global(file) else group
+    compare(read_conf(name), usual.get(group) if top else usual, top)
 
 
 def _faults(defaults: Any, own: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,9 +20,19 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from pgt.config.choices import SEVERAL, SeveralRuns, check_file, experiments, origin, own_sweep
+from pgt.config import launchers
+from pgt.config.choices import (
+    SEVERAL,
+    SeveralRuns,
+    check_file,
+    experiments,
+    origin,
+    own_sweep,
+    refuse_bare,
+    refuse_other_kinds,
+)
 from pgt.config.grammar import key_of, parse, quoted, values_of, written
-from pgt.config.hints import one_choice, paths, unknown, unknown_choice
+from pgt.config.hints import called, one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
 from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
 from pgt.config.rules import validate
@@ -138,6 +149,20 @@ def shown(overrides: Sequence[str]) -> list[str]:
         return [*_other_folders(), *job]
 
 
+def instead_of_flag(flag: str, following: str) -> str:
+    """The override that a flag seems to mean, as recipe.epochs=3 for `--epochs 3`; empty if no key is called so.
+
+    Args:
+        following: the next word of the command line.
+    """
+    name, equals, value = flag.lstrip("-").partition("=")
+    with _hydra():
+        known = _known(())
+    keys = [name] if name in known else called(name.replace("-", "_"), known)
+    value = value if equals else following if following and not re.match(r"-|.*=", following) else "..."
+    return " or ".join(f"{key}={value}" for key in keys)
+
+
 def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) -> None:
     """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
@@ -243,9 +268,12 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         if not parsed.is_sweep_override():
             values.append([text])
         elif not multirun and not parsed.is_hydra_override():
-            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group(parsed.key_or_group)
+            key = parsed.key_or_group
+            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group(key)
             mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
-            raise SeveralRuns(f"'{text}' is a sweep", f"give {parsed.key_or_group} one value{mend}")
+            if key in SEVERAL:
+                mend = f", or for all of them together write {key}=[{text.partition('=')[2]}]"
+            raise SeveralRuns(f"'{text}' is a sweep", f"give {key} one value{mend}")
         else:
             values.append([f"{parsed.get_key_element()}={value}" for value in _swept(parsed)])
     if _searching(overrides):  # the product may be vast, and the sweeper tries only a part of it
@@ -281,11 +309,13 @@ def _compose(overrides: Sequence[str]) -> Config:
         if text.partition("=")[0] == "seed":
             composed.seed = parse(text).value()
     HydraConfig.instance().set_config(composed)
+    refuse_bare(composed)
     place = origin(composed, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
     name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
     if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
         said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
+    said += [line + place(key) for key, line in launchers.faults(composed)]
     return validate(composed, said, place)
 
 
@@ -301,11 +331,20 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
     except YAMLError as error:
         raise not_yaml(error) from None
     except MissingConfigException as error:
-        if package := PLUGINS.get(str(error.missing_cfg_file)):
-            chosen = str(error.missing_cfg_file).rpartition("/")
-            raise InputError(f"{chosen[0]}={chosen[2]} is in a package of its own: pip install {package}") from None
+        missing = str(error.missing_cfg_file)
+        group, _, name = missing.rpartition("/")
+        if package := PLUGINS.get(missing):
+            raise InputError(f"{group}={name} is in a package of its own: pip install {package}") from None
+        if group.startswith("hydra/") and error.options:
+            raise InputError(unknown_choice(group, name, error.options)) from None
         raise InputError(" ".join(str(error).split())) from None
     except (HydraException, ValueError) as error:
+        if refused := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
+            chosen = _composed(tuple(text for text in overrides if _chooses(text)), where)
+            known = frozenset(paths(OmegaConf.to_container(chosen.hydra), "hydra."))
+            raise InputError(unknown([refused[1]], known)) from None
+        if merged := re.match(r"In '([^']+)': ConfigTypeError raised.*Cannot merge", str(error), re.S):
+            refuse_other_kinds(merged[1], OmegaConf.to_container(_composed((), where)))
         raise InputError(" ".join(str(error).split())) from None
 
 

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from pgt.config.resources import choices, is_group
+from pgt.config.resources import choices, groups, is_folder, is_group
 from pgt.core.errors import InputError
 
 
@@ -27,10 +27,24 @@ def parse(text: str) -> Override:
     try:
         parsed = OverridesParser.create().parse_override(text)
     except HydraException:
-        raise InputError(f"cannot read the override '{text}': write {quoted(text)}") from None
+        raise InputError(f"cannot read the override '{text}': {_mend(text)}") from None
     if not parsed.key_or_group:
-        raise InputError(f"cannot read the override '{text}': write key=value")
+        raise InputError(f"cannot read the override '{text}': write key=value, without spaces around =")
     return parsed
+
+
+def _mend(text: str) -> str:
+    """How to write what is no override."""
+    if "=" in text.strip("="):
+        words = re.split(r"\s+(?=[+~]{0,2}[\w./@]+=)", text)
+        several = f"for {len(words)} overrides write {' '.join(words)} as {len(words)} words; for one "
+        return f"{several if len(words) > 1 else ''}write {quoted(text)}"
+    folder = text.removesuffix("/").removesuffix("/all")
+    found = [f"-m experiment={folder}/all"] if is_folder("experiment", folder) else []
+    found += [f"{group}={text}" for group in groups() if text in choices(group)]
+    if is_group(text):
+        found.append(f"{text}=NAME")
+    return f"write {' or '.join(found) or 'key=value'}, without spaces around ="
 
 
 def quoted(text: str) -> str:

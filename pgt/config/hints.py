@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from pgt.config.resources import choices, groups, read_conf
+from pgt.config.resources import choices, groups, is_folder, read_conf, sources
+
+HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
+"""The groups of Hydra's that are chosen on a command line."""
 
 
 def unknown(keys: Iterable[str], known: Set[str]) -> str:
@@ -15,20 +19,63 @@ def unknown(keys: Iterable[str], known: Set[str]) -> str:
 
 
 def _hint(key: str, known: Set[str]) -> str:
+    if key.startswith("hydra."):
+        return _hint_of_hydra(key, known)
     group, _, rest = key.partition(".")
-    if owners := [name for name in choices(group) if rest in read_conf(f"{group}/{name}")]:
-        return f": it goes with {group}={' or '.join(owners)}"
+    if owners := _owners(group, rest):
+        return f": it goes with {owners}"
     alike = sorted(name for name in known | set(groups()) if ("." in name) == ("." in key))
-    nearest = difflib.get_close_matches(key, alike, n=1)
-    return f": did you mean '{nearest[0]}'?" if nearest else "; see `pgt train --cfg job` for the keys"
+    if found := called(key, known) or difflib.get_close_matches(key, alike, n=1):
+        return f": did you mean {' or '.join(map(repr, found))}?"
+    return "; see `pgt train --cfg job` for the keys"
 
 
-def unknown_choice(group: str, name: str) -> str:
-    """Name a choice that a group does not have, with the nearest one or all of them."""
-    options = choices(group)
-    nearest = difflib.get_close_matches(name, options, n=1) if name != "null" else []
-    folders = dict.fromkeys(option.rpartition("/")[0] or option for option in options)
-    hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(folders)}"
+def called(name: str, known: Set[str]) -> list[str]:
+    """The keys and groups, six at most, whose last part is a name, or otherwise begins with it: `lr` in `lr_peak`."""
+    last = {
+        key: re.split(r"[./]", key)[-1]
+        for key in sorted({*known, *groups(), *HYDRA_GROUPS})
+        if not key.startswith("sweep.")
+    }
+    exact = [key for key, part in last.items() if part == name]
+    found = exact or [key for key, part in last.items() if part.startswith(f"{name}_")]
+    return found if len(found) <= 6 else []
+
+
+def _owners(group: str, key: str) -> str:
+    """The choices of a group that have a key, as in `data=cifar10 or cifar100`; empty if none has it."""
+    owners = [name for name in choices(group) if key in paths(read_conf(f"{group}/{name}"))]
+    return f"{group}={' or '.join(owners)}" if owners else ""
+
+
+def _hint_of_hydra(key: str, known: Set[str]) -> str:
+    above, _, last = key.rpartition(".")
+    if owners := _owners(above.replace(".", "/"), last):
+        return f": it goes with {owners}"
+    beside = sorted(name for name in known if name.rpartition(".")[0] == above and "_target_" not in name)
+    sbatch = above == "hydra.launcher" and f"{above}.partition" in known
+    more = f"; an option of sbatch needs a plus, +{key}=..." if sbatch else ""
+    if nearest := difflib.get_close_matches(key, beside or sorted(known), n=1, cutoff=0.85):
+        return f": did you mean '{nearest[0]}'?{more}"
+    listed = f": choose one of {', '.join(beside)}" if beside else "; see `pgt train --cfg hydra` for the keys"
+    return more or listed
+
+
+def unknown_choice(group: str, name: str, options: Sequence[str] = ()) -> str:
+    """Name a choice that a group does not have, with the nearest one or all of them.
+
+    Args:
+        options: of a group of Hydra's, its choices: all of them are named.
+    """
+    known = options or choices(group)
+    if group == "experiment" and is_folder(group, name):
+        return f"experiment '{name}' is a folder: for all that is in it, write -m experiment={name}/all"
+    nearest = difflib.get_close_matches(name, known, n=1) if name != "null" else []
+    folders = dict.fromkeys(option.rpartition("/")[0] or option for option in known)
+    listed = f"choose one of {', '.join(folders)}"
+    hint = f"did you mean '{nearest[0]}'?{f' Or {listed}' if options else ''}" if nearest else listed
+    if group == "experiment" and not sources().own and name.partition("/")[0] not in folders:
+        hint += " Or is --config-dir missing?" if nearest else "; or is --config-dir missing?"
     return f"unknown {group} '{name}': {hint}"
 
 

@@ -131,6 +131,11 @@ def choices(group: str) -> list[str]:
     return sorted({name for folder in _folders() for name in _names(folder, group) if Path(name).name != "all"})
 
 
+def is_folder(group: str, name: str) -> bool:
+    """Whether some choices of a group stand in a folder of that name."""
+    return any(choice.startswith(f"{name}/") for choice in choices(group))
+
+
 def conf_file(name: str) -> Path:
     """The file of a choice such as `recipe/paper`."""
     found = _file(name)

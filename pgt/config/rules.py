@@ -50,9 +50,8 @@ def validate(composed: DictConfig, wrong: Sequence[str] = (), place: Callable[[s
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        for detail in error.errors():
-            key = ".".join(_location(detail, plain))
-            told.setdefault(key, _in_words(key, detail, plain) + place(key))
+        for key, line in in_words(error, plain):
+            told.setdefault(key, line + place(key))
         raise InputError("; ".join([*wrong, *told.values()])) from None
     if lines := [*wrong, *told.values(), *_conflicts(config)]:
         raise InputError("; ".join(lines))
@@ -98,6 +97,18 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
             OmegaConf.update(config, key, MISSING)
 
 
+def in_words(error: ValidationError, plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Pydantic's errors in our words, each with its key.
+
+    Args:
+        plain: the values that were checked.
+        prefix: stands before each key if `plain` is a part of the config, as in `hydra.launcher.`.
+    """
+    for detail in error.errors():
+        key = prefix + ".".join(_location(detail, plain))
+        yield key, _in_words(key, detail, paths(plain, prefix))
+
+
 def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
     """The keys that lead to an error. Pydantic adds the `name` or tag that chose one of several classes: left out."""
     node = plain
@@ -108,12 +119,12 @@ def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
         node = node.get(part) if isinstance(node, Mapping) else node[int(part)] if isinstance(node, list) else None
 
 
-def _in_words(key: str, detail: ErrorDetails, plain: Mapping[str, Any]) -> str:
+def _in_words(key: str, detail: ErrorDetails, known: set[str]) -> str:
     """One of pydantic's errors in our words: the key, what its value must be, and what it is."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         inner = paths(got, f"{key}.") or {key}
-        return unknown(sorted(inner), paths(plain) - {key, *inner})
+        return unknown(sorted(inner), known - {key, *inner})
     if kind == "missing":
         return f"{key} is missing: add {key}=..."
     if kind == "value_error":  # raised by a validator of the schema, in our words

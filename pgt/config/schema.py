@@ -44,7 +44,8 @@ def between(low: float, high: float) -> AfterValidator:
 
 def _network(name: str) -> str:
     if name not in PARAMETERS and not name.startswith(TIMM):
-        raise ValueError(f"must be one of {', '.join(PARAMETERS)}, or {TIMM}<name> of timm's networks; got {name}")
+        ours = ", ".join(PARAMETERS)
+        raise ValueError(f"must be one of {ours}, or a network of timm's, as model.name={TIMM}{name}; got {name}")
     return name
 
 

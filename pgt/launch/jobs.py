@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pgt import data
-from pgt.config.compose import Jobs, compose_all, compose_jobs, shown
+from pgt.config.compose import Jobs, compose_all, compose_jobs, instead_of_flag, shown
 from pgt.config.grammar import key_of, written
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
@@ -94,9 +94,13 @@ def parse(arguments: Sequence[str]) -> Namespace:
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
+        for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            if flag.startswith("--") and flag in message.split() and (meant := instead_of_flag(flag, following)):
+                message = f"there is no option {flag}, write {meant}"
         raise InputError(f"{message}: see `pgt train --help`")
 
     parser = get_args_parser()
+    parser.allow_abbrev = False
     parser.error = refuse  # type: ignore[method-assign]
     options = parser.parse_intermixed_args(arguments)
     if options.config_path or options.experimental_rerun:

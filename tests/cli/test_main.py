@@ -44,6 +44,10 @@ def test_help_says_what_there_is_and_imports_nothing_slow():
         (["list"], "the following arguments are required: what; see `pgt list --help`"),
         (["trian", "seed=0"], "there is no command trian: did you mean `pgt train`?; see `pgt --help`"),
         (["xyz"], "there is no command xyz; see `pgt --help`"),
+        (["--verion"], "there is no option --verion: did you mean --version?; see `pgt --help`"),
+        (["mirror"], "the following arguments are required: logger; see `pgt mirror --help`"),
+        (["status", "--jsn"], "unrecognized arguments: --jsn; see `pgt status --help`"),
+        (["status", "demo/bn", "demo/nobn"], "unrecognized arguments: demo/nobn; see `pgt status --help`"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_parsed_gets_one_line(capsys, arguments, line):
@@ -116,6 +120,29 @@ def test_bad_input_exits_2_with_one_line_and_writes_nothing(capfd, arguments):
     assert err.startswith("pgt: ")
     assert err.count("\n") == 1
     assert written() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (["--experiment", "demo/bn"], "write experiment=demo/bn"),
+        (["--seed", "1", "experiment=demo/bn"], "write seed=1"),
+        (["--epochs=1"], "write recipe.epochs=1"),
+        (["experiment=demo/bn", "--runs", "x"], "write paths.runs=x"),
+        (["--seed", "experiment=demo/bn"], "write seed=..."),
+    ],
+)
+def test_a_flag_in_the_place_of_an_override_is_mended(capsys, arguments, mend):
+    assert main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert mend in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("what", "name"), [("method", "pgt"), ("launchers", "local"), ("launcher", "slurm")])
+def test_list_takes_a_group_by_its_own_name_and_launchers(capsys, what, name):
+    assert main(["list", what]) == 0
+    assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
 
 
 def test_data_that_are_not_as_they_should_be_get_one_line_for_a_whole_sweep(capfd):

@@ -110,6 +110,23 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["recipe.epochs=${nope}"], ["recipe.epochs", "'nope' not found"]),
         (["seed=0,1"], ["'seed=0,1' is a sweep: add -m"]),
         (["=3"], ["cannot read the override '=3': write key=value"]),
+        (["demo/bn"], ["write experiment=demo/bn"]),
+        (["demo"], ["-m experiment=demo/all"]),
+        (["demo/all"], ["-m experiment=demo/all"]),
+        (["experiment", "demo/bn"], ["write experiment=NAME", "without spaces"]),
+        (["resnet50"], ["write model=resnet50"]),
+        (["method.alpha", "=", "0.3"], ["write key=value, without spaces around ="]),
+        (["method.alpha=", "0.3"], ["write key=value, without spaces around ="]),
+        (["method=pgt alpha=0.3"], ["for 2 overrides write method=pgt alpha=0.3", "method='pgt alpha=0.3'"]),
+        (["experiment=demo"], ["'demo' is a folder", "-m experiment=demo/all"]),
+        (["experiment=mine/small"], ["unknown experiment", "--config-dir missing?"]),
+        (["logger=wandb,tensorboard"], ["logger=[wandb,tensorboard]"]),
+        (["alpha=0.3"], ["did you mean 'method.alpha'?"]),
+        (["epochs=3"], ["did you mean 'recipe.epochs'?"]),
+        (["lr=0.1"], ["'recipe.lr_peak'"]),
+        (["launcher=local"], ["did you mean 'hydra/launcher'?"]),
+        (["logger.wandb.mode=offline"], ["it goes with logger=wandb"]),
+        (["model.name=mobilenetv3_small_050"], ["model.name=timm/mobilenetv3_small_050"]),
         (["recipe=null"], ["unknown recipe 'null'", "authors, demo, paper"]),
         (["model="], ["unknown model ''", "resnet18"]),
         (["logger=null"], ["unknown logger 'null'", "none, tensorboard, wandb"]),
@@ -187,6 +204,54 @@ def test_a_hint_never_names_keys_of_hydra(typo):
 def test_bad_input_is_named_with_what_must_be_and_how_to_mend_it(overrides, facts):
     said = refused(*overrides)
     assert all(fact in said for fact in facts), said
+
+
+LOCAL, SLURM = "hydra/launcher=local", "hydra/launcher=slurm"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (["hydra.launcher=local"], ["write hydra/launcher=local"]),
+        (["hydra.launcher=null"], ["write hydra/launcher=basic"]),
+        (["hydra.sweeper=optuna"], ["write hydra/sweeper=optuna"]),
+        (["hydra/launcher=slrum"], ["unknown hydra/launcher 'slrum': did you mean 'slurm'?", "basic", "local, slurm"]),
+        (["hydra/launcher=xyz"], ["unknown hydra/launcher 'xyz': choose one of basic", "local, slurm"]),
+        (["hydra/sweeper=bsic"], ["unknown hydra/sweeper 'bsic': did you mean 'basic'?"]),
+        ([LOCAL, "hydra.launcher.cpus_per_job=two"], ["hydra.launcher.cpus_per_job must be a whole number, got two"]),
+        ([LOCAL, "hydra.launcher.cpus_per_job=1.5"], ["cpus_per_job must be a whole number, got 1.5"]),
+        ([LOCAL, "hydra.launcher.cpus_per_job=0"], ["hydra.launcher.cpus_per_job must be at least 1, got 0"]),
+        ([LOCAL, "hydra.launcher.gpus_per_job=-1"], ["hydra.launcher.gpus_per_job must be at least 0, got -1"]),
+        ([LOCAL, "hydra.launcher.gpu_per_job=1"], ["unknown key", "did you mean 'hydra.launcher.gpus_per_job'?"]),
+        ([LOCAL, "+hydra.launcher.gpu_per_job=1"], ["unknown key", "did you mean 'hydra.launcher.gpus_per_job'?"]),
+        ([LOCAL, "hydra.launcher.n_jobs=2"], ["hydra.launcher.n_jobs'", "choose one of hydra.launcher.cpus_per_job"]),
+        (["hydra.launcher.partition=gpu"], ["it goes with hydra/launcher=slurm"]),
+        ([SLURM, "hydra.launcher.partion=gpu"], ["'hydra.launcher.partition'?", "+hydra.launcher.partion=..."]),
+        ([SLURM, "hydra.launcher.exclude=node7"], ["sbatch", "+hydra.launcher.exclude=..."]),
+        ([SLURM, "hydra.launcher.nodes=1-2"], ["hydra.launcher.nodes must be a whole number, got 1-2"]),
+        ([SLURM, "hydra.launcher.gpus_per_node=two"], ["gpus_per_node must be a whole number, or a type", "got two"]),
+        ([SLURM, "hydra.launcher.wait=maybe"], ["hydra.launcher.wait must be true or false, got maybe"]),
+        ([SLURM, "hydra.launcher.setup=x"], ["must be a list, as in hydra.launcher.setup=[x]"]),
+        (["hydra.swep.dir=x"], ["unknown key 'hydra.swep.dir': did you mean 'hydra.sweep.dir'?"]),
+    ],
+)
+def test_options_of_launchers_are_checked_with_the_command_line(overrides, facts):
+    said = refused(*overrides)
+    assert "Could not" not in said
+    assert all(fact in said for fact in facts), said
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [LOCAL],
+        [LOCAL, "hydra.launcher.gpus_per_job=0", "hydra.launcher.cpus_per_job=2"],
+        [SLURM],
+        [SLURM, "+hydra.launcher.mail_type=END", "hydra.launcher.gpus_per_node=a100:2", "hydra.launcher.nodes=2"],
+    ],
+)
+def test_options_of_launchers_that_can_be_used_are_taken(overrides):
+    assert compose_all(overrides)
 
 
 def test_all_that_is_wrong_is_told_at_once():

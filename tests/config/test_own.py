@@ -136,9 +136,14 @@ HEADER = "# @package _global_\n"
             ["one line"],
         ),
         ("\ufeff" + HEADER + "recipe: {epochs: 1}\n", ["byte-order mark", "save it"]),
-        (HEADER + "hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
-        (HEADER + "hydra: {sweeper: optuna}\n", ["hydra must be a mapping", "override /hydra/sweeper"]),
+        (HEADER + "recipe.epochs: 3\n", ["write `recipe: {epochs: ...}`"]),
+        (HEADER + "hydra.launcher.nodes: 3\n", ["write `hydra: {launcher: {nodes: ...}}`"]),
+        (HEADER + "hydra: {launcher: local}\n", ["`- override /hydra/launcher: local`"]),
+        (HEADER + "hydra: {sweeper: optuna}\n", ["`- override /hydra/sweeper: optuna`"]),
         (HEADER + "hydra: 3\n", ["hydra must be a mapping"]),
+        (HEADER + "method: {transforms: {name: gc}}\n", ["method.transforms must be a list"]),
+        (HEADER + "recipe: [3]\n", ["recipe must be a mapping"]),
+        (HEADER + "hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
         (HEADER + "hydra: [1]\n", ["hydra must be a mapping"]),
     ],
 )
@@ -150,6 +155,30 @@ def test_a_faulty_experiment_is_named_with_the_place_and_the_mend(text, facts):
     assert "\n" not in said
     assert "own/experiment/my.yaml" in said
     assert all(fact in said for fact in facts), said
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("alpha: 0.3\n", ["lacks implementation, label_smoothing", "add the line `defaults: [baseline]`"]),
+        ("defaults: [baseline]\ntransforms: {name: gc}\n", ["method.transforms must be a list"]),
+        ("defaults: [baseline]\nmethod.alpha: 0.3\n", ["'method.alpha'", "write `method: {alpha: ...}`"]),
+    ],
+)
+def test_a_faulty_method_is_named_with_the_mend(text, facts):
+    write("method/mine", text)
+    with own_conf(["own"]), pytest.raises(InputError) as refused:
+        compose_all(["method=mine"])
+    said = str(refused.value)
+    assert "own/method/mine.yaml" in said
+    assert said.count("missing") == 0
+    assert all(fact in said for fact in facts), said
+
+
+def test_a_method_that_the_command_line_completes_trains_without_defaults():
+    write("method/mine", "implementation: exact\nlabel_smoothing: 0\nsmoothing: paper\ntransforms: []\nalpha: ???\n")
+    with own_conf(["own"]):
+        assert compose_all(["method=mine", "method.alpha=0.3"])[0].method.alpha == 0.3
 
 
 def test_a_folder_with_the_name_of_a_file_is_no_choice(capsys):
