@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
+from pgt.config.hints import HYDRA_GROUPS
 from pgt.config.rules import in_words
 from pgt.config.schema import Integer, Part
 
@@ -52,13 +54,15 @@ OPTIONS: dict[str, type[Part]] = {
 
 def faults(composed: DictConfig) -> Iterator[tuple[str, str]]:
     """The keys below `hydra` whose values cannot be used, each with what is wrong and how to mend it."""
-    for part in ("launcher", "sweeper"):
-        options = OmegaConf.to_container(composed.hydra)[part]  # type: ignore[call-overload, index]
-        key = f"hydra.{part}"
-        if not isinstance(options, dict):
-            yield key, f"{key}={options} chooses nothing: write hydra/{part}={options or 'basic'}"
-        elif schema := OPTIONS.get(str(options.pop("_target_", None))):
+    for group in HYDRA_GROUPS:
+        key, chosen = group.replace("/", "."), composed.hydra[group.rpartition("/")[2]]
+        if not isinstance(chosen, DictConfig):
+            yield key, f"{key}={chosen} chooses nothing: write {group}={chosen or 'basic'}"
+        elif schema := OPTIONS.get(str(chosen.get("_target_"))):
             try:
-                schema.model_validate(options)
+                options = dict(OmegaConf.to_container(chosen, resolve=True))  # type: ignore[arg-type]
+                schema.model_validate({name: value for name, value in options.items() if name != "_target_"})
+            except OmegaConfBaseException as error:
+                yield key, f"{error.full_key or key} cannot be resolved: {str(error.msg).splitlines()[0]}"
             except ValidationError as error:
                 yield from in_words(error, options, f"{key}.")

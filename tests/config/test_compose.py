@@ -221,6 +221,7 @@ LOCAL, SLURM = "hydra/launcher=local", "hydra/launcher=slurm"
         ([LOCAL, "hydra.launcher.cpus_per_job=two"], ["hydra.launcher.cpus_per_job must be a whole number, got two"]),
         ([LOCAL, "hydra.launcher.cpus_per_job=1.5"], ["cpus_per_job must be a whole number, got 1.5"]),
         ([LOCAL, "hydra.launcher.cpus_per_job=0"], ["hydra.launcher.cpus_per_job must be at least 1, got 0"]),
+        ([LOCAL, "hydra.launcher.cpus_per_job=${nope}"], ["hydra.launcher.cpus_per_job cannot be resolved", "'nope'"]),
         ([LOCAL, "hydra.launcher.gpus_per_job=-1"], ["hydra.launcher.gpus_per_job must be at least 0, got -1"]),
         ([LOCAL, "hydra.launcher.gpu_per_job=1"], ["unknown key", "did you mean 'hydra.launcher.gpus_per_job'?"]),
         ([LOCAL, "+hydra.launcher.gpu_per_job=1"], ["unknown key", "did you mean 'hydra.launcher.gpus_per_job'?"]),
@@ -245,6 +246,7 @@ def test_options_of_launchers_are_checked_with_the_command_line(overrides, facts
     "overrides",
     [
         [LOCAL],
+        [LOCAL, "hydra.launcher.cpus_per_job=${recipe.epochs}"],
         [LOCAL, "hydra.launcher.gpus_per_job=0", "hydra.launcher.cpus_per_job=2"],
         [SLURM],
         [SLURM, "+hydra.launcher.mail_type=END", "hydra.launcher.gpus_per_node=a100:2", "hydra.launcher.nodes=2"],
