@@ -197,9 +197,10 @@ def figure(options: Namespace) -> int:
     if options.number not in (known := [*figures.NUMBERS, *figures.NAMES]):
         numbers = ", ".join(map(str, known))
         raise InputError(f"there is no figure {options.number} here: choose one of {numbers}")
-    prefix = "figure" if isinstance(options.number, int) else ""
-    output = options.output or Path(f"{prefix}{options.number}")
     given = {name: value for name in ("x", "y", "value") if (value := vars(options)[name])}
+    prefix = "figure" if isinstance(options.number, int) else ""
+    name = "-".join([str(options.number), *(key.rpartition(".")[2] for key in given.values())])
+    output = options.output or Path(f"{prefix}{name}")
     if given and options.number != figures.sweep.NAME:
         raise InputError(f"--{min(given)} is for `pgt figure sweep EXPERIMENT`: leave it out")
     for path in figures.save(options.number, options.runs, options.experiment, output, figures.sweep.Axes(**given)):

@@ -1,4 +1,4 @@
-"""From a command line to checked configs, before anything is written and before torch is imported."""
+"""Composes and checks the configs of a command line, before anything is written and before torch is imported."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
     Raises:
         InputError: everything that is wrong with the first job that cannot be run.
     """
+    for cached in (_composed, _keys):  # in a notebook, files may have been edited since
+        cached.cache_clear()
     with _searched(overrides) as rest:
         spelled = _spell_out(rest, multirun)
         jobs = expand(spelled, multirun)

@@ -200,7 +200,7 @@ def _conflicts(config: Config) -> Iterator[str]:
 
 
 def needs_groups(network: str, recipe: Recipe) -> str:
-    """The error for a network with batch norm and a recipe without `local_batch`."""
+    """The message for a network with batch norm and a recipe without `local_batch`."""
     return (
         f"{network} has batch norm: set recipe.local_batch, the number of samples that share batch-norm statistics "
         f"({_whole_batch(recipe)})"

@@ -144,7 +144,7 @@ class Model(Part):
 
 class OwnModel(Own):
     interpolation: Interpolation = "bilinear"
-    """As for `Model`; no argument of the function."""
+    """As `Model.interpolation`. It is not passed to the function."""
 
 
 class Data(Part):

@@ -56,7 +56,7 @@ class FolderLoader(FileLoader):
             multiprocessing_context=fork_server() if workers else None,
             persistent_workers=workers > 0,
             pin_memory=on_gpu,
-            generator=torch.Generator(),  # torch's own is the network's, which goes on with it when it resumes
+            generator=torch.Generator(),  # torch's global one serves dropout, and its state is restored on resume
             worker_init_fn=partial(_serve, os.getpid()),
         )
         self._mean, self._deviation = (

@@ -60,7 +60,7 @@ def lost() -> InputError:
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """A context whose errors that a process has died name the cause.
+    """A context in which the error of a dead reader process becomes one that names the cause.
 
     Raises:
         InputError: see `lost`.
@@ -87,8 +87,11 @@ class Helpers:
             InputError: one of them has died before all had begun.
         """
         before = multiprocessing.active_children()
-        with _named():
-            yield
+        try:
+            with _named():
+                yield
+        except (ConnectionError, EOFError):  # it died while DALI told it what to read
+            raise lost() from None
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
 
     @contextmanager

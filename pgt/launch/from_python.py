@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from pgt.config.compose import compose_all
+from pgt.config.compose import compose_jobs
 from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import rank_environment
 from pgt.core.signals import STOP_SIGNALS
@@ -62,7 +62,13 @@ def train(arguments: Sequence[str]) -> Any:
     if shows := jobs.showing(options):
         raise InputError(f"{shows[0]} trains nothing: give it to `pgt train` in a shell")
     with _left_as_found(arguments), jobs.own_files(options):
-        configs = compose_all(options.overrides, options.multirun)
+        composed = compose_jobs(options.overrides, options.multirun)
+        if composed.searches or "wait" in composed.hydra.launcher:
+            raise InputError(
+                "pgt.train trains here and returns what it came to: give a sweeper that chooses values, or jobs for a "
+                "cluster, to `pgt train`, and read pgt.runs.frame"
+            )
+        configs = composed.configs
         if not options.multirun:
             [config] = configs
             jobs.check(config)

@@ -39,5 +39,5 @@ def facts(name: str) -> dict[str, Any]:
     try:
         known = get_pretrained_cfg(network)
     except RuntimeError as error:  # no such weights, as in resnet50.a9_in1k
-        raise InputError(f"{name}: {error}; leave out what is behind the dot") from None
+        raise InputError(f"{name}: {error}; leave out what is after the dot") from None
     return known.to_dict() if known else {}

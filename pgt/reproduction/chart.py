@@ -59,7 +59,10 @@ def chart(curves: Mapping[str, Iterable[Value]]) -> Chart | None:
         )
 
     def line(label: str, values: Sequence[Value]) -> Line:
-        points = " ".join("{:.1f},{:.1f}".format(*place(epoch, value)) for epoch, value, _ in values)
+        places = [place(epoch, value) for epoch, value, _ in values]
+        if len(places) == 1:  # a dash, since a line through one point would not be seen
+            places = [(across, up) for across, up in places for across in (across - 4, across + 4)]
+        points = " ".join("{:.1f},{:.1f}".format(*point) for point in places)
         told = [
             (round(place(epoch, value)[0], 1), epoch, round(value, 2), deviation and round(deviation, 2))
             for epoch, value, deviation in values

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pgt.config.resources import choices
+from pgt.config.resources import choices, read_conf
 from pgt.core.errors import InputError
 from pgt.reproduction.formats import Note
 from pgt.reproduction.statistics import Difference, Sample, difference, paired_difference, sample
@@ -99,8 +99,14 @@ def read_runs(root: Path, experiment: str) -> pd.DataFrame:
     """
     runs = frame(root, experiment)
     if runs.empty:
-        raise InputError(f"no runs under {root / experiment}: {_way_out(experiment)}")
+        raise no_runs(root, experiment)
     return runs
+
+
+def no_runs(root: Path, experiment: str | None) -> InputError:
+    """The error for an experiment without runs, or for a runs folder without any; it says what makes some."""
+    way_out = _way_out(experiment) if experiment else "`pgt train experiment=demo/bn` makes one in seconds"
+    return InputError(f"no runs under {root / (experiment or '')}: {way_out}")
 
 
 def read_groups(root: Path, experiment: str) -> list[Group]:
@@ -118,10 +124,10 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
     others = [name for name in config_names(runs) if name not in of_method]
     found: list[Group] = []
     for _, own in runs.groupby("experiment"):
-        differing = varying(own, others)
+        differing = telling(own, others)
         heads = {head["group_id"]: head for head in records(own.drop_duplicates("group_id"))}
         for _, alike in own.groupby(["method", "alpha"], sort=False):
-            told = [*differing, *varying(alike, of_method)]
+            told = [*differing, *telling(alike, of_method)]
             for group_id, members in alike.groupby("group_id", sort=False):
                 head = heads[group_id]
                 recipe = tuple(str(head[name]) for name in others)
@@ -152,7 +158,9 @@ def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> list[str]:
-    """The columns among `names` that tell runs apart which those before them, and those in `known`, do not.
+    """The columns among `names` that are needed to tell runs apart.
+
+    Each separates runs that are equal in `known` and in the columns before it.
 
     A key that always changes together with an earlier one (`model.interpolation` with `model.name`) is not among them.
     """
@@ -220,7 +228,8 @@ def _way_out(experiment: str) -> str:
     names = choices("experiment")
     folders = sorted({name.rpartition("/")[0] for name in names})
     if experiment in names:
-        return f"run `pgt train experiment={experiment}` first"
+        flag = "-m " if "sweep" in read_conf(f"experiment/{experiment}") else ""
+        return f"run `pgt train {flag}experiment={experiment}` first"
     if experiment.strip("/") in folders:
         return f"run `pgt train -m experiment={experiment.strip('/')}/all` first"
     nearest = difflib.get_close_matches(experiment, [*names, *folders], n=1)

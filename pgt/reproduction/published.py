@@ -59,7 +59,7 @@ class Doubt:
     """A place where the paper disagrees with itself or with its code.
 
     Attributes:
-        text: what stands where.
+        text: what is said in which place.
         about: whether a row is concerned; None: every row is.
     """
 

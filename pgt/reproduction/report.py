@@ -22,7 +22,7 @@ from pgt.reproduction.chart import Chart
 from pgt.reproduction.figures import grid
 from pgt.reproduction.figures.style import COLOURS
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, unlike
+from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, no_runs, unlike
 from pgt.reproduction.settings import by_epoch, foremost, method_names, recipe_names, settings
 from pgt.runs.folder import FINISHED, read_epochs, read_starts
 from pgt.runs.frame import frame, records
@@ -109,8 +109,7 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
 
     runs = frame(root, experiment)
     if runs.empty:
-        name = experiment or "demo/bn"
-        raise InputError(f"no runs under {root / (experiment or '')}: `pgt train experiment={name}` makes one")
+        raise no_runs(root, experiment)
     environment = Environment(
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -16,6 +16,7 @@ from rich.console import Console
 from pgt.core.errors import InputError
 from pgt.reproduction.cost import work
 from pgt.reproduction.formats import Column, Note, Table, render, table
+from pgt.reproduction.groups import no_runs
 from pgt.runs.folder import (
     DIVERGED,
     FAILURE,
@@ -228,8 +229,7 @@ def command(root: Path, experiment: str | None, as_json: bool, watches: bool) ->
     while True:
         found = standings(root, experiment)
         if not found:
-            where = root / (experiment or "")
-            raise InputError(f"no runs under {where}: `pgt train` makes them, --runs names another folder")
+            raise no_runs(root, experiment)
         if not watches or not any(one.status in (QUEUED, RUNNING) for one in found):
             break
         _show(found, root)

@@ -1,4 +1,4 @@
-"""From a checked config to what trains it: loaders and trainer on a rank's device."""
+"""Builds loaders and trainer on a rank's device from a checked config."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pgt.methods import AuthorsHookCrossEntropy, Transform, build_alteration, bu
 from pgt.training import device_memory, optimizer, own, schedule
 from pgt.training.precision import Precision
 from pgt.training.ranks import Ranks
+from pgt.training.recorder import record_format
 from pgt.training.trainer import Trainer
 from pgt.training.trial import try_loss, try_network
 
@@ -59,6 +60,8 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     model = precision.apply(_model(config, train.num_classes))
     model = model.to(device).to(memory_format=torch.channels_last)
     try_network(config, model, train.num_classes, precision)
+    if config.record.norms_every:
+        record_format(model)  # refuses a network whose norms cannot be recorded, before anything is written
     try:
         uniform_epsilon(method.label_smoothing, train.num_classes, method.smoothing)
     except ValueError as error:

@@ -104,14 +104,14 @@ def _epoch(
         record |= evaluate(
             trainer.model, test_loader, config.method.alpha, trainer.precision, trainer.ranks, breaks.pause
         )
-    record = joined(record, _left_out(_skipped(trainer.ranks, *loaders)))
+    record = with_warnings_joined(record, _left_out(_skipped(trainer.ranks, *loaders)))
     if epoch + 1 >= max(SURE_EPOCHS, config.recipe.warmup_epochs + 1):
-        record = joined(record, no_progress(record, trainer.model, *loaders))
+        record = with_warnings_joined(record, no_progress(record, trainer.model, *loaders))
     if trainer.recorder is not None:
         zeroed = list(trainer.recorder.zeroed_out().values())
         record |= {"zeroed_filters": sum(zeroed), "zeroed_filters_by_layer": zeroed}
     for alteration in trainer.alterations:  # last: a checkpoint within the evaluation must not have it done
-        record = joined(record, alteration.end_epoch(epoch))
+        record = with_warnings_joined(record, alteration.end_epoch(epoch))
     sink.write((epoch + 1) * train_loader.steps_per_epoch - 1, record)
     if not math.isfinite(record.get("test_loss", 0.0)):
         hint = record.get("warning", "try a smaller recipe.lr_peak")
@@ -119,7 +119,7 @@ def _epoch(
     return record
 
 
-def joined(record: Record, more: Record) -> dict[str, Any]:
+def with_warnings_joined(record: Record, more: Record) -> dict[str, Any]:
     """A record with more entries. If both have a warning, it has both of them."""
     warnings = [part["warning"] for part in (record, more) if "warning" in part]
     return {**record, **more, **({"warning": BETWEEN_WARNINGS.join(warnings)} if warnings else {})}

@@ -29,7 +29,10 @@ def _convolutions(model: nn.Module) -> list[tuple[str, nn.Conv2d]]:
 def _classifier(model: nn.Module) -> nn.Linear:
     found = [model.get_submodule(name) for name in classifiers(model)[:1]]
     if not found or not isinstance(found[0], nn.Linear):
-        raise InputError(f"no linear classifier in {type(model).__name__}, no features: set record.norms_every=0")
+        raise InputError(
+            "record.norms_every needs a linear classifier, whose inputs it records, and "
+            f"{type(model).__name__} has none: set record.norms_every=0"
+        )
     return found[0]
 
 

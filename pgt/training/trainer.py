@@ -168,7 +168,7 @@ class Trainer:
             alteration.load_state_dict(own_state)
 
     def _random(self) -> Mapping[str, tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
-        """Return what reads and what sets the state of torch's random numbers, which dropout draws, by device type."""
+        """Return, for each device type, what gets and what sets the state of torch's generator, which dropout uses."""
         device, cpu = self.ranks.device, (torch.get_rng_state, torch.set_rng_state)
         if device.type != "cuda":
             return {"cpu": cpu}

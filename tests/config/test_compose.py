@@ -16,7 +16,7 @@ from tests.conftest import compose
 
 @pytest.fixture
 def _data_sets(monkeypatch):
-    for name in ("IMAGENET", "TINY_IMAGENET", "CIFAR"):
+    for name in ("IMAGENET", "TINY_IMAGENET", "TINY_IMAGENET_20", "CIFAR"):
         monkeypatch.setenv(name, ".")
 
 

@@ -138,3 +138,21 @@ def test_a_script_needs_no_guard():
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert (lines[0], lines.count("begun"), lines[-1]) == ("begun", 1, "finished")
+
+
+def test_files_that_were_edited_since_the_last_call_count(tmp_path):
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.parent.mkdir()
+    text = "# @package _global_\ndefaults: [{override /model: resnet20}]\nrecipe: {lr_peak: RATE}\n"
+    found = []
+    for rate in ("0.1", "0.5"):
+        mine.write_text(text.replace("RATE", rate))
+        words = ["experiment=mine", *(word for word in TINY if not word.startswith("experiment"))]
+        found.append(pgt.train([*words, "--config-dir", str(tmp_path)])["recipe.lr_peak"])
+    assert found == [0.1, 0.5]
+
+
+@pytest.mark.parametrize("words", [["hydra/launcher=slurm"], ["-m", "hydra/launcher=slurm", "seed=0,1"]])
+def test_jobs_for_a_cluster_are_not_trained_here(words):
+    with pytest.raises(InputError, match="to `pgt train`"):
+        pgt.train([*TINY, *words])

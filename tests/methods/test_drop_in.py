@@ -230,8 +230,8 @@ def test_alpha_may_be_set_during_training(backend):
 
 
 def test_the_documented_schedule_of_alpha_trains():
-    documented = (ROOT / "docs" / "method.md").read_text()
-    [block] = re.findall(r"```python\n(.*?)```", documented, re.DOTALL)
+    documented = (ROOT / "docs" / "use.md").read_text()
+    [block] = re.findall(r"## Schedules of α.*?```python\n(.*?)```", documented, re.DOTALL)
     torch.manual_seed(0)
     model, seen = nn.Linear(4, 3), []
     loader = [(torch.randn(8, 4), torch.randint(3, (8,)))]

@@ -278,7 +278,7 @@ def test_what_cannot_be_drawn_says_why(trained, capsys):
         (["figure", "3"], "there is no figure 3 here: choose one of 2, 4"),
         (["figure", "amplify"], ", amplification"),
         (["figure", "2", "demo/bn"], "figure 2 needs no runs"),
-        (["figure", "10"], "pgt train experiment=grid/alpha_resnet18"),
+        (["figure", "10"], "pgt train -m experiment=grid/alpha_resnet18"),
         (["figure", "amplification"], "pgt train -m experiment=amplification/all"),
         (["figure", "7"], "record.norms_every=50"),
         (["figure", "4"], "pgt train -m experiment=table1/resnet18_cosine_baseline,"),

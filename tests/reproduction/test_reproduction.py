@@ -146,7 +146,7 @@ def test_a_wrong_name_gets_a_way_out_that_works(arguments, message, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["table", "demo"], ["table", "1"], ["status"], ["report", "--no-figures"], ["plan", "experiment=demo/bn"]],
+    [["table", "demo"], ["table", "1"], ["report", "--no-figures"], ["plan", "experiment=demo/bn"]],
 )
 def test_a_damaged_summary_leaves_out_its_run_alone(arguments, capsys):
     for seed in range(3):

@@ -253,3 +253,15 @@ def test_evaluation_resizes_as_timm_says_unless_the_config_does():
         assert data_options(compose(*folder, f"model.name={name}"))["interpolation"] == interpolation
     given = compose(*folder, "model.name=timm/convnext_atto", "model.interpolation=bilinear")
     assert data_options(given)["interpolation"] == "bilinear"
+
+
+@pytest.mark.usefixtures("_faulty")
+def test_norms_of_a_network_without_a_linear_classifier_are_refused_before_anything_is_written(capsys):
+    chosen = own_model("_target_: faulty.convolutional\ninterpolation: bilinear\n")
+    Path("faulty.py").write_text(
+        "from torch import nn\n\n\ndef convolutional(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    assert main(["train", *TINY, *chosen, "method=baseline", "record.norms_every=5"]) == 2
+    assert "record.norms_every=0" in capsys.readouterr().err
+    assert not Path("runs").exists() or not [*Path("runs").rglob("*.json")]
