@@ -154,7 +154,7 @@ def test_data_that_are_not_as_they_should_be_get_one_line_for_a_whole_sweep(capf
     assert (out, err.count("\n")) == ("", 1)
     assert "no images under train: expected train/<class>/*.jpg" in err
     assert written() == before
-    assert main(["train", "-m", "data=cifar10", "data.root=.", "seed=0,1"]) == 2  # a line for each run, which status shows
+    assert main(["train", "-m", "data=cifar10", "data.root=.", "seed=0,1"]) == 2  # a line a run
     assert [path.name for path in Path("runs").rglob("*.*")] == ["failure.json"] * 2
 
 
