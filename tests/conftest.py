@@ -12,6 +12,7 @@ import torch
 
 from pgt.config.compose import compose_all
 from pgt.config.schema import Config
+from pgt.core.signals import STOP_SIGNALS
 from pgt.launch.run import run
 from pgt.runs.folder import Summary
 
@@ -37,6 +38,15 @@ def _closed():
     helpers = sys.modules.get("tests.data.helpers")
     while helpers is not None and helpers.opened:
         helpers.opened.pop().close()
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """A run that was stopped leaves signals ignored, since its process ends; that of the tests goes on."""
+    yield
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ class Stop:
     """Number of a stop signal that came after a run's last step: no further run of the sweep starts."""
 
     def __init__(self) -> None:
-        self._number = 0
+        self._number, self._owner = 0, os.getpid()
 
     @property
     def wanted(self) -> int:
@@ -65,9 +65,12 @@ class Stop:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._number = number
+        if os.getpid() == self._owner:
+            self._number = number
 
     def _note_ctrl_c(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a process that was forked since, such as a data worker: this one ends it
+            return
         if self._number == signal.SIGINT:
             raise KeyboardInterrupt
         self._number = number

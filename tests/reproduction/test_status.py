@@ -20,11 +20,9 @@ from tests.conftest import ROOT, TINY, compose, last_wins
 from tests.reproduction.helpers import plant, plant_summary
 
 LOCKED = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
 from pgt.runs.folder import lock
-signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the tests before may have left it ignored or blocked
-signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 with lock(Path(sys.argv[1])):
     time.sleep(60)
 """

@@ -315,16 +315,16 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
 @WANDB
 def test_a_network_of_ones_own_has_the_name_of_its_function(capsys):
     Path("own/model").mkdir(parents=True)
-    Path("own/model/mine.yaml").write_text("_target_: my_networks.Linear")
-    Path("own/my_networks.py").write_text(NETWORK)
+    Path("own/model/mine.yaml").write_text("_target_: wandb_networks.Linear")
+    Path("own/wandb_networks.py").write_text(NETWORK)
     own = ("model=mine", "--config-dir", "own")
     assert main(["train", *last_wins(*TINY, *own), "logger=wandb", "logger.wandb.mode=offline"]) == 0
     [folder] = Path("runs").glob("custom/*")
     assert "has failed" not in capsys.readouterr().out
-    assert tags_in(folder) == ["my_networks.Linear", "synthetic"]
+    assert tags_in(folder) == ["wandb_networks.Linear", "synthetic"]
     shutil.rmtree(folder / "wandb")
     assert main(["mirror", "wandb", "--mode", "offline"]) == 0
-    assert tags_in(folder) == ["my_networks.Linear", "synthetic"]
+    assert tags_in(folder) == ["wandb_networks.Linear", "synthetic"]
 
 
 NETWORK = """
