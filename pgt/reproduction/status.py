@@ -31,7 +31,7 @@ from pgt.runs.folder import (
 )
 from pgt.runs.frame import dotted
 from pgt.runs.labels import method_label, with_alpha
-from pgt.runs.sweeps import SlurmJob, SweepList, queued, read_sweeps
+from pgt.runs.sweeps import FOLDER, SlurmJob, SweepList, queued, read_sweeps
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class Standing:
 def standings(root: Path, experiment: str | None = None) -> list[Standing]:
     """Where every run of a folder stands, sorted by folder: those that have begun, and those that sweeps are to train.
 
-    If Slurm does not answer, a warning says so, and folders alone tell.
+    If Slurm does not answer, folders alone tell, and if sweeps have been submitted, a warning says so.
 
     Args:
         root: the runs folder.
@@ -113,7 +113,8 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
     try:
         queue = queued()
     except InputError as error:
-        print(f"pgt: warning: jobs in Slurm's queue are not shown as such: {error}", file=sys.stderr)
+        if any((root / FOLDER).glob("*/array*")):  # other runs folders have nothing in a queue
+            print(f"pgt: warning: jobs in Slurm's queue are not shown as such: {error}", file=sys.stderr)
         queue = {}
     jobs = {run.relative_to(whole): job for run, job in queue.items() if run.is_relative_to(whole)}
     sweeps = sorted(read_sweeps(root), key=lambda sweep: bool(sweep.process))  # of a run's, the one that goes on counts

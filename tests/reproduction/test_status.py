@@ -234,6 +234,9 @@ def test_a_slurm_that_does_not_answer_costs_a_warning(capsys):
     folder = begun(0, 1000.0)
     Path("bin/squeue").write_text("#!/bin/sh\nexit 1\n")
     assert statuses() == {folder: "stopped"}
+    assert capsys.readouterr().err == ""  # nothing was submitted from here
+    Path("runs/.sweeps/now/array0").mkdir(parents=True)
+    assert statuses() == {folder: "stopped"}
     assert "squeue does not answer" in capsys.readouterr().err
 
 
