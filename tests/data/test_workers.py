@@ -91,7 +91,7 @@ def test_a_process_that_was_killed_ends_the_loader_and_is_named_as_the_cause(tmp
         assert "/dev/shm" in said
 
 
-@pytest.mark.parametrize("seconds", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.0, 0.5)])
 @pytest.mark.parametrize(
     "backend", [BACKENDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS[1:])]
 )

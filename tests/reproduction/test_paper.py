@@ -258,6 +258,7 @@ def test_runs_of_a_rows_experiment_that_are_another_setting_are_named():
     }
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tables_composes():
     plant("table2/batch1024_baseline", [64.0, 64.1])
     plant("table2/batch1024_pgt", [64.0], "method.implementation=authors_hook", "recipe.local_batch=256")

@@ -56,7 +56,7 @@ def alone():
     return trained(configs(), ALONE)
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(count, marks=pytest.mark.slow) for count in (2, 4)])
 def together(request):
     return start_ranks(trained_as_rank, configs(), request.param)
 

@@ -133,7 +133,7 @@ def test_gradient_correction_looks_at_no_tensor(made, mode, solver, target):
             trainer.train_step(groups, step)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_autocast_scaler_and_fused_optimizer_look_at_no_tensor(made, precision):
     _, trainer, groups = made(Ranks(), "model=resnet20", "method=agc_pgt", f"trainer.precision={precision}")
     trainer.optimizer = optimizer.build(trainer.model, 0.9, 5e-4, fused=True)  # as on a GPU

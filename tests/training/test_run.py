@@ -378,7 +378,7 @@ def test_a_diverged_run_says_so_and_is_not_repeated(capsys):
 HOOK = (*DIGITS, "method=authors_hook", "recipe.global_batch=32", "trainer.log_every=1")
 
 
-@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("groups", [pytest.param(count, marks=pytest.mark.slow) for count in (1, 4)])
 def test_the_authors_hook_measures_its_own_group(groups):
     """In float32 the loss scale is 1, and so S/N² is 1/N² whatever the groups of a step."""
     local = 32 // groups

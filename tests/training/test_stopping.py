@@ -338,6 +338,7 @@ def assert_same_weights(one, other):
         torch.testing.assert_close(others[key], weights[key], rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeypatch):
     fine = "trainer.precision=fp64"
     whole = train(*RUN, fine, "paths.runs=whole")
