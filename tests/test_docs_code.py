@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -95,10 +96,11 @@ def stand_ins():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A runs folder with two runs of `demo/bn`."""
+    """A runs folder with four runs of `demo/bn`."""
     root = tmp_path_factory.mktemp("trained")
-    for method in ("baseline", "pgt"):
-        train(f"paths.runs={root}", "experiment=demo/bn", f"method={method}", "recipe.epochs=3")
+    for method, rate in itertools.product(("baseline", "pgt"), (0.05, 0.1)):
+        chosen = (f"method={method}", f"recipe.lr_peak={rate}")
+        train(f"paths.runs={root}", "experiment=demo/bn", *chosen, "recipe.epochs=3")
     return root
 
 
