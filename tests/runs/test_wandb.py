@@ -7,6 +7,8 @@ import shlex
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import WandbRun, start_mirrors
 from pgt.runs.trackers import About
 from pgt.training.job import prepare
-from tests.conftest import TINY, compose, last_wins, train
+from tests.conftest import ROOT, TINY, compose, last_wins, train
 from tests.runs.test_mirrors import RUN, expected, killed_before_checkpoint
 
 WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -313,18 +315,25 @@ def test_wandb_begins_while_the_other_ranks_still_wait(monkeypatch, minutes, sec
 
 
 @WANDB
-def test_a_network_of_ones_own_has_the_name_of_its_function(capsys):
+@pytest.mark.slow
+def test_a_network_of_ones_own_has_the_name_of_its_function():
+    """In processes of their own: wandb keeps what earlier runs of a process have set."""
     Path("own/model").mkdir(parents=True)
     Path("own/model/mine.yaml").write_text("_target_: wandb_networks.Linear")
     Path("own/wandb_networks.py").write_text(NETWORK)
     own = ("model=mine", "--config-dir", "own")
-    assert main(["train", *last_wins(*TINY, *own), "logger=wandb", "logger.wandb.mode=offline"]) == 0
-    [folder] = Path("runs").glob("custom/*")
-    assert "has failed" not in capsys.readouterr().out
-    assert tags_in(folder) == ["wandb_networks.Linear", "synthetic"]
-    shutil.rmtree(folder / "wandb")
-    assert main(["mirror", "wandb", "--mode", "offline"]) == 0
-    assert tags_in(folder) == ["wandb_networks.Linear", "synthetic"]
+    environment = {"PATH": os.environ["PATH"], "HOME": os.getcwd(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for words in (
+        ["train", *last_wins(*TINY, *own), "logger=wandb", "logger.wandb.mode=offline"],
+        ["mirror", "wandb", "--mode", "offline"],
+    ):
+        said = subprocess.run(
+            [sys.executable, "-m", "pgt", *words], env=environment, capture_output=True, text=True, check=True
+        )
+        assert "has failed" not in said.stdout
+        [folder] = Path("runs").glob("custom/*")
+        assert tags_in(folder) == ["wandb_networks.Linear", "synthetic"]
+        shutil.rmtree(folder / "wandb")
 
 
 NETWORK = """
