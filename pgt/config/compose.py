@@ -37,7 +37,7 @@ from pgt.config.identity import identity, run_id, with_files
 from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
 from pgt.config.rules import validate
 from pgt.config.schema import Config
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, one_line
 from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
@@ -337,7 +337,7 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
             raise InputError(f"{group}={name} is in a package of its own: pip install {package}") from None
         if group.startswith("hydra/") and error.options:
             raise InputError(unknown_choice(group, name, error.options)) from None
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(one_line(error)) from None
     except (HydraException, ValueError) as error:
         if refused := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
             chosen = _composed(tuple(text for text in overrides if _chooses(text)), where)
@@ -345,7 +345,7 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
             raise InputError(unknown([refused[1]], known)) from None
         if merged := re.match(r"In '([^']+)': ConfigTypeError raised.*Cannot merge", str(error), re.S):
             refuse_other_kinds(merged[1], OmegaConf.to_container(_composed((), where)))
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(one_line(error)) from None
 
 
 def _unknown_keys(overrides: Sequence[str]) -> list[str]:

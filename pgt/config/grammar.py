@@ -34,7 +34,7 @@ def parse(text: str) -> Override:
 
 
 def _mend(text: str) -> str:
-    """How to write what is no override."""
+    """Advice on how to write a word that is no override."""
     if "=" in text.strip("="):
         words = re.split(r"\s+(?=[+~]{0,2}[\w./@]+=)", text)
         several = f"for {len(words)} overrides write {' '.join(words)} as {len(words)} words; for one "

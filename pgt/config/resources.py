@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, one_line
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -170,7 +170,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise not_yaml(error) from None
     except (UnicodeDecodeError, OSError, OmegaConfBaseException) as error:  # OSError: the file is a single number
-        raise InputError(f"{file} cannot be read as a mapping of keys: {' '.join(str(error).split())}") from None
+        raise InputError(f"{file} cannot be read as a mapping of keys: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file} must be a mapping, `key: value` in each line; it is a list")
     return {str(key): value for key, value in values.items()}

@@ -102,3 +102,8 @@ def exit_code(error: BaseException) -> int:
     if known is None and isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     return known.exit_code if known else 1
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception in one line."""
+    return " ".join(str(error).split())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, one_line
 
 FOUND = "modules are looked for where Python does, in the current folder and in that of --config-dir"
 
@@ -50,8 +50,3 @@ def check_arguments(key: str, target: str, places: Sequence[Any], given: Mapping
         signature.bind(*places, **given)
     except TypeError as error:
         raise InputError(f"{key} ({target}): {error}; it takes {signature}") from None
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an exception in one line."""
-    return " ".join(str(error).split())

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pgt.core.errors import one_line
+
 DECODED_BY_ALL = {"JPEG", "PNG"}
 UNREADABLE = Exception
 """What to catch when a file is read: Pillow raises exceptions of many kinds for a damaged file."""
@@ -129,7 +131,7 @@ def why(error: Exception) -> str:
         return error.strerror
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def files_fault(error: Exception) -> bool:

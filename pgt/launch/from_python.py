@@ -62,7 +62,7 @@ def train(arguments: Sequence[str]) -> Any:
     if shows := jobs.showing(options):
         raise InputError(f"{shows[0]} trains nothing: give it to `pgt train` in a shell")
     with _left_as_found(arguments), jobs.own_files(options):
-        composed = compose_jobs(options.overrides, options.multirun)
+        composed = compose_jobs([*QUIET, *options.overrides], options.multirun)
         if composed.searches or "wait" in composed.hydra.launcher:
             raise InputError(
                 "pgt.train trains here and returns what it came to: give a sweeper that chooses values, or jobs for a "
@@ -73,8 +73,8 @@ def train(arguments: Sequence[str]) -> Any:
             [config] = configs
             jobs.check(config)
             return row(folder_of(config), _finished(run(config)))
-        code = jobs.train([*QUIET, *arguments])
-        found = [(folder, read_summary(folder)) for folder in map(folder_of, configs)]
+        code = jobs.train_all(composed, multirun=True)
+        found = [(folder, read_summary(folder)) for folder in map(jobs.known_folder, configs)]
     if code:
         failed = [str(folder) for folder, summary in found if summary is None or summary.status != FINISHED]
         kind = InputError if code == InputError.exit_code else TrainingError

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-import time
-import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial, update_wrapper
 from pathlib import Path
 from shutil import rmtree
@@ -23,23 +19,16 @@ from pgt.config.grammar import key_of, written
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
-from pgt.core.errors import HeldError, InputError, Stopped, TrainingError, exit_code, expected
+from pgt.core.errors import InputError, exit_code, one_line
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
+from pgt.launch.one_job import Sweep, code_in, ended, label, note, objective, refused, told, train_job
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
 from pgt.runs.folder import (
-    DIVERGED,
-    FINISHED,
     LOCK,
-    Failure,
-    Summary,
-    held,
-    holder,
     lock,
     read_failure,
-    read_summary,
-    write_failure,
 )
 from pgt.runs.sweeps import LIST, claim, link, new_sweep, runs_of
 from pgt.training import own
@@ -49,12 +38,8 @@ if TYPE_CHECKING:
     from hydra.conf import HydraConf
     from omegaconf import DictConfig
 
-POLL_SECONDS = 2.0
-"""Time between two looks at a run that another process trains."""
-
-
 _folders: dict[str, Path] = {}
-"""The folders of the runs that this process has trained in turn, by their configs: `folder_of` lists the data again."""
+"""Run folders by config, of the runs that this process has trained: `folder_of` would list the data again."""
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -71,7 +56,7 @@ def train(arguments: Sequence[str]) -> int:
             return _show(shows, options)
         environment = rank_environment(os.environ)
         if environment is None:
-            return _train_all(options.overrides, options.multirun)
+            return train_all(compose_jobs(options.overrides, options.multirun), options.multirun)
         os.environ |= environment
         return run_as_rank(lambda: _compose_one(options.overrides, options.multirun))
 
@@ -118,8 +103,12 @@ def showing(options: Namespace) -> list[str]:
 
 
 @listing_once()
-def _train_all(overrides: Sequence[str], multirun: bool) -> int:
-    jobs = compose_jobs(overrides, multirun)
+def train_all(jobs: Jobs, multirun: bool) -> int:
+    """Train the jobs of a command line; returns the exit code.
+
+    Raises:
+        InputError: data or loggers are not there, or options do not go together; nothing has been written.
+    """
     _check_all(jobs.configs)
     Stop.unanswered = 0
     options = jobs.hydra.launcher
@@ -130,7 +119,7 @@ def _train_all(overrides: Sequence[str], multirun: bool) -> int:
     sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.overrides])
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
-    given = {key_of(text) for text in overrides}
+    given = {key_of(text) for text in jobs.overrides}
     if "hydra.sweep.dir" in given and not _in_turn(jobs.hydra):
         claim(Path(jobs.hydra.sweep.dir), sweep.command)
     with _notes(jobs) as notes:
@@ -192,37 +181,18 @@ def _share(configs: Sequence[Config]) -> None:
     """
     for number, config in enumerate(configs):
         with suppress(InputError, OSError), listing_once():  # the exit code counts it
-            folder = _known_folder(config)
+            folder = known_folder(config)
             if folder.is_dir() and not ended(folder) and read_failure(folder) is None:
                 train_job(config, folder, label(number, len(configs)), waits=True)
 
 
-def _known_folder(config: Config) -> Path:
+def known_folder(config: Config) -> Path:
     """`folder_of`, without listing the data again if this process has trained the run."""
     return _folders.get(repr(config)) or folder_of(config)
 
 
-def ended(folder: Path) -> bool:
-    """Whether a run has finished or diverged."""
-    summary = read_summary(folder)
-    return summary is not None and summary.status in (FINISHED, DIVERGED)
-
-
 class _Failed(BaseException):
     """The error of the only job, on its way through Hydra, which would print lines of its own about an Exception."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The command line that a job belongs to.
-
-    Attributes:
-        total: number of jobs, if it is known.
-        command: the words that each run's environment.json shows as its command.
-    """
-
-    total: int | None
-    command: list[str]
 
 
 def task(composed: DictConfig, sweep: Sweep) -> float:
@@ -244,11 +214,11 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
         config = None
         try:
             config = validate(composed)
-            return _objective(run(config))
+            return objective(run(config))
         except Exception as error:
             with suppress(InputError, OSError):
                 if config is not None and (folder := folder_of(config)).is_dir():  # bad input makes none
-                    _note(folder, error)
+                    note(folder, error, sys.argv)
             raise _Failed(error) from None
     name, in_turn = label(hydra.job.num, sweep.total), _in_turn(hydra)
     with listing_once():
@@ -262,87 +232,6 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
         return told(train_job(config, folder, name, waits=not in_turn))
 
 
-def told(objective: float) -> float:
-    """The objective as sweepers get it: NaN, at which optuna would end a search, as 0, the worst accuracy."""
-    return 0.0 if math.isnan(objective) else objective
-
-
-def refused(sweep: Path, number: int, label: str, error: Exception) -> float:
-    """Print why a job of a sweep has no run, and note it in the sweep's folder; returns its objective, NaN."""
-    failed(None, label, error)
-    link(sweep, number, sweep / "refused")  # to nowhere: `code_in` takes it for bad input
-    return math.nan
-
-
-def train_job(config: Config, folder: Path, label: str, waits: bool) -> float:
-    """Train one job of a sweep; returns its objective, NaN if there is none. If it fails, its run folder says why.
-
-    Args:
-        folder: of its run.
-        waits: if another process trains the run, wait for it; otherwise put the run off.
-    """
-    if Stop.unanswered:
-        raise Stopped(Stop.unanswered, "between two runs")
-    try:
-        while True:
-            try:
-                if process := holder(folder):
-                    raise held(folder, process)
-                return _objective(run(config, label))
-            except HeldError as error:
-                if not waits:
-                    print(f"{label}is put off to the end of the sweep: {error}", flush=True)
-                    return math.nan
-                _wait(folder, label)
-    except Exception as error:  # also a fault: it must not cost the other runs of a night
-        failed(folder, label, error)
-    return math.nan
-
-
-def failed(folder: Path | None, label: str, error: Exception) -> None:
-    """Print why a job has failed, and note it in its run's folder, if that is known."""
-    known = expected(error)
-    if known:
-        print(f"pgt: {label}{known}", file=sys.stderr)
-    else:
-        traceback.print_exc()
-    if folder is not None:
-        _note(folder, error)
-
-
-def _note(folder: Path, error: Exception) -> None:
-    """Note in a run's folder why it failed, unless another process goes on with it."""
-    if isinstance(error, HeldError):
-        return
-    known = expected(error)
-    reason = str(known) if known else "".join(traceback.format_exception_only(error)).strip()
-    with suppress(OSError, InputError):  # the disk may be full
-        write_failure(folder, Failure(exit_code(error), reason, sys.argv))
-
-
-def _wait(folder: Path, label: str) -> None:
-    """Wait until no process holds a run's folder."""
-    if process := holder(folder):
-        print(f"{label}waits for {folder}, which another process trains ({process})", flush=True)
-    while holder(folder):
-        time.sleep(POLL_SECONDS)
-
-
-def _objective(summary: Summary) -> float:
-    return math.nan if summary.status == DIVERGED or summary.test_top1_best is None else summary.test_top1_best
-
-
-def objective_in(folder: Path) -> float:
-    """The objective of a run that was trained elsewhere; NaN if it has none."""
-    summary = read_summary(folder)
-    return math.nan if summary is None else _objective(summary)
-
-
-def label(number: int, total: int | None) -> str:
-    """`[2/18] ` for job 1, counted from 0, of 18 jobs; empty for the only one."""
-    return "" if total == 1 else f"[{number + 1}{f'/{total}' if total else ''}] "
-
-
 def _exit_code(codes: Sequence[int]) -> int:
     """The exit code of a sweep whose runs have ended; prints how many of them have failed."""
     failed = sum(code != 0 for code in codes)
@@ -354,23 +243,9 @@ def _exit_code(codes: Sequence[int]) -> int:
 def _code_of(config: Config) -> int:
     """The exit code of a job, read from its run's folder."""
     try:
-        return code_in(_known_folder(config))
+        return code_in(known_folder(config))
     except (InputError, OSError) as error:  # the data are gone; the job has said so
         return exit_code(error)
-
-
-def code_in(folder: Path) -> int:
-    """The exit code of a job, read from its run's folder: 0 if the run has finished."""
-    try:
-        summary = read_summary(folder)
-    except InputError as error:
-        print(f"pgt: {error}", file=sys.stderr)
-        return error.exit_code
-    if summary is not None and summary.status == FINISHED:
-        return 0
-    if failure := read_failure(folder):
-        return failure.code
-    return TrainingError.exit_code if folder.is_dir() else InputError.exit_code
 
 
 def _show(flags: Sequence[str], options: Namespace) -> int:
@@ -446,4 +321,4 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
     except _Failed as failure:
         raise failure.args[0] from None
     except (HydraException, ValueError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        raise InputError(one_line(error)) from None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from omegaconf import DictConfig
 from pgt.config.compose import compose_each
 from pgt.config.identity import identity
 from pgt.config.resources import own_conf
-from pgt.config.schema import Config
 from pgt.core.errors import InputError
-from pgt.launch.jobs import Sweep, label, refused, told
+from pgt.launch import local, slurm
+from pgt.launch.one_job import LaunchedJob, Sweep, label, refused, told
 from pgt.runs.sweeps import write_list
 from pgt.training.job import folder_of
 
@@ -33,29 +31,10 @@ def register() -> None:
         plugins.class_name_to_class[f"hydra_plugins.pgt.{launcher.__name__}"] = launcher
 
 
-@dataclass(frozen=True)
-class LaunchedJob:
-    """A job that a launcher is to have trained.
-
-    Attributes:
-        number: of the job in its sweep, counted from 0.
-        label: printed in front of each message.
-        config: checked.
-        folder: the folder of its run.
-        command: the words that its environment.json shows as its command.
-    """
-
-    number: int
-    label: str
-    config: Config
-    folder: Path
-    command: list[str]
-
-
 class LocalLauncher(Launcher):
     """`hydra/launcher=local`: `launch` of `pgt.launch.local`, with the options of conf/hydra/launcher/local.yaml."""
 
-    implementation = "pgt.launch.local"
+    train_or_submit = staticmethod(local.launch)
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -84,7 +63,7 @@ class LocalLauncher(Launcher):
                 except (InputError, OSError) as error:
                     objectives[number] = refused(sweep, number, name, error)
         write_list(sweep, self._sweep.command, {job.folder: identity(job.config) for job in jobs})
-        found = import_module(self.implementation).launch(jobs, sweep, **self._options) if jobs else []
+        found = self.train_or_submit(jobs, sweep, **self._options) if jobs else []
         objectives |= zip((job.number for job in jobs), found, strict=True)
         return [JobReturn(_return_value=told(objectives[number]), status=JobStatus.COMPLETED) for number in numbers]
 
@@ -92,4 +71,4 @@ class LocalLauncher(Launcher):
 class SlurmLauncher(LocalLauncher):
     """`hydra/launcher=slurm`: `launch` of `pgt.launch.slurm`, with the options of conf/hydra/launcher/slurm.yaml."""
 
-    implementation = "pgt.launch.slurm"
+    train_or_submit = staticmethod(slurm.launch)  # type: ignore[assignment]  # of other options

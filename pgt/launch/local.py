@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -18,11 +18,10 @@ from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, TrainingError
 from pgt.core.signals import STOP_SIGNALS, Stop
 from pgt.core.streams import redirected
-from pgt.launch.jobs import train_job
-from pgt.launch.launchers import LaunchedJob
+from pgt.launch.one_job import LaunchedJob, note, train_job
 from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
-from pgt.runs.folder import FINISHED, UNFINISHED, Failure, last_record, read_failure, read_summary, write_failure
+from pgt.runs.folder import FINISHED, UNFINISHED, last_record, read_failure, read_summary
 from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
 
@@ -32,7 +31,7 @@ LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Slot:
-    """What one job has of the machine at a time.
+    """The share of the machine that one job uses.
 
     Attributes:
         cpus: their numbers.
@@ -184,9 +183,7 @@ class _SideBySide:
                 self._say(job, "stopped while it started")
             else:
                 if isinstance(outcome, Exception):
-                    failure = Failure(TrainingError.exit_code, str(outcome), job.command)
-                    with suppress(OSError, InputError):  # the disk may be full
-                        write_failure(job.folder, failure)
+                    note(job.folder, TrainingError(str(outcome)), job.command)
                 self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
                 self._say(job, _end(job.folder))
 
@@ -207,7 +204,7 @@ class _SideBySide:
 
 
 def _end(folder: Path) -> str:
-    """How a run has ended, in one line."""
+    """One line that says how a run has ended."""
     try:
         summary, failure = read_summary(folder), read_failure(folder)
     except InputError as error:

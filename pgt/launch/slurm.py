@@ -23,8 +23,7 @@ from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
 from pgt.core.signals import STOP_SIGNALS
-from pgt.launch.jobs import code_in, ended, failed, objective_in, train_job
-from pgt.launch.launchers import LaunchedJob
+from pgt.launch.one_job import LaunchedJob, code_in, ended, failed, objective_in, train_job
 from pgt.launch.ranks import leave
 from pgt.launch.run import run_as_rank
 from pgt.runs.sweeps import link, queued
@@ -111,7 +110,7 @@ def _max_array_size() -> int:
 
 
 class _Submission:
-    """How the jobs of a sweep are submitted.
+    """Submits the jobs of a sweep, all with the same options.
 
     Args:
         sweep: the folder of the sweep.

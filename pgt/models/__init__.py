@@ -59,7 +59,7 @@ def build(name: str, num_classes: int, stem: str = "standard") -> nn.Module:
 
 
 def interpolation(name: str) -> str:
-    """How the images of an evaluation are resized, as timm says of its network `timm/<name>`.
+    """The interpolation by which timm resizes the images of an evaluation for its network `timm/<name>`.
 
     Raises:
         InputError: timm has no such network.

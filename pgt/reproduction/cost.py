@@ -179,3 +179,13 @@ def memory(config: Mapping[str, Any], images: int) -> float:
 def image_size(config: Mapping[str, Any]) -> int:
     """Pixels a side of a run's images."""
     return int(config.get("data.image_size") or DATA_SETS[config["data.name"]].image_size or 0)
+
+
+def images_at_once(config: Mapping[str, Any], gpus: int) -> int:
+    """Images that pass through a run's network at once: of a group, or of a GPU if the recipe has no groups.
+
+    Args:
+        config: the run's values by dotted name (see `pgt.runs.frame`).
+        gpus: number that share the batch.
+    """
+    return int(config["recipe.local_batch"] or config["recipe.global_batch"] // gpus)

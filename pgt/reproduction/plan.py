@@ -14,12 +14,22 @@ from pgt.config import sharing
 from pgt.config.compose import compose_all
 from pgt.config.identity import identity
 from pgt.config.rules import check_size, without_data
-from pgt.reproduction.cost import Speed, Work, bench_speeds, image_size, memory, published_speed, work
+from pgt.reproduction.cost import (
+    Speed,
+    Work,
+    bench_speeds,
+    image_size,
+    images_at_once,
+    memory,
+    published_speed,
+    work,
+)
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import farthest
 from pgt.reproduction.published import IMAGE_SIZE
 from pgt.runs.folder import FINISHED, UNFINISHED, read_starts
 from pgt.runs.frame import config_names, dotted, frame, records
+from pgt.runs.labels import experiment_name
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
@@ -45,6 +55,11 @@ class Item:
     gpus: int
     status: str
     work: Work
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The values of the identity by dotted name."""
+        return dotted(self.identity)
 
 
 def command(
@@ -78,16 +93,18 @@ def command(
         configs = compose_all(overrides, multirun=True)
     for config in configs:
         check_size(config)
-    items = plan([(c.experiment or "custom", identity(c), sharing.sensible(c.recipe, gpus)) for c in configs], root)
+    wanted = [(experiment_name(c.experiment), identity(c), sharing.sensible(c.recipe, gpus)) for c in configs]
+    runs = frame(root)
+    items = plan(wanted, runs)
     benched = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
     probed = probe((item.identity, item.gpus) for item in items) if probe else {}
     loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else benched.get("loader")
     stated = Speed(images_per_second, "stated") if images_per_second else None
     sizes: dict[str, set[int]] = {}
     for item in items:
-        sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(dotted(item.identity)))
+        sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(item.config))
     usual = {name for name, size in sizes.items() if size == {IMAGE_SIZE}}
-    trained = trained_speeds(items, root)
+    trained = trained_speeds(items, runs, root)
     speeds = {
         name: stated
         or probed.get(name)
@@ -99,13 +116,13 @@ def command(
     print(render([plan_table(items, speeds, loader)], "markdown"))
 
 
-def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
+def plan(wanted: Iterable[tuple[str, Identity, int]], runs: pd.DataFrame) -> list[Item]:
     """The distinct runs among those that are wanted, each once, with what the runs folder has of them.
 
     Args:
         wanted: experiment and identity of each run, and how many GPUs can share it.
+        runs: those of the runs folder.
     """
-    runs = frame(root)
     names = ["seed", *config_names(runs)]
     runs = farthest(runs.assign(key=[_key(config) for config in records(runs[names])]), by="key")
     known = dict(zip(runs.key, zip(runs.status, runs.epochs, strict=True), strict=True))
@@ -122,7 +139,7 @@ def plan(wanted: Iterable[tuple[str, Identity, int]], root: Path) -> list[Item]:
     return list(items.values())
 
 
-def trained_speeds(items: Iterable[Item], root: Path) -> dict[str, Speed]:
+def trained_speeds(items: Iterable[Item], runs: pd.DataFrame, root: Path) -> dict[str, Speed]:
     """The speed of each network on one device, as the newest finished run of its kind has recorded it.
 
     Runs of one kind have the same network, image size, precision and number of devices. A network whose planned runs
@@ -130,10 +147,9 @@ def trained_speeds(items: Iterable[Item], root: Path) -> dict[str, Speed]:
     """
     kinds: dict[str, set[str]] = {}
     for item in items:
-        config = dotted(item.identity)
-        kinds.setdefault(config["model.name"], set()).add(_kind(config, item.gpus))
-    runs = [run for run in records(frame(root)) if run["status"] == FINISHED and run["images_per_second"]]
-    newest = {_kind(run, run["world_size"]): run for run in sorted(runs, key=lambda run: run["finished"] or "")}
+        kinds.setdefault(item.config["model.name"], set()).add(_kind(item.config, item.gpus))
+    done = [run for run in records(runs) if run["status"] == FINISHED and run["images_per_second"]]
+    newest = {_kind(run, run["world_size"]): run for run in sorted(done, key=lambda run: run["finished"] or "")}
     found = {}
     for name, wanted in kinds.items():
         run = newest.get(min(wanted)) if len(wanted) == 1 else None
@@ -174,8 +190,7 @@ def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, 
 def _memory(items: Iterable[Item]) -> list[str]:
     """A sentence for each network and size of step that needs at least a GiB of a GPU's memory, the largest first."""
     needs: dict[str, float] = {}
-    for config, gpus in ((dotted(item.identity), item.gpus) for item in items):
-        images = config["recipe.local_batch"] or config["recipe.global_batch"] // gpus
+    for config, images in ((item.config, images_at_once(item.config, item.gpus)) for item in items):
         step = f"{images} images of {image_size(config)} pixels in {config['trainer.precision']}"
         needs[f"{config['model.name']}, {step}"] = memory(config, images) / 2**30
     large = [(need, what) for what, need in needs.items() if need >= 1]  # NaN is not

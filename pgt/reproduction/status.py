@@ -1,4 +1,4 @@
-"""Where the runs of a folder stand, read from run folders, the lists of sweeps and Slurm's queue."""
+"""The state of the runs of a folder, read from run folders, the lists of sweeps and Slurm's queue."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import no_runs
 from pgt.runs.folder import (
     DIVERGED,
+    ENDED,
     FAILURE,
     FINISHED,
     LOCK,
@@ -30,7 +31,7 @@ from pgt.runs.folder import (
     was_killed,
 )
 from pgt.runs.frame import dotted
-from pgt.runs.labels import method_label, with_alpha
+from pgt.runs.labels import experiment_name, method_label, with_alpha
 from pgt.runs.sweeps import FOLDER, SlurmJob, SweepList, queued, read_sweeps
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ REPEAT = {
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one run stands.
+    """The state of one run.
 
     Attributes:
         run: its folder, which a run that has not begun does not have yet.
@@ -96,7 +97,7 @@ class Standing:
 
 
 def standings(root: Path, experiment: str | None = None) -> list[Standing]:
-    """Where every run of a folder stands, sorted by folder: those that have begun, and those that sweeps are to train.
+    """The state of every run of a folder, sorted by folder: those that have begun, and those that sweeps are to train.
 
     If Slurm does not answer, folders alone tell, and if sweeps have been submitted, a warning says so.
 
@@ -134,7 +135,7 @@ def _standing(
     if isinstance(summary, Summary):
         one = Standing(
             folder,
-            summary.experiment or "custom",
+            experiment_name(summary.experiment),
             summary.status,
             method=method_label(summary.identity),
             alpha=float(summary.identity["method"]["alpha"]),
@@ -146,7 +147,7 @@ def _standing(
             images_per_second=summary.images_per_second,
             warning=summary.warning,
         )
-        if summary.status in (FINISHED, DIVERGED):
+        if summary.status in ENDED:
             return one
     else:
         one = Standing(folder, str(run.parent), NOT_BEGUN, **(sweep.runs[run] if sweep else {}))
@@ -189,7 +190,7 @@ def _progress(one: Standing, summary: Summary | None) -> Standing:
 
 
 def counts(found: Sequence[Standing]) -> str:
-    """How many runs have each status: `4 runs: 1 diverged, 3 finished`."""
+    """The number of runs of each status: `4 runs: 1 diverged, 3 finished`."""
     counted = ", ".join(f"{number} {status}" for status, number in sorted(Counter(one.status for one in found).items()))
     return f"{len(found)} run{'s' * (len(found) != 1)}: {counted}"
 

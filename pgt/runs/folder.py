@@ -21,6 +21,8 @@ from pgt.core.files import write_json, writing
 SCHEMA_VERSION = 1
 
 UNFINISHED, FINISHED, DIVERGED = "unfinished", "finished", "diverged"
+ENDED = (FINISHED, DIVERGED)
+"""The statuses of a run that is not resumed."""
 
 
 @dataclass
@@ -142,7 +144,7 @@ FAILURE = "failure.json"
 
 
 class Failure(NamedTuple):
-    """How the job of a run failed.
+    """The way in which the job of a run failed.
 
     Attributes:
         code: the exit code that it stands for.
@@ -162,7 +164,7 @@ def write_failure(folder: Path, failure: Failure) -> None:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """What `write_failure` has noted; None if the run has not failed, or goes on."""
+    """The failure that `write_failure` has noted; None if the run has not failed, or goes on."""
     try:
         values = json.loads((folder / FAILURE).read_text())
         return Failure(int(values["code"]), str(values["reason"]), list(values.get("command", ())))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgt.runs.folder import Summary, find
-from pgt.runs.labels import method_label
+from pgt.runs.labels import experiment_name, method_label
 
 if TYPE_CHECKING:  # pandas takes as long to import as the rest of a command: only `frame` itself imports it
     import pandas as pd
@@ -61,7 +61,7 @@ def row(folder: Path, summary: Summary) -> dict[str, Any]:
         **{name: getattr(summary, name) for name in SUMMARY},
         **dotted(summary.identity),
         "run": folder,
-        "experiment": summary.experiment or "custom",
+        "experiment": experiment_name(summary.experiment),
         "method": method_label(summary.identity),
         "alpha": float(summary.identity["method"]["alpha"]),
     }

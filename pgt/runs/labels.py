@@ -34,6 +34,11 @@ def with_alpha(method: str, alpha: float) -> str:
     return method + (f" α={alpha:g}" if alpha != 1 else "")
 
 
+def experiment_name(experiment: str | None) -> str:
+    """The name of an experiment, which is the folder of its runs: `custom` for runs without one."""
+    return experiment or "custom"
+
+
 def run_title(experiment: str, label: str, seed: int) -> str:
     """The title of a run: `demo/nobn gc+pgt α=0.25 seed 0`."""
     return f"{experiment} {label} seed {seed}"

@@ -19,7 +19,7 @@ from pgt.runs.folder import holder
 from pgt.runs.labels import method_label
 
 FOLDER = ".sweeps"
-"""In the runs folder: the folders of sweeps."""
+"""Name of the folder in the runs folder that holds a folder for each sweep."""
 
 LIST = "sweep.json"
 """In the folder of a sweep: its command and its runs, written before its first job begins."""
@@ -181,7 +181,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def _slurm(*command: str) -> str:
-    """What a command of Slurm prints; nothing if this machine has no Slurm.
+    """Run a command of Slurm; returns what it prints, which is nothing if this machine has no Slurm.
 
     Raises:
         InputError: it fails.

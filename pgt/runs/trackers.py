@@ -15,9 +15,9 @@ import numpy as np
 
 from pgt.core.errors import InputError
 from pgt.core.types import Record
-from pgt.runs.folder import DIVERGED, FINISHED, Summary, last_record, read_metrics
+from pgt.runs.folder import DIVERGED, ENDED, Summary, last_record, read_metrics
 from pgt.runs.frame import dotted
-from pgt.runs.labels import method_label, name_of, title
+from pgt.runs.labels import experiment_name, method_label, name_of, title
 from pgt.runs.norms import FOLDER, Floats, last_norms
 
 END, STOPPED, FAILED = "end", "stopped", "failed"
@@ -104,7 +104,7 @@ class WandbRun:
             mode=mode,
             id=about.summary.run_id,
             resume="allow" if about.resumed else None,  # None replaces what an earlier try has sent
-            group=group or _default("WANDB_RUN_GROUP", about.summary.experiment or "custom"),
+            group=group or _default("WANDB_RUN_GROUP", experiment_name(about.summary.experiment)),
             job_type=_default("WANDB_JOB_TYPE", about.method),
             name=name or _default("WANDB_NAME", about.name),
             tags=[name_of(about.config["model"]), about.config["data"]["name"], *tags],
@@ -139,7 +139,7 @@ class WandbRun:
         self._exit_code = record["exit_code"]
         if record["status"] == STOPPED:
             self._run.mark_preempting()
-        elif record["status"] in (FINISHED, DIVERGED):  # the row of a table would take the number of a later record
+        elif record["status"] in ENDED:  # the row of a table would take the number of a later record
             self._add_table()
 
     def _add_table(self) -> None:
@@ -220,7 +220,7 @@ class TensorBoard:
     def write(self, step: int, record: Record) -> None:
         numbers = {tag: value for tag, value in named(record).items() if isinstance(value, (int, float))}
         if record["event"] == END:
-            if record["status"] not in (FINISHED, DIVERGED):  # it will be resumed
+            if record["status"] not in ENDED:  # it will be resumed
                 return
             numbers = {tag: value for tag, value in numbers.items() if isinstance(value, float)}  # what was measured
             self._add_hyperparameters(numbers, record["status"])

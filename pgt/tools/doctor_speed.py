@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from pgt import data
 from pgt.config.compose import compose_all
 from pgt.config.grammar import written
 from pgt.core.machine import cpus, has_dali
@@ -19,7 +18,7 @@ from pgt.data.delivery import Delivery
 from pgt.methods import PowerGradCrossEntropy
 from pgt.tools.finding import NOTE, OK, Finding
 from pgt.tools.probe import Case, first_device, seconds_a_step, synthetic_batch, training_steps, wait_for
-from pgt.training.job import data_options
+from pgt.training.job import open_data
 from pgt.training.ranks import visible_gpus
 
 GPU_CASE, CPU_CASE = Case("resnet50", 128, 224, "fp16"), Case("resnet18", 16, 224, "fp32")
@@ -37,7 +36,7 @@ def loader_and_network(root: Path) -> Iterator[Finding]:
     case, (before, timed) = (GPU_CASE, GPU_STEPS) if on_gpu else (CPU_CASE, CPU_STEPS)
     share = max(1, cpus() // max(1, visible_gpus()))
     [config] = compose_all(["data=imagefolder", f"data.root={written(str(root))}"])
-    dataset = data.open_set(**data_options(config))
+    dataset = open_data(config)
     dtype = torch.float16 if on_gpu else torch.float32
     train, test = dataset.loaders(Delivery(device, dtype, case.batch, case.batch, seed=0, drop_last=False, cpus=share))
     with closing(train), closing(test):

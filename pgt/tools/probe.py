@@ -12,10 +12,11 @@ from torch import nn
 
 from pgt import models
 from pgt.core.machine import cpus
-from pgt.core.registry import DATA_SETS, TIMM
+from pgt.core.registry import TIMM
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
-from pgt.reproduction.cost import Speed
+from pgt.reproduction.cost import Speed, image_size, images_at_once
+from pgt.runs.frame import dotted
 from pgt.training import optimizer
 from pgt.training.precision import Precision
 from pgt.training.recorder import File, Recorder
@@ -86,12 +87,11 @@ def _fits(case: Case) -> bool:
 
 
 def _case(identity: Mapping[str, Any], gpus: int) -> Case:
-    data, recipe, trainer = identity["data"], identity["recipe"], identity["trainer"]
-    batch = recipe["local_batch"] or recipe["global_batch"] // gpus
-    size = int(data.get("image_size") or DATA_SETS[data["name"]].image_size or 0)
-    precision = trainer["precision"] if torch.cuda.is_available() else "fp32"  # fp16 is many times slower on a CPU
-    stem = identity["model"].get("stem", "standard")
-    return Case(identity["model"]["name"], batch, size, precision, stem=stem)
+    config = dotted(identity)
+    precision = config["trainer.precision"] if torch.cuda.is_available() else "fp32"  # fp16 is very slow on a CPU
+    stem = config.get("model.stem", "standard")
+    batch, size = images_at_once(config, gpus), image_size(config)
+    return Case(config["model.name"], batch, size, precision, stem=stem)
 
 
 def _speed(case: Case) -> Speed:

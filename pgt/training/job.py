@@ -20,8 +20,8 @@ from pgt.core.registry import DATA_SETS
 from pgt.data import DataSet
 from pgt.runs import folder as runs
 from pgt.runs.console import Screen
-from pgt.runs.folder import DIVERGED, FINISHED, Summary
-from pgt.runs.labels import title
+from pgt.runs.folder import DIVERGED, ENDED, Summary
+from pgt.runs.labels import experiment_name, title
 from pgt.runs.norms import FOLDER as NORMS
 
 OLD_DIGITS = "scikit-learn "
@@ -90,7 +90,7 @@ def folder_of(config: Config) -> Path:
 
 
 def _folder(config: Config, values: Mapping[str, Any]) -> Path:
-    return Path(config.paths.runs) / (config.experiment or "custom") / run_id(values)
+    return Path(config.paths.runs) / experiment_name(config.experiment) / run_id(values)
 
 
 def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
         )
     if before is not None and (moved := _other_root(config, folder)):
         Screen().print(f"{label}{folder}: {moved}, the same data ({fresh.manifest})", markup=False)
-    if before is not None and before.status in (FINISHED, DIVERGED):
+    if before is not None and before.status in ENDED:
         report_earlier(config, before, fresh, folder, label)
         return before
     if before is not None:

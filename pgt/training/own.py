@@ -12,8 +12,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 from pgt.config.schema import Config, Own
-from pgt.core.errors import InputError, expected
-from pgt.core.own import check_arguments, located, one_line
+from pgt.core.errors import InputError, expected, one_line
+from pgt.core.own import check_arguments, located
 from pgt.core.registry import TIMM
 
 
@@ -25,12 +25,12 @@ def parts(config: Config) -> dict[str, Own]:
 
 
 def check(config: Config) -> None:
-    """Refuse a network of timm that there is not, and functions that cannot be found or do not take their arguments.
+    """Refuse a timm network that does not exist, and functions that cannot be found or do not take their arguments.
 
     Nothing is called.
 
     Raises:
-        InputError: one of these is so.
+        InputError: one of these is the case.
     """
     if config.model.name.startswith(TIMM):
         from pgt.models.timm_networks import facts  # imports torch, as the functions of the user's own will

@@ -21,7 +21,7 @@ from pgt.core.streams import redirected
 from pgt.core.types import Loader
 from pgt.runs import folder as runs
 from pgt.runs.console import Console
-from pgt.runs.folder import DIVERGED, FINISHED, Summary
+from pgt.runs.folder import DIVERGED, ENDED, FINISHED, Summary
 from pgt.runs.sinks import Sinks
 from pgt.runs.trackers import About
 from pgt.training import device_memory, own
@@ -128,7 +128,7 @@ def _claim(job: Job, stack: ExitStack) -> dict[str, Any] | Summary | None:
     if job.config.trainer.force:
         run_folder.clear(job.folder, job.config.logger.chosen())
     latest = runs.read_summary(job.folder)
-    if latest is not None and latest.status in (FINISHED, DIVERGED):
+    if latest is not None and latest.status in ENDED:
         report_earlier(job.config, latest, job.summary, job.folder, job.label)
         return latest
     runs.read_starts(job.folder)  # damaged, it is refused before a rank waits for another one

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pgt.config.rules import needs_groups
 from pgt.config.schema import Config, ImageFolder, Synthetic
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, one_line
 from pgt.core.registry import DATA_SETS, PARAMETERS
 from pgt.core.types import Loss
 from pgt.training.precision import Precision
@@ -35,8 +35,8 @@ def try_network(config: Config, model: nn.Module, classes: int, precision: Preci
         try:
             logits = model.eval()(images)
         except REFUSALS as error:
-            said = " ".join(str(error).split())
-            raise InputError(f"model ({config.model.name}) cannot take images of {size} pixels: {said}") from error
+            key = f"model ({config.model.name})"
+            raise InputError(f"{key} cannot take images of {size} pixels: {one_line(error)}") from error
     _check("model", config.model.name, logits, (2, classes))
 
 

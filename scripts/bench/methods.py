@@ -10,10 +10,9 @@ import torch
 
 from pgt.config.compose import compose_all
 from pgt.core.types import Batch
-from pgt.data import open_set
 from pgt.tools.probe import Steps, first_device, seconds_a_step
 from pgt.training.assemble import assemble
-from pgt.training.job import data_options
+from pgt.training.job import open_data
 from pgt.training.ranks import ALONE
 from pgt.training.trainer import Trainer
 from scripts.bench.results import Result, entry, in_turns, machine, options, show, table
@@ -44,7 +43,7 @@ def build(network: str, batch: int, size: int, precision: str, method: str) -> t
          f"recipe.global_batch={batch}", f"recipe.local_batch={batch}", f"trainer.precision={precision}"]
     )  # fmt: skip
     torch.manual_seed(0)
-    loader, _, trainer = assemble(config, open_set(**data_options(config)), ALONE)
+    loader, _, trainer = assemble(config, open_data(config), ALONE)
     trainer.model.train()
     return trainer, next(iter(loader.epoch(0)))
 

@@ -12,7 +12,7 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.core.errors import HeldError, InputError, TrainingError
-from pgt.launch import jobs
+from pgt.launch import jobs, one_job
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, lock, read_summary
 from pgt.training import job as training
 from tests.conftest import ROOT, TINY, compose, last_wins
@@ -37,7 +37,7 @@ def outcomes(monkeypatch):
         training.runs.write_summary(folder, summary)
         return summary
 
-    monkeypatch.setattr(jobs, "run", run)
+    monkeypatch.setattr(one_job, "run", run)
     return found
 
 
@@ -64,7 +64,7 @@ def test_a_sweep_goes_on_after_a_failure_and_counts_it(outcomes, capsys, second,
 def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcomes, monkeypatch, capsys, left, race):
     """The other process ends it while this sweep trains its third run; what it leaves unfinished is trained here."""
     configs = [compose(*TINY, "model=resnet20", f"seed={seed}") for seed in range(3)]
-    other, stand_in, trained = ExitStack(), jobs.run, []
+    other, stand_in, trained = ExitStack(), one_job.run, []
     folder = training.folder_of(configs[1])
 
     def run(config, label=""):
@@ -78,8 +78,8 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
         earlier = read_summary(training.folder_of(config))
         return earlier if earlier is not None and earlier.status == FINISHED else stand_in(config, label)
 
-    monkeypatch.setattr(jobs, "run", run)
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(one_job, "run", run)
+    monkeypatch.setattr(one_job, "POLL_SECONDS", 0.05)
     outcomes |= dict.fromkeys(range(3), FINISHED)
     folder.mkdir(parents=True)
     if not race:

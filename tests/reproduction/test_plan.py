@@ -15,6 +15,7 @@ from pgt.core.errors import InputError
 from pgt.reproduction import cost
 from pgt.reproduction.plan import plan, plan_table, seconds
 from pgt.runs.folder import find
+from pgt.runs.frame import frame
 from pgt.training import folder as run_folder
 from tests.conftest import ROOT, TINY, compose, last_wins, train
 from tests.reproduction.helpers import plant, plant_summary
@@ -27,7 +28,7 @@ def _imagenet(monkeypatch):
 
 def items(*overrides, root="runs"):
     configs = compose_all(overrides, multirun=True)
-    return plan([(config.experiment, identity(config), 4) for config in configs], Path(root))
+    return plan([(config.experiment, identity(config), 4) for config in configs], frame(root))
 
 
 def test_the_three_tables_are_29_runs(capsys):
@@ -41,7 +42,7 @@ def test_runs_that_are_shared_count_once():
     assert len(items("experiment=table3/all", "seed=0,1")) == 16
     assert len(items("experiment=table1/resnet50_cosine_pgt,table3/all")) == 8
     jobs = [("a", identity(compose_all(["experiment=demo/bn"])[0]), 1)] * 2
-    assert [item.experiment for item in plan(jobs, Path("runs"))] == ["a"]
+    assert [item.experiment for item in plan(jobs, frame("runs"))] == ["a"]
 
 
 def test_done_partial_and_missing_by_the_runs_folder():

@@ -12,7 +12,7 @@ import pytest
 from pgt.cli.main import main
 from pgt.config.identity import identity, run_id
 from pgt.launch import slurm
-from pgt.launch.launchers import LaunchedJob
+from pgt.launch.one_job import LaunchedJob
 from pgt.runs.folder import UNFINISHED
 from pgt.runs.sweeps import link, new_sweep
 from tests.conftest import compose

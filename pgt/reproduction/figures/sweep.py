@@ -44,7 +44,7 @@ VALUES = {
 
 @dataclass(frozen=True)
 class Axes:
-    """What a figure shows over what: swept keys, or `method`, and one of `VALUES`. Without y it is a line."""
+    """The axes of a figure: swept keys, or `method`, and one of `VALUES` over them. Without y it is a line."""
 
     x: str = ""
     y: str = ""
