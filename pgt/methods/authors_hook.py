@@ -62,8 +62,9 @@ class AuthorsHookCrossEntropy(nn.Module):
         self.scale_ratio: Tensor | None = None
         self.flushed: Tensor | None = None
 
+    @torch.compiler.disable  # which would leave out roundings to fp16, and they are what is studied
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits [N, C] and class indices [N]."""
+        """Compute the loss from logits [N, C] and class indices [N]. torch.compile leaves it as it is."""
         classes = logits.shape[1]
         if self.alpha != 1 and logits.requires_grad:
             q = smooth_labels(target, classes, self.label_smoothing, self.smoothing).to(logits.dtype)
@@ -103,6 +104,7 @@ class EmulatedHookCrossEntropy(AuthorsHookCrossEntropy):
     truncation does to the method, without a GPU. The network's own fp16 is left out.
     """
 
+    @torch.compiler.disable
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.alpha == 1:  # no hook
             return super().forward(logits, target)

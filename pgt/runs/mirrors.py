@@ -127,17 +127,17 @@ def end(mirrors: Sequence[Sink], folder: Path, error: BaseException | None = Non
         folder: of the run.
         error: by which it ends; None if it has finished.
     """
-    summary = read_summary(folder)
+    summary = read_summary(folder) if mirrors else None
     if summary is None:
         return
-    status = summary.status
+    status, step = summary.status, last_record(folder).get("step", 0)
     if status == UNFINISHED:
         status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
     names = [name for name in SUMMARY if name in {"epochs", "reason", *NUMBERS}]
     known = {name: value for name in names if (value := getattr(summary, name)) is not None}
     record = {"event": END, "status": status, "exit_code": 0 if error is None else exit_code(error), **known}
     for mirror in mirrors:
-        mirror.write(last_record(folder).get("step", 0), record)
+        mirror.write(step, record)
 
 
 def send(root: Path, experiment: str | None, loggers: Mapping[str, Any], say: Callable[[str], None]) -> None:

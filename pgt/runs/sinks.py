@@ -45,7 +45,7 @@ class JsonLines:
         """Put everything on the disk and return the size in bytes."""
         with writing(self._path):
             os.fsync(self._file.fileno())
-        return self._file.tell()
+        return os.fstat(self._file.fileno()).st_size  # `tell` is beyond the end after a truncation
 
     def close(self) -> None:
         with writing(self._path):  # after a write that failed, closing tries again

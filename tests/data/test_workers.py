@@ -80,9 +80,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "backend", [BACKENDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BACKENDS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_process_that_was_killed_ends_the_loader_and_is_named_as_the_cause(tmp_path, backend):
     for name in ("train", "val"):
         generate(tmp_path / name, 24)

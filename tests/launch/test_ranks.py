@@ -93,6 +93,7 @@ def test_a_killed_rank_is_noticed_while_a_child_of_it_lives_on(marked):
     assert eventually_none(marked)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(marked):
     with pytest.raises(TrainingError, match=r"^rank 1 hangs: the others waited trainer.timeout_minutes for it"):
         start(what="deaf", rank=1, wait=1)

@@ -71,6 +71,7 @@ def test_the_process_that_submits_lists_a_folder_once(submitted, monkeypatch):
     assert len(listed) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_for_the_sweep_is_taken_again_by_the_same_command_only(submitted, capsys):
     sweep = ("train", "-m", *SHORT, *LAUNCHER, "hydra.sweep.dir=mine")
     assert main((*sweep, "seed=0,1")) == 0

@@ -42,11 +42,11 @@ run._train_and_write, run.train_epochs = lambda *arguments: None, fail
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code", "line", "log"),
     [
-        pytest.param("FileNotFoundError(2, 'No such file', 'a')", 2, "pgt: rank 1: a: No such file\n", "No such file",
-                     marks=pytest.mark.slow),
+        ("FileNotFoundError(2, 'No such file', 'a')", 2, "pgt: rank 1: a: No such file\n", "No such file"),
         ("KeyError('x')", 1, "pgt: rank 1: failed (KeyError: 'x'); log.rank1.txt says where\n", "KeyError: 'x'"),
     ],
 )  # fmt: skip

@@ -125,3 +125,19 @@ def test_the_emulation_at_alpha_1_is_the_baseline():
     z, y = torch.randn(16, 10, requires_grad=True), torch.randint(10, (16,))
     got, expected = (torch.autograd.grad(loss(z, y), z)[0] for loss in (EmulatedHookCrossEntropy(1.0), F.cross_entropy))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile's own
+@pytest.mark.parametrize("kind", [AuthorsHookCrossEntropy, EmulatedHookCrossEntropy])
+def test_torch_compile_changes_no_rounding(kind):
+    torch.manual_seed(0)
+    network, y = torch.nn.Linear(4, CLASSES).half(), torch.randint(CLASSES, (16,))
+    plain, compiled = kind(0.05), kind(0.05)
+    run = torch.compile(compiled)
+    for _ in range(2):  # the second step takes what the first has compiled
+        x = 20 * torch.randn(16, 4).half()
+        scale = 256 if kind is AuthorsHookCrossEntropy else 1
+        expected, got = (torch.autograd.grad(scale * loss(network(x), y), network.weight)[0] for loss in (plain, run))
+        assert torch.equal(got, expected)
+        assert compiled.diagnostics() == plain.diagnostics()

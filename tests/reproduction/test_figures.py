@@ -137,7 +137,8 @@ def test_a_recipe_without_a_method_among_the_foremost_has_no_panel():
     assert f"{MOST_LINES} of {MOST_LINES + 1} methods" in " ".join(figure._supxlabel.get_text().split())
 
 
-@pytest.mark.parametrize("number", [4, *(pytest.param(number, marks=pytest.mark.slow) for number in (8, 10))])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 8, 10])
 def test_legends_and_titles_of_a_large_sweep_lie_beside_the_panels_and_within_the_picture(number):
     plant_sweep(rates=(0.1, 0.2, 0.3), alphas=(1, 0.5, 0.25, 0.1, 0.05, 0), seeds=(0,))
     for path in Path("runs").rglob("summary.json"):

@@ -24,6 +24,7 @@ def test_jsonl_keeps_what_a_checkpoint_vouches_for():
     sink.close()
     assert [json.loads(line) for line in path.read_text().splitlines()][1] == {"step": 1, "loss": None, "bad": None}
     again = JsonLines(path, size)
+    assert again.sync() == size  # a checkpoint before the first new record
     again.write(1, {"loss": 2.0})
     again.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0]

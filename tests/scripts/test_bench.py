@@ -61,6 +61,7 @@ def test_losses(monkeypatch):
         assert line["milliseconds"] > 0
 
 
+@pytest.mark.slow
 def test_loaders():
     lines = written(loader.main, "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
     assert [line["loop"] for line in lines][:3] == [

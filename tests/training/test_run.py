@@ -238,21 +238,26 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint_alone(monkeypatch):
     assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt"}
 
 
-def test_a_damaged_checkpoint_costs_no_more_than_the_one_before_it(monkeypatch, capsys, root_of_finished):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, *(pytest.param(one, marks=pytest.mark.slow) for one in (Path.unlink, without_a_key))]
+)
+def test_a_damaged_checkpoint_costs_no_more_than_the_one_before_it(monkeypatch, capsys, root_of_finished, damage):
     """The last one is damaged, or lost between two renames: the run goes on from `previous.pt` to the same curve."""
-    for damage in (lambda path: path.write_bytes(path.read_bytes()[:1000]), Path.unlink, without_a_key):
-        shutil.rmtree("runs", ignore_errors=True)
-        checkpoints = stopped_before_checkpoint(monkeypatch, 3)
-        assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
-        damage(checkpoints / "last.pt")
-        lost = not (checkpoints / "last.pt").exists()
-        capsys.readouterr()
-        train(*DIGITS)
-        out = capsys.readouterr().out
-        assert "3 epochs of 14 steps, from epoch 2  ->" in out
-        assert out.count("last.pt cannot be read: goes on from previous.pt") == (not lost)
-        assert curve(folder()) == curve(find(root_of_finished)[0][0])
-        assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt"}
+    checkpoints = stopped_before_checkpoint(monkeypatch, 3)
+    assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
+    damage(checkpoints / "last.pt")
+    lost = not (checkpoints / "last.pt").exists()
+    capsys.readouterr()
+    train(*DIGITS)
+    out = capsys.readouterr().out
+    assert "3 epochs of 14 steps, from epoch 2  ->" in out
+    assert out.count("last.pt cannot be read: goes on from previous.pt") == (not lost)
+    assert curve(folder()) == curve(find(root_of_finished)[0][0])
+    assert {path.name for path in checkpoints.iterdir()} == {"best.pt", "last.pt"}
 
 
 @contextmanager
