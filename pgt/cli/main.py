@@ -133,7 +133,7 @@ def entry() -> NoReturn:
     code = code or lost
     distributed = sys.modules.get("torch.distributed")
     if code and distributed is not None and distributed.is_available() and distributed.is_initialized():
-        from pgt.launch.ranks import leave
+        from pgt.launch.processes import leave
 
         leave(code)
     sys.exit(code)

@@ -29,6 +29,9 @@ KINDS = {
     "finite_number": "finite",
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "above {gt:g}",
+    "less_than": "below {lt:g}",
+    "too_short": "a list of at least {min_length} items",
+    "too_long": "a list of at most {max_length} items",
 }
 """What a value must be, by the first letters of pydantic's error type."""
 

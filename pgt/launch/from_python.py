@@ -19,17 +19,15 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import rank_environment
 from pgt.core.signals import STOP_SIGNALS
 from pgt.launch import jobs
-from pgt.launch.run import run
-from pgt.runs.folder import FINISHED, Summary, read_summary
+from pgt.runs.folder import FINISHED, read_summary
 from pgt.runs.frame import row
-from pgt.training.job import folder_of
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 """Keeps Hydra from replacing and closing the logging handlers of the calling program."""
 
 
 def train(arguments: Sequence[str]) -> Any:
-    """Train what `pgt train` trains with the same words, and return what it came to.
+    """Train what `pgt train` trains with the same words, and return its results.
 
     A run that is finished is returned at once, and an interrupted one resumes. Files, messages and data are found from
     the current folder, as on the command line.
@@ -68,29 +66,18 @@ def train(arguments: Sequence[str]) -> Any:
                 "pgt.train trains here and returns what it came to: give a sweeper that chooses values, or jobs for a "
                 "cluster, to `pgt train`, and read pgt.runs.frame"
             )
-        configs = composed.configs
-        if not options.multirun:
-            [config] = configs
-            jobs.check(config)
-            return row(folder_of(config), _finished(run(config)))
-        code = jobs.train_all(composed, multirun=True)
-        found = [(folder, read_summary(folder)) for folder in map(jobs.known_folder, configs)]
+        code = jobs.train_all(composed, options.multirun)
+        found = [(folder, read_summary(folder)) for folder in map(jobs.known_folder, composed.configs)]
+    if code and not options.multirun:  # errors of this call are raised above
+        [(_, summary)] = found
+        reason = summary.reason if summary is not None else "no summary"
+        raise TrainingError(f"the run has diverged earlier ({reason}): trainer.force=true starts over")
     if code:
         failed = [str(folder) for folder, summary in found if summary is None or summary.status != FINISHED]
         kind = InputError if code == InputError.exit_code else TrainingError
         raise kind(f"{len(failed)} of {len(found)} runs failed ({', '.join(failed)}): what is printed above says why")
-    return [row(folder, summary) for folder, summary in found if summary is not None]
-
-
-def _finished(summary: Summary) -> Summary:
-    """The summary.
-
-    Raises:
-        TrainingError: the run has diverged at an earlier call.
-    """
-    if summary.status != FINISHED:
-        raise TrainingError(f"the run has diverged earlier ({summary.reason}): trainer.force=true starts over")
-    return summary
+    rows = [row(folder, summary) for folder, summary in found if summary is not None]
+    return rows if options.multirun else rows[0]
 
 
 @contextmanager

@@ -11,7 +11,15 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from pgt import data
 from pgt.config.compose import Jobs, compose_all, compose_jobs, instead_of_flag, shown
@@ -22,21 +30,14 @@ from pgt.config.schema import Config
 from pgt.core.errors import InputError, exit_code, one_line
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
+from pgt.launch import launchers
 from pgt.launch.one_job import Sweep, code_in, ended, label, note, objective, refused, told, train_job
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
-from pgt.runs.folder import (
-    LOCK,
-    lock,
-    read_failure,
-)
+from pgt.runs.folder import LOCK, lock, read_failure
 from pgt.runs.sweeps import LIST, claim, link, new_sweep, runs_of
 from pgt.training import own
 from pgt.training.job import data_options, folder_of, listing_once, open_data
-
-if TYPE_CHECKING:
-    from hydra.conf import HydraConf
-    from omegaconf import DictConfig
 
 _folders: dict[str, Path] = {}
 """Run folders by config, of the runs that this process has trained: `folder_of` would list the data again."""
@@ -76,7 +77,6 @@ def parse(arguments: Sequence[str]) -> Namespace:
         raise InputError(
             "say what to train: `pgt train experiment=demo/bn` takes seconds, `pgt train --help` says more"
         )
-    from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
         for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -147,9 +147,9 @@ def _count(jobs: Jobs) -> int | None:
     return None if grid else jobs.hydra.sweeper.get("n_trials")
 
 
-def _in_turn(hydra: HydraConf) -> bool:
+def _in_turn(settings: HydraConf) -> bool:
     """Whether Hydra's own launcher and sweeper train the jobs one after the other in this process."""
-    chosen = hydra.runtime.choices
+    chosen = settings.runtime.choices
     return bool(chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic")
 
 
@@ -205,30 +205,27 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
     Raises:
         InputError, TrainingError: as `run`, if the job is the only one of the command line.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    hydra = HydraConfig.get()
+    settings = HydraConfig.get()
     sys.argv = sweep.command
-    if hydra.mode != RunMode.MULTIRUN:
-        config = None
+    if settings.mode != RunMode.MULTIRUN:
+        folder: Path | None = None
         try:
             config = validate(composed)
+            folder = _folders[repr(config)] = folder_of(config)
             return objective(run(config))
         except Exception as error:
-            with suppress(InputError, OSError):
-                if config is not None and (folder := folder_of(config)).is_dir():  # bad input makes none
-                    note(folder, error, sys.argv)
+            if folder is not None and folder.is_dir():  # bad input makes none
+                note(folder, error, sys.argv)
             raise _Failed(error) from None
-    name, in_turn = label(hydra.job.num, sweep.total), _in_turn(hydra)
+    name, in_turn = label(settings.job.num, sweep.total), _in_turn(settings)
     with listing_once():
         try:
             config = validate(composed)
             folder = _folders[repr(config)] = folder_of(config)
             if not in_turn:
-                link(Path(hydra.sweep.dir), hydra.job.num, folder)
+                link(Path(settings.sweep.dir), settings.job.num, folder)
         except Exception as error:
-            return told(refused(Path(hydra.sweep.dir), hydra.job.num, name, error))
+            return told(refused(Path(settings.sweep.dir), settings.job.num, name, error))
         return told(train_job(config, folder, name, waits=not in_turn))
 
 
@@ -307,11 +304,6 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
     Raises:
         InputError: Hydra refuses the command line.
     """
-    import hydra
-    from hydra.errors import HydraException
-
-    from pgt.launch import launchers
-
     launchers.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors and exits, also if a reader has left
     sys.argv = [program, *arguments]

@@ -8,25 +8,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 from rich.live import Live
 from rich.table import Table
 
 from pgt.core import machine
-from pgt.core.errors import InputError, Stopped, TrainingError
+from pgt.core.errors import InputError, LostRankError, Stopped, TrainingError
 from pgt.core.signals import STOP_SIGNALS, Stop
 from pgt.core.streams import redirected
 from pgt.launch.one_job import LaunchedJob, note, train_job
-from pgt.launch.ranks import Worker, end_workers, outcome_of, send_signal, start_worker
+from pgt.launch.processes import GOES_ON, Worker, done, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
 from pgt.runs.folder import FINISHED, UNFINISHED, last_record, read_failure, read_summary
 from pgt.runs.sweeps import link
 from pgt.training.job import describe, result_line
-
-LOOK_SECONDS = 0.5
-"""Time between two looks at the jobs."""
 
 
 @dataclass(frozen=True)
@@ -159,22 +155,14 @@ class _SideBySide:
     def _start(self, job: LaunchedJob) -> None:
         slot = self._free.pop(0)
         given = job, slot, self._sweep / f"{job.number}.log"
-        worker = start_worker(
-            work, given, environment={"CUDA_VISIBLE_DEVICES": slot.gpus}, name=job.label.strip() or "the job"
-        )
+        worker = start_worker(work, given, {"CUDA_VISIBLE_DEVICES": slot.gpus}, "its process")
         self._running[job.number] = job, slot, worker
 
     def _collect(self, stopping: bool) -> None:
         """Wait a little for jobs to end, and say how they did."""
-        ready = wait([worker[1] for _, _, worker in self._running.values()], LOOK_SECONDS)
-        ended = [
-            number
-            for number, (_, _, (process, pipe)) in self._running.items()
-            if pipe in ready or process.exitcode is not None  # a child of a dead job may keep its pipe open
-        ]
-        for number in ended:
+        for number in done({number: worker for number, (_, _, worker) in self._running.items()}):
             job, slot, worker = self._running.pop(number)
-            outcome = outcome_of(worker, "its process")
+            outcome = outcome_of(worker)
             end_workers([worker])
             self._free.append(slot)
             if isinstance(outcome, Stopped):
@@ -183,7 +171,9 @@ class _SideBySide:
                 self._say(job, "stopped while it started")
             else:
                 if isinstance(outcome, Exception):
-                    note(job.folder, TrainingError(str(outcome)), job.command)
+                    lost = isinstance(outcome, LostRankError)  # how NCCL ends a process
+                    why = f"its process {outcome}; {GOES_ON}" if lost else str(outcome)
+                    note(job.folder, TrainingError(why), job.command)
                 self._results[number] = math.nan if isinstance(outcome, Exception) else outcome
                 self._say(job, _end(job.folder))
 

@@ -18,15 +18,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pgt.config.resources import PACKAGE, conf_dir, sources
+from pgt.config.resources import PACKAGE, conf_dir, repository_folder, sources
 from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
 from pgt.core.signals import STOP_SIGNALS
 from pgt.launch.one_job import LaunchedJob, code_in, ended, failed, objective_in, train_job
-from pgt.launch.ranks import leave
+from pgt.launch.processes import leave
 from pgt.launch.run import run_as_rank
-from pgt.runs.sweeps import link, queued
+from pgt.runs.sweeps import ask_slurm, link, queued
 
 POLL_SECONDS = 5.0
 """Time between two looks at the queue."""
@@ -99,12 +99,9 @@ def _max_array_size() -> int:
     Raises:
         InputError: there is no Slurm.
     """
-    try:
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise InputError("hydra/launcher=slurm: this machine has no scontrol: submit from a login node") from None
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"hydra/launcher=slurm: {_last_line(error.stderr)}") from None
+    shown = ask_slurm("scontrol", "show", "config")
+    if not shown:
+        raise InputError("hydra/launcher=slurm: this machine has no scontrol: submit from a login node")
     found = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
     return max(1, int(found[1])) if found else 1001
 
@@ -133,7 +130,8 @@ class _Submission:
         self._parallel, self._python = parallel, python
         self._options = {key: value for key, value in sbatch.items() if value is not None}
         if int(self._options.get("nodes", 1)) > 1:
-            self._options["ntasks_per_node"] = tasks_per_node or self._options.get("gpus_per_node", 1)
+            gpus = str(self._options.get("gpus_per_node", 1)).rpartition(":")[2]  # of a100:2, as of 2
+            self._options["ntasks_per_node"] = tasks_per_node or int(gpus) or 1
         self._options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
         # Modules of the user's own are found in the order in which this process finds them, see `jobs.own_files`.
         path = [self._code, os.environ.get("PYTHONPATH", ""), Path.cwd(), *sources().own]
@@ -165,8 +163,9 @@ class _Submission:
     def _freeze(self) -> None:
         """Copy this program into the sweep's folder, so that its jobs do not see later edits."""
         package = self._code / "pgt"
-        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+        shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "conf", "published"))
         shutil.copytree(conf_dir(), package / "conf")
+        shutil.copytree(repository_folder("results/published"), package / "published")  # for `then`
         write_text(package / machine.COMMIT, machine.commit())
 
     def _array(self, jobs: Sequence[LaunchedJob]) -> str:

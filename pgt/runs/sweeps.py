@@ -153,7 +153,7 @@ def queued() -> dict[Path, SlurmJob]:
     Raises:
         InputError: Slurm does not answer.
     """
-    shown = _slurm("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k")
+    shown = ask_slurm("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%k")
     found: dict[Path, SlurmJob] = {}
     arrays: dict[str, dict[int, Path]] = {}
     for text in shown.splitlines():
@@ -177,10 +177,10 @@ def cancel(ids: Sequence[str]) -> None:
         InputError: Slurm does not answer.
     """
     for start in range(0, len(ids), 500):
-        _slurm("scancel", *ids[start : start + 500])
+        ask_slurm("scancel", *ids[start : start + 500])
 
 
-def _slurm(*command: str) -> str:
+def ask_slurm(*command: str) -> str:
     """Run a command of Slurm; returns what it prints, which is nothing if this machine has no Slurm.
 
     Raises:

@@ -14,6 +14,7 @@ import torch
 import pgt
 from pgt import runs
 from pgt.core.errors import InputError, Stopped, TrainingError
+from pgt.runs.folder import read_failure
 from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins
 
@@ -91,6 +92,14 @@ def test_a_run_that_diverges_is_an_exception_at_each_call():
     with pytest.raises(TrainingError, match="1 of 2 runs failed"):
         pgt.train(["-m", *last_wins(*diverging, "recipe.lr_peak=0.01,1e30")])
     assert set(runs.frame("runs").status) == {"finished", "diverged"}
+
+
+def test_a_failure_is_noted_in_the_folder_as_by_the_command(monkeypatch):
+    monkeypatch.setattr("pgt.training.run.train_epochs", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pgt.train(SMALL)
+    [folder] = Path("runs/custom").iterdir()
+    assert "ZeroDivisionError" in read_failure(folder).reason
 
 
 def test_only_the_main_thread_of_a_program_of_its_own_trains(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.data.tree import read_tree
+from pgt.reproduction.published import all_rows
 from pgt.runs.folder import DIVERGED, FINISHED, find
 from pgt.runs.sweeps import queued, runs_of
 from pgt.tools.jpegs import generate
@@ -58,6 +59,17 @@ def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeyp
     [path] = re.findall(r"^export PYTHONPATH=(\S+) PYTHONSAFEPATH=1$", Path(script).read_text(), re.MULTILINE)
     here = Path.cwd()
     assert path.split(":") == [str(here / sweep / "code"), "/mine", "/yours", str(here), str(here / "own")]
+    frozen = "from pgt.reproduction import published; print(published.__file__, len(published.all_rows()))"
+    done = subprocess.run([sys.executable, "-c", frozen], env={"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.stdout == f"{here / sweep}/code/pgt/reproduction/published.py {len(all_rows())}\n", done.stderr
+
+
+@pytest.mark.parametrize(("gpus", "tasks"), [("2", 2), ("a100:4", 4), ("0", 1)])
+def test_several_nodes_get_a_task_a_gpu(submitted, gpus, tasks):
+    several = ("hydra.launcher.nodes=2", f"hydra.launcher.gpus_per_node={gpus}")
+    assert main(("train", "-m", *SHORT, *LAUNCHER, *several, "seed=0,1")) == 0
+    [script] = submitted()
+    assert f"#SBATCH --ntasks-per-node={tasks}\n" in Path(script).read_text()
 
 
 def test_the_process_that_submits_lists_a_folder_once(submitted, monkeypatch):
