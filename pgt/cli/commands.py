@@ -23,12 +23,12 @@ class Command:
     Attributes:
         help: its line in `pgt --help`.
         options: adds its options to its parser.
-        run: does what they ask for; returns the exit code.
+        run: does what they ask for; returns the exit code, or None for 0.
     """
 
     help: str
     options: Callable[[ArgumentParser], None]
-    run: Callable[[Namespace], int]
+    run: Callable[[Namespace], int | None]
 
 
 def doctor_options(parser: ArgumentParser) -> None:
@@ -48,11 +48,10 @@ def init_options(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder; files that are there stay as they are")
 
 
-def init(options: Namespace) -> int:
+def init(options: Namespace) -> None:
     from pgt.tools import starter
 
     starter.command(options.folder)
-    return 0
 
 
 def plan_options(parser: ArgumentParser) -> None:
@@ -73,7 +72,7 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--loader-images-per-second", type=positive, help=decoded)
 
 
-def plan(options: Namespace) -> int:
+def plan(options: Namespace) -> None:
     from pgt.reproduction import plan
 
     if options.probe:
@@ -88,7 +87,6 @@ def plan(options: Namespace) -> int:
         probe=probe.speeds if options.probe else None,
         loader_images_per_second=options.loader_images_per_second,
     )
-    return 0
 
 
 def status_options(parser: ArgumentParser) -> None:
@@ -155,8 +153,9 @@ def table_options(parser: ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="write it to this file, too: .md, .csv, .tex or .txt")
 
 
-def table(options: Namespace) -> int:
+def table(options: Namespace) -> None:
     from pgt.reproduction import formats, paper_tables, tables
+    from pgt.reproduction.groups import read_groups
     from pgt.runs import frame
 
     form = formats.format_of(options.output) if options.output else options.format or "terminal"
@@ -169,20 +168,19 @@ def table(options: Namespace) -> int:
         else:
             found = [paper_tables.paper_table(runs, number) for number in numbers]
     else:
-        table = tables.experiment_data if form == "csv" else tables.experiment_table
-        found = [table(options.runs, options.what)]
+        groups = read_groups(options.runs, options.what)
+        found = [tables.experiment_data(groups) if form == "csv" else tables.experiment_table(groups, options.what)]
     text = formats.render(found, form)
     if options.output:
         write_text(options.output, text)
     print(text)
     if options.output:
         print(f"written to {options.output}")
-    return 0
 
 
 def figure_options(parser: ArgumentParser) -> None:
     numbers = "of the paper: 2, 4-8, 10-12 or 14-17; amplification: fluctuation of each layer by epoch; sweep: any keys"
-    parser.add_argument("number", type=_figure, metavar="N", help=numbers)
+    parser.add_argument("number", type=lambda text: int(text) if text.isdigit() else text, metavar="N", help=numbers)
     parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
@@ -191,7 +189,7 @@ def figure_options(parser: ArgumentParser) -> None:
     parser.add_argument("--value", metavar="NAME", help="of a sweep: what to show (default: test_top1_best)")
 
 
-def figure(options: Namespace) -> int:
+def figure(options: Namespace) -> None:
     from pgt.reproduction import figures
 
     if options.number not in (known := [*figures.NUMBERS, *figures.NAMES]):
@@ -205,7 +203,6 @@ def figure(options: Namespace) -> int:
         raise InputError(f"--{min(given)} is for `pgt figure sweep EXPERIMENT`: leave it out")
     for path in figures.save(options.number, options.runs, options.experiment, output, figures.sweep.Axes(**given)):
         print(f"written to {path}")
-    return 0
 
 
 def mirror_options(parser: ArgumentParser) -> None:
@@ -220,7 +217,7 @@ def mirror_options(parser: ArgumentParser) -> None:
     parser.add_argument("--mode", choices=["online", "offline"], help="of wandb (default: online)")
 
 
-def mirror(options: Namespace) -> int:
+def mirror(options: Namespace) -> None:
     from pgt.config.compose import compose_all
     from pgt.config.grammar import written
     from pgt.runs import mirrors
@@ -239,7 +236,6 @@ def mirror(options: Namespace) -> int:
     if not config.logger.chosen():
         raise InputError(f"logger={options.logger} takes no records: name one that does, such as tensorboard")
     mirrors.send(options.runs, experiment, config.logger.chosen(), print)
-    return 0
 
 
 def report_options(parser: ArgumentParser) -> None:
@@ -249,14 +245,13 @@ def report_options(parser: ArgumentParser) -> None:
     parser.add_argument("--no-figures", action="store_true", help="leave the figures out: they take some seconds")
 
 
-def report(options: Namespace) -> int:
+def report(options: Namespace) -> None:
     from pgt.reproduction import report
 
     if options.output.suffix not in (".html", ".htm"):
         raise InputError(f"cannot write a page to {options.output}: end the name in .html")
     write_text(options.output, report.page(options.runs, options.experiment, drawn=not options.no_figures))
     print(f"written to {options.output}")
-    return 0
 
 
 def export_options(parser: ArgumentParser) -> None:
@@ -267,11 +262,10 @@ def export_options(parser: ArgumentParser) -> None:
     parser.add_argument("--calibrate", action="store_true", help=calibrated)
 
 
-def export(options: Namespace) -> int:
+def export(options: Namespace) -> None:
     from pgt.tools import export
 
     export.command(options.run, options.weights, options.output, options.calibrate)
-    return 0
 
 
 def validate_options(parser: ArgumentParser) -> None:
@@ -282,11 +276,13 @@ def validate_options(parser: ArgumentParser) -> None:
     root = "the data set's folder (default: the run's)"
     parser.add_argument("--data", dest="root", type=Path, metavar="ROOT", help=root)
     name = "imagenet, cifar10, ... (default: the run's, or imagefolder)"
-    parser.add_argument("--data-name", dest="data", metavar="NAME", help=name)
-    parser.add_argument("--model", metavar="NAME", help="of the network (default: the one that the weights fit)")
+    parser.add_argument("--data-name", metavar="NAME", help=name)
+    parser.add_argument(
+        "--model", dest="model_name", metavar="NAME", help="of the network (default: the one that the weights fit)"
+    )
     alpha = "α by which logits are multiplied for the calibrated measures (default: the checkpoint's, or 1)"
     parser.add_argument("--alpha", type=float, help=alpha)
-    parser.add_argument("--weights", choices=["best", "last"], help="of a run folder (default: best)")
+    parser.add_argument("--weights", dest="which", choices=["best", "last"], help="of a run folder (default: best)")
     parser.add_argument("--batch", type=at_least(1), help="images of a forward pass (default: 256)")
     workers = "processes that decode images (default: one a CPU, at most 16)"
     parser.add_argument("--workers", type=at_least(0), help=workers)
@@ -296,22 +292,10 @@ def validate_options(parser: ArgumentParser) -> None:
     )
 
 
-def validate(options: Namespace) -> int:
+def validate(options: Namespace) -> None:
     from pgt.tools import validate
 
-    validate.command(
-        options.checkpoint,
-        which=options.weights,
-        root=options.root,
-        data_name=options.data,
-        model_name=options.model,
-        alpha=options.alpha,
-        batch=options.batch,
-        workers=options.workers,
-        image_size=options.image_size,
-        precision=options.precision,
-    )
-    return 0
+    validate.command(**{name: value for name, value in vars(options).items() if name != "command"})
 
 
 def verify_options(parser: ArgumentParser) -> None:
@@ -324,11 +308,10 @@ def verify_options(parser: ArgumentParser) -> None:
     verify.add_argument("--output", type=Path, help="the manifest (default: ROOT/pgt-manifest.json)")
 
 
-def data(options: Namespace) -> int:
+def data(options: Namespace) -> None:
     from pgt.data import verify
 
     verify.command(options.root, options.workers, options.output)
-    return 0
 
 
 def list_options(parser: ArgumentParser) -> None:
@@ -394,11 +377,6 @@ def _runs_folder(text: str) -> Path:
     if not Path(text).is_dir():
         raise InputError(f"there is no folder {text}: name the runs folder by --runs")
     return Path(text)
-
-
-def _figure(text: str) -> int | str:
-    """The type of a figure's number or name."""
-    return int(text) if text.isdigit() else text
 
 
 def at_least(low: int) -> Callable[[str], int]:

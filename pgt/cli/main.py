@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made.error(f"there is no option {command}" + (f": did you mean {nearest[0]}?" if nearest else ""))
         options = made.parse_args(arguments)
         with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
-            return COMMANDS[options.command].run(options)
+            return COMMANDS[options.command].run(options) or 0
     except BrokenPipeError:  # of standard output: training runs deal with their own
         return READER_LEFT
     except (Exception, KeyboardInterrupt) as error:

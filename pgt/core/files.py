@@ -18,14 +18,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace the contents of `path` by the text and a final newline; makes its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write((text + "\n").encode(errors="backslashreplace"))
+        file.write((text + "\n").encode(errors="backslashreplace"))  # of file names that are no UTF-8
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replace `path` by readable JSON."""
-    with atomic_write(path) as file:
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        file.write(text.encode(errors="backslashreplace"))  # of file names that are no UTF-8; JSON has the same escapes
+    """Replace `path` by readable JSON, as `write_text` does."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def check(name: str, **options: Any) -> None:
     Raises:
         InputError: a folder is missing, or the backend is not installed.
     """
-    if name in CIFAR and not Path(options["root"]).is_dir():
+    if OPENERS.get(name) is _open_cifar and not Path(options["root"]).is_dir():
         raise InputError(f"no folder {options['root']}: data.root must hold the official archive")
     if name not in FOLDERS:
         return
@@ -84,28 +84,24 @@ def _open_folder(name: str, root: str, manifest: str | None, on_bad_file: str, b
     digest, skip = tree.digest(), on_bad_file == "skip"
     unreadable = check_manifest(tree, digest, Path(manifest) if manifest else None, allow_unreadable=skip)
     known = [tree.root / path for path in unreadable]
-    loaders = _loaders("images", tree=tree, unreadable=known, skip=skip, backend=backend, **options)
+    loaders = partial(_load, module="images", tree=tree, unreadable=known, skip=skip, backend=backend, **options)
     return DataSet(digest, loaders, tree.fingerprint(digest) if DATA_SETS[name].any_files else None)
 
 
 def _open_cifar(name: str, root: str) -> DataSet:
-    return DataSet(name, _loaders("cifar", name=name, root=root))
+    return DataSet(name, partial(_load, module="cifar", name=name, root=root))
 
 
 def _open_digits(name: str) -> DataSet:
-    return DataSet("UCI digits, split 0", _loaders("digits"))
+    return DataSet("UCI digits, split 0", partial(_load, module="digits"))
 
 
 def _open_synthetic(name: str, **options: Any) -> DataSet:
-    return DataSet(json.dumps(options, sort_keys=True), _loaders("synthetic", **options))
-
-
-def _loaders(module: str, **options: Any) -> Callable[[Delivery], tuple[Loader, Loader]]:
-    """Return `load` of a module of this package with its options set; the module is imported by the first call."""
-    return partial(_load, module=module, **options)
+    return DataSet(json.dumps(options, sort_keys=True), partial(_load, module="synthetic", **options))
 
 
 def _load(delivery: Delivery, module: str, **options: Any) -> tuple[Loader, Loader]:
+    """Call `load` of a module of this package, which is imported only now."""
     loaders: tuple[Loader, Loader] = import_module(f"pgt.data.{module}").load(delivery, **options)
     return loaders
 
@@ -119,5 +115,3 @@ OPENERS: dict[str, Callable[..., DataSet]] = {
     "synthetic": _open_synthetic,
 }
 """The data sets by the name that a config's `data.name` gives, each with the function that opens it."""
-
-CIFAR = tuple(name for name, opener in OPENERS.items() if opener is _open_cifar)

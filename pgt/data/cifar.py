@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, extract_archive
 
@@ -15,6 +14,7 @@ from pgt.core.errors import InputError
 from pgt.core.types import Loader
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
 from pgt.data.memory import CropAndFlip, MemoryLoader
+from pgt.data.sampler import Sampler
 
 SETS: dict[str, type[datasets.CIFAR10]] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 PADDING = 4
@@ -38,19 +38,14 @@ def load(delivery: Delivery, name: str, root: str) -> tuple[Loader, Loader]:
     train, test = (_read(SETS[name], Path(root), training) for training in (True, False))
     mean, deviation = torch.tensor(MEAN), torch.tensor(DEVIATION)
 
-    def tensor(data: datasets.CIFAR10) -> Tensor:
+    def loader(data: datasets.CIFAR10, sampler: Sampler, augment: CropAndFlip | None = None) -> Loader:
         pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2)
-        return (pixels / 255 - mean[:, None, None]) / deviation[:, None, None]
+        images = (pixels / 255 - mean[:, None, None]) / deviation[:, None, None]
+        return MemoryLoader(images, torch.tensor(data.targets), len(data.classes), sampler, delivery, augment)
 
     augment = CropAndFlip(delivery.seed, len(train), PADDING, -mean / deviation, flip=True)
-    loaders = []
-    for data, sampler, change in (
-        (train, delivery.train_sampler(len(train)), augment),
-        (test, delivery.test_sampler(len(test)), None),
-    ):
-        labels = torch.tensor(data.targets)
-        loaders.append(MemoryLoader(tensor(data), labels, len(train.classes), sampler, delivery, change))
-    return loaders[0], loaders[1]
+    training = loader(train, delivery.train_sampler(len(train)), augment)
+    return training, loader(test, delivery.test_sampler(len(test)))
 
 
 def _unpack(kind: type[datasets.CIFAR10], root: Path) -> None:

@@ -65,15 +65,12 @@ def contents(path: Path) -> bytes:
     Raises:
         OSError, ValueError: the file cannot be read, or is not a regular file.
     """
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not a regular file")
-        os.set_blocking(file.fileno(), True)  # without it, Lustre answers EAGAIN if another machine has just written
+        # With O_NONBLOCK left on, Lustre answers EAGAIN if another machine has just written.
+        os.set_blocking(file.fileno(), True)
         return file.readall()
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def decode(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,6 @@ class Files:
                     found.update(np.flatnonzero(same).tolist())
         return found
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield `class/name<tab>label` for each file."""
-        for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
-            yield b"%s/%s\t%d\n" % (os.fsencode(self.classes[label]), name, label)
-
 
 @dataclass(frozen=True)
 class Tree:
@@ -86,8 +81,8 @@ class Tree:
         """Return a short hash of both file lists: class folder, name and label, in order."""
         sha = hashlib.sha256()
         for files in (self.train, self.test):
-            for line in files.lines():
-                sha.update(line)
+            for name, label in zip(files.names.tolist(), files.labels.tolist(), strict=True):
+                sha.update(b"%s/%s\t%d\n" % (os.fsencode(files.classes[label]), name, label))
         return sha.hexdigest()[:16]
 
     def fingerprint(self, digest: str) -> str:

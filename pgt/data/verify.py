@@ -41,14 +41,12 @@ class Verified:
         digest: the hash of their list.
         unreadable: files that cannot be decoded, relative to the root, each with the reason.
         large: files of so many pixels that they take long and much memory to decode, relative to the root.
-        smallest: the number of images in the smallest class of the training set.
     """
 
     tree: Tree
     digest: str
     unreadable: dict[str, str]
     large: list[str]
-    smallest: int
 
 
 def verify(root: Path, workers: int) -> Verified:
@@ -73,7 +71,7 @@ def verify(root: Path, workers: int) -> Verified:
                     unreadable[path] = reason
     except BrokenProcessPool:
         raise lost() from None
-    return Verified(tree, tree.digest(), unreadable, large, int(np.bincount(tree.train.labels).min()))
+    return Verified(tree, tree.digest(), unreadable, large)
 
 
 def _remarkable(files: Files, workers: int, title: str) -> Iterator[tuple[int, str | None]]:
@@ -120,10 +118,10 @@ def _checked(indices: range) -> list[tuple[int, str | None]]:
 def report(verified: Verified) -> str:
     """Format what was found."""
     tree = verified.tree
-    classes = tree.train.classes
+    classes, smallest = tree.train.classes, int(np.bincount(tree.train.labels).min())
     lines = [
         f"{tree.root}: {describe(tree.counts())}",
-        f"classes in order: {some(classes, 3, last=True)}; the smallest has {verified.smallest:,} training images",
+        f"classes in order: {some(classes, 3, last=True)}; the smallest has {smallest:,} training images",
         f"file list: {verified.digest}",
     ]
     if all(re.fullmatch(r"n\d{8}", name) for name in classes):
@@ -142,25 +140,6 @@ def report(verified: Verified) -> str:
     return "\n".join(lines)
 
 
-def write_manifest(verified: Verified, path: Path) -> None:
-    """Write the JSON file that `pgt train` compares the data with; raises InputError if it cannot be written."""
-    classes, train, test = verified.tree.counts()
-    try:
-        write_json(
-            path,
-            {
-                "digest": verified.digest,
-                "classes": classes,
-                "train": train,
-                "val": test,
-                "unreadable": sorted(verified.unreadable),
-                "time": now(),
-            },
-        )
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
-
-
 def command(root: Path, workers: int, output: Path | None) -> None:
     """Verify, print and write; raises InputError if files are unreadable."""
     path = output or root / MANIFEST
@@ -169,7 +148,12 @@ def command(root: Path, workers: int, output: Path | None) -> None:
         raise InputError(f"cannot write {path}: name another place by --output, and by data.manifest when you train")
     verified = verify(root, workers)
     print(report(verified))
-    write_manifest(verified, path)
+    counts = dict(zip(("classes", "train", "val"), verified.tree.counts(), strict=True))
+    found = {"digest": verified.digest, **counts, "unreadable": sorted(verified.unreadable), "time": now()}
+    try:
+        write_json(path, found)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
     print(f"written to {path}")
     if verified.unreadable:
         raise InputError(

@@ -7,7 +7,8 @@ the precision of the logits: in fp16, small probabilities are 0 before the power
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,14 @@ def hook_gradient(grad: Tensor, target: Tensor, alpha: float) -> Tensor:
     return (powers / powers.sum(-1, keepdim=True) - target) * grad.shape[0]
 
 
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def _uncompiled(function: Function) -> Function:
+    """Leave a function out of torch.compile, which would skip roundings to fp16: they are what is studied here."""
+    return cast(Function, torch.compiler.disable(function))
+
+
 class AuthorsHookCrossEntropy(nn.Module):
     """Mean cross-entropy with the published hook on the logits.
 
@@ -62,7 +71,7 @@ class AuthorsHookCrossEntropy(nn.Module):
         self.scale_ratio: Tensor | None = None
         self.flushed: Tensor | None = None
 
-    @torch.compiler.disable  # which would leave out roundings to fp16, and they are what is studied
+    @_uncompiled
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss from logits [N, C] and class indices [N]. torch.compile leaves it as it is."""
         classes = logits.shape[1]
@@ -104,7 +113,7 @@ class EmulatedHookCrossEntropy(AuthorsHookCrossEntropy):
     truncation does to the method, without a GPU. The network's own fp16 is left out.
     """
 
-    @torch.compiler.disable
+    @_uncompiled
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.alpha == 1:  # no hook
             return super().forward(logits, target)

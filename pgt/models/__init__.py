@@ -14,30 +14,21 @@ from pgt.models.resnet20 import ResNet20
 from pgt.models.timm_networks import create, facts
 from pgt.models.vgg19 import VGG19
 
-
-def _timm(name: str, num_classes: int, normalized: bool = True) -> nn.Module:
-    """Build one of timm's networks. The last batch norm of a block is not zeroed: the authors' code never does that.
-
-    If not `normalized`, batch norms become identities. timm's convolutions have no bias, so that only the classifier
-    has one.
-    """
-    norm: dict[str, Any] = {} if normalized else {"norm_layer": nn.Identity}
-    return create(name, num_classes, zero_init_last=False, **norm)
-
-
 MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "resnet18": partial(_timm, "resnet18"),
-    "resnet34": partial(_timm, "resnet34"),
-    "resnet50": partial(_timm, "resnet50"),
-    "resnet101": partial(_timm, "resnet101"),
-    "seresnet18": partial(_timm, "seresnet18"),
-    "seresnet50": partial(_timm, "seresnet50"),
-    "resnet18_nobn": partial(_timm, "resnet18", normalized=False),
+    **{
+        name: partial(create, name, zero_init_last=False)
+        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "seresnet18", "seresnet50")
+    },
+    "resnet18_nobn": partial(create, "resnet18", zero_init_last=False, norm_layer=nn.Identity),
     "resnet20": ResNet20,
     "resnet20_nobn": partial(ResNet20, normalized=False),
     "vgg19_bn": VGG19,
 }
-"""num_classes -> network, randomly initialised from torch's global generator. The classifier is `fc`."""
+"""num_classes -> network, randomly initialised from torch's global generator. The classifier is `fc`.
+
+The last batch norm of a block is not zeroed, since the authors' code never does that. timm's convolutions have no bias,
+so that without batch norm only the classifier has one.
+"""
 
 
 def build(name: str, num_classes: int, stem: str = "standard") -> nn.Module:

@@ -91,8 +91,8 @@ class Group(Comparison):
         return finished(self.runs)
 
 
-def read_runs(root: Path, experiment: str) -> pd.DataFrame:
-    """The frame of an experiment's runs, or of those of a folder of experiments.
+def read_runs(root: Path, experiment: str | None) -> pd.DataFrame:
+    """The frame of an experiment's runs, or of those of a folder of experiments; of all runs for None.
 
     Raises:
         InputError: there is no run of it.
@@ -160,9 +160,8 @@ def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
 def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> list[str]:
     """The columns among `names` that are needed to tell runs apart.
 
-    Each separates runs that are equal in `known` and in the columns before it.
-
-    A key that always changes together with an earlier one (`model.interpolation` with `model.name`) is not among them.
+    A column is taken if it separates runs that are equal in `known` and in the columns taken before it. So a key that
+    always changes together with an earlier one (`model.interpolation` with `model.name`) is left out.
     """
     texts = runs[[*known, *varying(runs, [name for name in names if name not in known])]].astype(str)
     found, count = [*known], len(texts[[*known]].drop_duplicates()) if known else 1
@@ -172,7 +171,7 @@ def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ())
     return found[len(known) :]
 
 
-def overrides(values: Mapping[Any, Any] | pd.Series[Any]) -> str:
+def overrides(values: Mapping[Any, Any]) -> str:
     """Values as the command line takes them: `recipe.epochs=2 data.backend=null`."""
     return " ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
 

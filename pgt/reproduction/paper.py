@@ -31,7 +31,7 @@ DECODER = "data.backend"
 """The decoder of images, which depends on the machine."""
 
 TRANSFORMS = "method.transforms."
-"""The thresholds of GC and AGC have these names. They are not published."""
+"""The prefix of the keys of GC's and AGC's thresholds. The paper does not publish these, so runs may differ in them."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Line(Comparison):
     def verdict(self) -> Verdict:
         """The verdict by the best epoch: on a baseline by its accuracy, on a method by its difference.
 
-        A row of which runs diverged says so: that is a finding about networks without batch norm, and no accident to be
-        left out.
+        If runs of a row diverged, the verdict says so: without batch norm that is a result and not an accident.
         """
         best, claim = self.measured(BEST), published.difference(self.row)
         if diverged := unfinished(self.runs).get(DIVERGED):
@@ -79,22 +78,6 @@ class Line(Comparison):
         if claim is None:
             return judge_accuracy(self.row.test_top1, best)
         return judge_difference(claim, self.difference(BEST))
-
-
-@dataclass(frozen=True)
-class Stray:
-    """Runs of a row's experiment that do not follow its recipe.
-
-    Attributes:
-        differing: the keys, each with the runs' value and the row's.
-    """
-
-    experiment: str
-    count: int
-    differing: str
-
-    def __str__(self) -> str:
-        return f"{self.count} run{'s' if self.count > 1 else ''} of {self.experiment}: {self.differing}"
 
 
 Filling = Mapping[tuple[Row, Arm], Sequence[pd.DataFrame]]
@@ -151,14 +134,15 @@ def _transforms(method: str) -> dict[str, Any]:
     return dotted({"method": {"transforms": read_conf(f"method/{first}").get("transforms", [])}})
 
 
-def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
+def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], Counter[tuple[str, str]]]:
     """Find the runs that fill the rows of Table 1, 2 or 3, and judge each row by them.
 
     Args:
         runs: as `pgt.runs.frame` gives them.
 
     Returns:
-        One line or more for each row, and the runs of its experiments that fill no row.
+        One line or more for each row, and how many runs of its experiments fill no row, by the experiment and what
+        differs: the keys, each with the runs' value and the row's.
     """
     rows = published.rows(table)
     by_setting = {row.setting: row for row in rows}
@@ -176,8 +160,7 @@ def measure(runs: pd.DataFrame, table: int) -> tuple[list[Line], list[Stray]]:
         for experiment in members.experiment:
             if own := by_experiment.get(experiment):
                 strays[experiment, differing or _nearest_arm(config, own)[1]] += 1
-    lines = [line for row in rows for line in _lines(row, filling, runs.iloc[:0])]
-    return lines, [Stray(name, count, differing) for (name, differing), count in strays.items()]
+    return [line for row in rows for line in _lines(row, filling, runs.iloc[:0])], strays
 
 
 def truncation(experiment: str) -> str:
@@ -186,7 +169,7 @@ def truncation(experiment: str) -> str:
 
 
 def _setting(run: pd.Series[Any]) -> tuple[Any, ...]:
-    """The same as `Row.setting`, of a run, whichever implementation of PGT it has."""
+    """`Row.setting` of a run; every implementation of PGT counts as `pgt`."""
     return (
         run["model.name"],
         run["schedule.name"],

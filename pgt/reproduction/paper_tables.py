@@ -99,7 +99,8 @@ def paper_table(runs: pd.DataFrame, number: int) -> Table:
     told = [f"[{mark}] {doubt.text}" for mark, doubt in NOTES.items() if mark in touching or not doubt.about]
     notes = [Note(RULE), Note(items=told)]
     if strays:
-        notes.append(Note("Not in the table:", list(map(str, strays))))
+        outside = [f"{n} run{'s' if n > 1 else ''} of {name}: {how}" for (name, how), n in strays.items()]
+        notes.append(Note("Not in the table:", outside))
     notes += warnings(finished(pd.concat([line.runs for line in lines])))
     if commands := _commands(lines):
         head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"

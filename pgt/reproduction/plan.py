@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -33,9 +33,6 @@ from pgt.runs.labels import experiment_name
 
 DONE, PARTIAL, MISSING = "done", "partial", "missing"
 
-Identity: TypeAlias = Mapping[str, Any]
-"""The config values of a run that change its numbers (see `pgt.config.identity`)."""
-
 UNKNOWN = f"speed not known; name one by --images-per-second, --probe, or for {IMAGE_SIZE} pixels --bench"
 
 
@@ -44,22 +41,18 @@ class Item:
     """A run of the plan.
 
     Attributes:
-        experiment, identity: the run's.
+        experiment: of the run.
+        config: the values that change its numbers, by dotted name, without the seed.
         gpus: how many share it.
         status: `done` (a diverged run, too), `partial` or `missing`.
         work: what is left of it.
     """
 
     experiment: str
-    identity: Identity
+    config: Mapping[str, Any]
     gpus: int
     status: str
     work: Work
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The values of the identity by dotted name."""
-        return dotted(self.identity)
 
 
 def command(
@@ -70,7 +63,7 @@ def command(
     gpu: str,
     images_per_second: float | None,
     bench: Iterable[Path],
-    probe: Callable[[Iterable[tuple[Identity, int]]], dict[str, Speed]] | None,
+    probe: Callable[[Iterable[tuple[Mapping[str, Any], int]]], dict[str, Speed]] | None,
     loader_images_per_second: float | None,
 ) -> None:
     """Print the plan of a command line of `pgt train -m`.
@@ -82,7 +75,7 @@ def command(
         gpu: the card whose published speeds hold for what is not stated, measured or recorded by a finished run.
         images_per_second: stated speed of one GPU, for every network.
         bench: files of the benchmarks, with speeds measured on images of `IMAGE_SIZE` pixels.
-        probe: (identity of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing
+        probe: (config of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing
             is measured.
         loader_images_per_second: stated speed of the loader.
 
@@ -97,13 +90,11 @@ def command(
     runs = frame(root)
     items = plan(wanted, runs)
     benched = {name: speed for path in bench for name, speed in bench_speeds(path).items()}
-    probed = probe((item.identity, item.gpus) for item in items) if probe else {}
+    probed = probe((item.config, item.gpus) for item in items) if probe else {}
     loader = Speed(loader_images_per_second, "stated") if loader_images_per_second else benched.get("loader")
     stated = Speed(images_per_second, "stated") if images_per_second else None
-    sizes: dict[str, set[int]] = {}
-    for item in items:
-        sizes.setdefault(item.identity["model"]["name"], set()).add(image_size(item.config))
-    usual = {name for name, size in sizes.items() if size == {IMAGE_SIZE}}
+    names = dict.fromkeys(item.config["model.name"] for item in items)
+    usual = names.keys() - {item.config["model.name"] for item in items if image_size(item.config) != IMAGE_SIZE}
     trained = trained_speeds(items, runs, root)
     speeds = {
         name: stated
@@ -111,12 +102,12 @@ def command(
         or (benched.get(name) if name in usual else None)
         or trained.get(name)
         or (published_speed(name, gpu) if name in usual else None)
-        for name in sizes
+        for name in names
     }
     print(render([plan_table(items, speeds, loader)], "markdown"))
 
 
-def plan(wanted: Iterable[tuple[str, Identity, int]], runs: pd.DataFrame) -> list[Item]:
+def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], runs: pd.DataFrame) -> list[Item]:
     """The distinct runs among those that are wanted, each once, with what the runs folder has of them.
 
     Args:
@@ -135,7 +126,7 @@ def plan(wanted: Iterable[tuple[str, Identity, int]], runs: pd.DataFrame) -> lis
             status, epochs = DONE, config["recipe.epochs"]
         else:
             status = PARTIAL if epochs else MISSING
-        items.setdefault(key, Item(experiment, values, gpus, status, work(config, int(epochs))))
+        items.setdefault(key, Item(experiment, config, gpus, status, work(config, int(epochs))))
     return list(items.values())
 
 
@@ -169,13 +160,13 @@ def _kind(config: Mapping[str, Any], devices: int) -> str:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """A name for a run without its decoder and its files: the machine that plans need not be the one that trains."""
+    """A key that is the same for runs that differ in decoder and file list alone: a plan may be made elsewhere."""
     left_out = ("data.backend", "data.files")
     return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name not in left_out))
 
 
 def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:
-    """Wall-clock seconds that a run still takes, by its two parts, which go on side by side: `step` and `loader`.
+    """Wall-clock seconds of what is left of a run: of its steps (`step`), and of the loader, which works meanwhile.
 
     Args:
         speed: of the network on one GPU; None if it is not known, and the time is NaN, as for data of unknown size.
@@ -229,7 +220,7 @@ def plan_table(items: Sequence[Item], speeds: Mapping[str, Speed | None], loader
         speeds: of each network on one GPU; None if it is not known.
         loader: what the machine's CPUs deliver; None if it is not known.
     """
-    parts = [seconds(item, speeds[item.identity["model"]["name"]], loader) for item in items]
+    parts = [seconds(item, speeds[item.config["model.name"]], loader) for item in items]
     runs = pd.DataFrame(
         {
             "experiment": [item.experiment for item in items],

@@ -22,10 +22,10 @@ from pgt.reproduction.chart import Chart
 from pgt.reproduction.figures import grid
 from pgt.reproduction.figures.style import COLOURS
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, no_runs, unlike
+from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, read_runs, unlike
 from pgt.reproduction.settings import by_epoch, foremost, method_names, recipe_names, settings
 from pgt.runs.folder import FINISHED, read_epochs, read_starts
-from pgt.runs.frame import frame, records
+from pgt.runs.frame import records
 from pgt.runs.labels import run_title, with_alpha
 from pgt.runs.norms import read_norms
 
@@ -107,16 +107,15 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    runs = frame(root, experiment)
-    if runs.empty:
-        raise no_runs(root, experiment)
+    runs = read_runs(root, experiment)
     environment = Environment(
         loader=PackageLoader("pgt.reproduction", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     groups = grouped(runs)
+    of_paper = {row.experiment for row in published.all_rows()}
     own = {
-        name: list(members) for name, members in groupby(groups, lambda group: group.experiment) if not _is_paper(name)
+        name: list(members) for name, members in groupby(groups, lambda group: group.experiment) if name not in of_paper
     }
     papers = [(paper_tables.paper_table(runs, number), *_measured_rows(runs, number)) for number in (1, 2, 3)]
     return environment.get_template("report.html.j2").render(
@@ -147,10 +146,6 @@ def _html(text: str) -> Markup:
     return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))  # nosec B704  # the text is escaped above
 
 
-def _is_paper(experiment: str) -> bool:
-    return experiment in {row.experiment for row in published.all_rows()}
-
-
 def _measured_rows(runs: pd.DataFrame, table: int) -> tuple[int, int]:
     """Count the rows of one of the paper's tables that have a finished run, and all of them."""
     return len({line.row.number for line in paper.measure(runs, table)[0] if line.seeds}), len(published.rows(table))
@@ -171,7 +166,7 @@ def _experiment(name: str, groups: Sequence[Group]) -> Experiment:
         drawn, notes = _means(finished(runs))
     except InputError as error:
         notes = str(error)
-    return Experiment(name, counted, tables.groups_table(groups, name), best, len(done), drawn, notes)
+    return Experiment(name, counted, tables.experiment_table(groups, name), best, len(done), drawn, notes)
 
 
 def _means(runs: pd.DataFrame) -> tuple[Chart | None, str]:

@@ -29,9 +29,9 @@ def cancel(root: Path, experiment: str) -> Iterator[str]:
         InputError: Slurm does not answer.
     """
     going = [one for one in standings(root, experiment) if one.status in (QUEUED, RUNNING)]
-    submitted = [one for one in going if one.job]
-    sweeps.cancel([one.job for one in submitted if one.job])
-    yield from (f"cancelled job {one.job}: {one.run}" for one in submitted)
+    submitted = {one.job: one.run for one in going if one.job}
+    sweeps.cancel([*submitted])
+    yield from (f"cancelled job {job}: {run}" for job, run in submitted.items())
     here = {one.run: one.process for one in going if not one.job}
     starters = [sweep for sweep in sweeps.read_sweeps(root) if sweep.process]
     starts = {root / run: sweep.process for sweep in starters for run in sweep.runs if root / run in here}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from pgt.core.words import ranges
 from pgt.reproduction import epochs_needed, published
 from pgt.reproduction.formats import Column, Note, Table, data_table, sample_data, table
-from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, read_groups, warnings
+from pgt.reproduction.groups import BEST, LAST, TRAIN, Group, data_of, joined, warnings
 from pgt.reproduction.statistics import Sample, interval
 
 SMALL_DATA_NOTE = (
@@ -51,21 +50,9 @@ COLUMNS: Sequence[Column[Group]] = (
 )
 """Header and cell of each printed column."""
 
-EPOCHS_NEEDED: Column[Group] = ("Epochs to the baseline's best", epochs_needed.cell)
-"""A further column, for experiments with gradient correction."""
 
-
-def experiment_table(root: Path, experiment: str) -> Table:
-    """The table of an experiment, or of a folder of experiments; if its data are the demo's, a note says so.
-
-    Raises:
-        InputError: there is no run of it.
-    """
-    return groups_table(read_groups(root, experiment), experiment)
-
-
-def groups_table(groups: Sequence[Group], experiment: str) -> Table:
-    """The same table of groups that are read already."""
+def experiment_table(groups: Sequence[Group], experiment: str) -> Table:
+    """The table of the groups of an experiment, or of a folder of them; a note says so if it is the demo."""
     runs = pd.concat([group.finished for group in groups])
     measured = f" Data: {data_of(runs)}. Seeds: {ranges(runs.seed)}." if len(runs) else ""
     notes = [f"Mean ± deviation over n seeds; differences to the baseline are paired by seed.{measured}"]
@@ -75,17 +62,12 @@ def groups_table(groups: Sequence[Group], experiment: str) -> Table:
     if experiment.split("/")[0] == "amplification":
         columns, notes = [*columns, ("Diff: published", _published_gain)], [*notes, GAINS_NOTE]
     if epochs_needed.about_correction(groups):
-        columns, notes = [*columns, EPOCHS_NEEDED], [*notes, epochs_needed.NOTE]
+        columns, notes = [*columns, ("Epochs to the baseline's best", epochs_needed.cell)], [*notes, epochs_needed.NOTE]
     return table(groups, columns, notes=[*map(Note, notes), *warnings(runs)])
 
 
-def experiment_data(root: Path, experiment: str) -> Table:
-    """The same as data, for CSV: a number a cell, nothing rounded.
-
-    Raises:
-        InputError: there is no run of it.
-    """
-    groups = read_groups(root, experiment)
+def experiment_data(groups: Sequence[Group]) -> Table:
+    """The table of an experiment's groups as data for CSV: one number a cell, nothing rounded."""
     rows = [_data(group) for group in groups]
     if epochs_needed.about_correction(groups):
         for row, (needed, never) in zip(rows, map(epochs_needed.epochs_needed, groups), strict=True):

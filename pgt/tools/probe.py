@@ -16,7 +16,6 @@ from pgt.core.registry import TIMM
 from pgt.core.types import Batch
 from pgt.methods import PowerGradCrossEntropy
 from pgt.reproduction.cost import Speed, image_size, images_at_once
-from pgt.runs.frame import dotted
 from pgt.training import optimizer
 from pgt.training.precision import Precision
 from pgt.training.recorder import File, Recorder
@@ -31,7 +30,7 @@ CLASSES, RATE, MOMENTUM, DECAY = 1000, 1e-3, 0.9, 5e-4
 """Classes of every measured network, and the settings of its optimizer."""
 
 Steps = Callable[[int], None]
-"""Does a number of training steps, without waiting for the device."""
+"""A function that does a given number of training steps without waiting for the device."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ def speeds(runs: Iterable[tuple[Mapping[str, Any], int]]) -> dict[str, Speed]:
     Networks of the user's own, and those that cannot take images of that size, are left out: their speed stays unknown.
 
     Args:
-        runs: the identity of each (see `pgt.config.identity`), and the number of GPUs that share its batch.
+        runs: the config values of each by dotted name, and the number of GPUs that share its batch.
     """
     found: dict[str, Speed] = {}
-    for identity, gpus in runs:
-        case = _case(identity, gpus)
+    for config, gpus in runs:
+        case = _case(config, gpus)
         known = case.network in models.MODELS or case.network.startswith(TIMM)
         if case.network not in found and known and _fits(case):
             found[case.network] = _speed(case)
@@ -86,8 +85,7 @@ def _fits(case: Case) -> bool:
     return True
 
 
-def _case(identity: Mapping[str, Any], gpus: int) -> Case:
-    config = dotted(identity)
+def _case(config: Mapping[str, Any], gpus: int) -> Case:
     precision = config["trainer.precision"] if torch.cuda.is_available() else "fp32"  # fp16 is very slow on a CPU
     stem = config.get("model.stem", "standard")
     batch, size = images_at_once(config, gpus), image_size(config)

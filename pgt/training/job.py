@@ -189,14 +189,12 @@ def data_options(config: Config) -> dict[str, Any]:
     """The arguments of `pgt.data.open_set` that a config gives."""
     options = {key: value for key, value in config.data.model_dump().items() if key != "drop_last"}
     if config.data.name in data.FOLDERS:
-        options["interpolation"] = config.model.interpolation or _interpolation(config.model.name)
+        options["interpolation"] = config.model.interpolation
+        if options["interpolation"] is None:
+            from pgt.models import interpolation  # imports torch; other networks' configs say it
+
+            options["interpolation"] = interpolation(config.model.name)
     return options
-
-
-def _interpolation(network: str) -> str:
-    from pgt.models import interpolation  # imports torch; other networks' configs say it
-
-    return interpolation(network)
 
 
 def describe(config: Config) -> str:

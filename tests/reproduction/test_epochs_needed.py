@@ -7,6 +7,7 @@ from pathlib import Path
 from pgt.cli.main import main
 from pgt.reproduction import tables
 from pgt.reproduction.formats import render
+from pgt.reproduction.groups import read_groups
 from tests.reproduction.helpers import plant
 
 HEADER = "Epochs to the baseline's best"
@@ -26,7 +27,7 @@ def plant_comparison():
 
 def test_the_first_epoch_that_is_as_good_counts_by_seed():
     plant_comparison()
-    printed = tables.experiment_table(Path("runs"), "demo/bn")
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn")
     column = list(printed.headers).index(HEADER)
     assert {row[1]: row[column] for row in printed.rows} == {
         "baseline": "3.00 ± 1.41",
@@ -49,4 +50,4 @@ def test_the_numbers_are_in_the_csv():
 def test_other_experiments_have_no_such_column():
     plant("demo/bn", "baseline", 0, 91, 90, curve=(60, 91))
     plant("demo/bn", "pgt", 0, 91, 90, curve=(60, 91))
-    assert HEADER not in tables.experiment_table(Path("runs"), "demo/bn").headers
+    assert HEADER not in tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn").headers

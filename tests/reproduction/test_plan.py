@@ -49,7 +49,7 @@ def test_done_partial_and_missing_by_the_runs_folder():
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=range(15))
     plant("demo/bn", "pgt", 0, None, None, status="unfinished", curve=(10, 20, 30))
     plant("demo/bn", "gc", 0, None, None, status="diverged")
-    found = {item.identity["method"]["alpha"]: item for item in items("experiment=demo/bn", "method=baseline,pgt")}
+    found = {item.config["method.alpha"]: item for item in items("experiment=demo/bn", "method=baseline,pgt")}
     assert (found[1].status, found[1].work.images) == ("done", 0)
     assert found[0.25].status == "partial"
     assert found[0.25].work.steps == 12 * (898 // 64)  # 12 of 15 epochs left, the last, partial batch left out
@@ -205,7 +205,7 @@ def test_a_network_that_cannot_take_the_images_is_left_out_of_a_probe(capsys):
 def test_memory_is_in_order_beside_a_network_of_which_it_is_not_known():
     runs = [items("experiment=table1/resnet50_cosine_pgt", model)[0]
             for model in ("model=resnet18", "model.name=timm/convnext_atto", "model=resnet101")]  # fmt: skip
-    names = [run.identity["model"]["name"] for run in runs]
+    names = [run.config["model.name"] for run in runs]
     [note] = plan_table(runs, dict.fromkeys(names), None).notes
     assert [line.split(",")[0] for line in note.items if "GiB" in line] == ["resnet101", "resnet18"]
     assert "0.7 + ? GB more while a run trains" in note.text

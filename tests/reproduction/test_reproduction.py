@@ -50,7 +50,7 @@ def test_table_from_planted_runs():
     assert pgt.paired(LAST) == sample([1.0, 1.5, 0.5])
     assert gc.paired(LAST) == sample([-30.0])
     assert (agc.measured(LAST), list(agc.runs.status)) == (None, ["diverged"])
-    text = formats.render([tables.experiment_table(Path("runs"), "demo")], "markdown")
+    text = formats.render([tables.experiment_table(read_groups(Path("runs"), "demo"), "demo")], "markdown")
     assert "92.00 ± 2.00" in text
     assert "+1.00 ± 0.50" in text
     assert "0, 1 diverged" in text
@@ -71,7 +71,8 @@ def test_settings_that_differ_get_rows_and_lines_of_their_own():
     ]
     assert [len(group.runs) for group in groups] == [2, 2, 2]
     assert [row.measured(LAST).mean for row in read_groups(Path("runs"), "demo/bn")] == [85.0, 80.0, 90.0]
-    assert "pgt recipe.epochs=7" in formats.render([tables.experiment_table(Path("runs"), "demo/bn")], "markdown")
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn")
+    assert "pgt recipe.epochs=7" in formats.render([printed], "markdown")
     figures.save(4, Path("runs"), "demo/bn", Path("curves.svg"))
     assert Path("curves.svg").stat().st_size > 1000
 

@@ -117,7 +117,10 @@ def test_additive_branches_cannot_be_left_out(capsys):
     [
         (["method=gcw", "method.transforms.0.layers=[conv9]"], ["method.transforms.0 (gcw)", "conv9"]),
         (["method=gcode", "method.transforms.0.spans=[[blocks.0,fc]]"], ["method.transforms.0 (gcode)", "fc"]),
-        (["method=gcode", "method.transforms.0.spans=[[blocks.0]]"], ["method.transforms.0.spans.0", "a list of at least 2 items"]),
+        (
+            ["method=gcode", "method.transforms.0.spans=[[blocks.0]]"],
+            ["method.transforms.0.spans.0", "of at least 2 items"],
+        ),
         (["method=gcw", "method.transforms.0.rho=1"], ["method.transforms.0.rho", "must be below 1"]),
         (["method=gcw", "method.transforms.0.every=1"], ["method.transforms.0.every", "at least 2"]),
         (["method=gcode", "method.transforms.0.solver=dopri5"], ["method.transforms.0.solver", "euler, rk4"]),

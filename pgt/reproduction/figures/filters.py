@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import describe, pyplot, wrapped
@@ -15,9 +16,6 @@ from pgt.runs.frame import frame
 from pgt.runs.labels import run_title
 from pgt.runs.norms import Norms, read_norms
 
-if TYPE_CHECKING:
-    import numpy as np
-
 LAST, FEATURES, EVERY = -1, "features", ()
 """The last convolution; the features after the global pooling; all layers."""
 
@@ -26,24 +24,19 @@ TITLE = "Norm of every filter by training step: how many filters are zeroed out?
 NOTE = "A line a filter. Zeroed out: the norm at the end is below 0.001."
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The layers (a row each, indices from 1) and the experiments (a column each) of one of the paper's figures."""
-
-    layers: tuple[int | str, ...]
-    experiments: tuple[str, ...]
-
-
-FIGURES = {
-    5: Figure((11, LAST, FEATURES), ("table1/resnet18_cosine_baseline", "table1/resnet18_cosine_pgt")),
-    6: Figure((5,), ("table2/batch1024_baseline",)),
-    7: Figure((15, 2), ("table2/batch256_baseline", "table2/batch256_pgt", "table2/batch256_agc_pgt")),
-    14: Figure(EVERY, ("table2/batch256_baseline",)),
-    15: Figure(EVERY, ("table2/batch1024_baseline",)),
-    16: Figure(EVERY, ("table2/batch256_pgt",)),
-    17: Figure(EVERY, ("table2/batch256_agc_pgt",)),
+FIGURES: dict[int, tuple[tuple[int | str, ...], tuple[str, ...]]] = {
+    5: ((11, LAST, FEATURES), ("table1/resnet18_cosine_baseline", "table1/resnet18_cosine_pgt")),
+    6: ((5,), ("table2/batch1024_baseline",)),
+    7: ((15, 2), ("table2/batch256_baseline", "table2/batch256_pgt", "table2/batch256_agc_pgt")),
+    14: (EVERY, ("table2/batch256_baseline",)),
+    15: (EVERY, ("table2/batch1024_baseline",)),
+    16: (EVERY, ("table2/batch256_pgt",)),
+    17: (EVERY, ("table2/batch256_agc_pgt",)),
 }
-"""Fig. 5 is of a ResNet-18; the paper does not say which, and the one with batch norm is taken."""
+"""Number of the paper's figure -> its layers (a row each, indices from 1) and its experiments (a column each).
+
+Fig. 5 is of a ResNet-18; the paper does not say which, and the one with batch norm is taken.
+"""
 
 
 def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
@@ -57,14 +50,14 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
     Raises:
         InputError: no run there has recorded norms.
     """
-    shown = FIGURES[number]
-    columns = _columns(root, (experiment,) if experiment else shown.experiments)
-    if shown.layers == EVERY:
+    layers, experiments = FIGURES[number]
+    columns = _columns(root, (experiment,) if experiment else experiments)
+    if layers == EVERY:
         return _all_layers(*columns[0])
-    size = max(5.2, 3.4 * len(columns)), 2.3 * len(shown.layers) + 0.8
-    figure, axes = pyplot().subplots(len(shown.layers), len(columns), figsize=size, squeeze=False, sharey="row")
+    size = max(5.2, 3.4 * len(columns)), 2.3 * len(layers) + 0.8
+    figure, axes = pyplot().subplots(len(layers), len(columns), figsize=size, squeeze=False, sharey="row")
     for column, (title, norms) in enumerate(columns):
-        for row, layer in enumerate(shown.layers):
+        for row, layer in enumerate(layers):
             _panel(axes[row][column], norms, layer)
             if row == 0:
                 axes[row][column].set_title(f"{wrapped(title, 42)}\n{axes[row][column].get_title()}")
@@ -129,7 +122,6 @@ def _all_layers(title: str, norms: Norms) -> Any:
 def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
     """A thin line for each column of values [T, filters], drawn as pixels: there are hundreds."""
     import matplotlib
-    import numpy as np
     from matplotlib.collections import LineCollection
 
     order = np.random.default_rng(0).permutation(values.shape[1])

@@ -76,13 +76,6 @@ def save(figure: Any, outputs: Sequence[Path]) -> None:
     pyplot().close(figure)
 
 
-def shades(count: int) -> list[Any]:
-    """Colours from dark to light that stay in order in greyscale."""
-    import matplotlib
-
-    return [matplotlib.colormaps["viridis"](index / count) for index in range(count)]
-
-
 def style(index: int) -> dict[str, str]:
     """Colour and line of the index-th of several curves."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index // len(COLOURS) % len(LINES)]}
@@ -105,12 +98,11 @@ def legend_below(axis: Any, handles: Sequence[Any] | None = None) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     below = axis.transAxes + ScaledTranslation(0, -0.42, axis.figure.dpi_scale_trans)  # inches
-    handles = axis.get_legend_handles_labels()[0] if handles is None else handles
     axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, borderaxespad=0)
 
 
 def percent(axis: Any) -> None:
-    """End a vertical axis of accuracies at 100, if that leaves at least half of it to the data; never above 100."""
+    """End a vertical axis of accuracies at 100 if the data then still fill half of it; otherwise leave its end."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(0.0, low), 100 if 100 - high <= high - low else high)
 

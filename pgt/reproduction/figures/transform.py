@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgt.reproduction.figures.style import describe, pyplot, shades
+import numpy as np
+
+from pgt.reproduction.figures.style import describe, pyplot
 
 ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.05, 0.0)
 
 
 def distributions() -> Any:
     """Draw a distribution over ten classes and its power transforms, unordered and ordered."""
-    import numpy as np
-
     logits = np.array([0.3, 1.9, -0.8, 1.1, 0.0, 2.6, -0.2, 1.5, -1.2, 0.7])
-    figure, axes = pyplot().subplots(1, 2, figsize=(6.8, 3), sharey=True)
-    for alpha, shade in zip(ALPHAS, shades(len(ALPHAS)), strict=True):
+    plot = pyplot()
+    figure, axes = plot.subplots(1, 2, figsize=(6.8, 3), sharey=True)
+    for index, alpha in enumerate(ALPHAS):
+        shade = plot.get_cmap("viridis")(index / len(ALPHAS))
         powers = np.exp(alpha * logits)
         p = powers / powers.sum()
         for axis, values in zip(axes, (p, np.sort(p)[::-1]), strict=True):
