@@ -34,7 +34,7 @@ class Command:
 def doctor_options(parser: ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="ROOT", help="an image folder to check (default: $IMAGENET)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for runs to come (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="kill a training, resume it and compare, too")
+    parser.add_argument("--resume", action="store_true", help="also kill a training, resume it and compare")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
 
 
@@ -66,7 +66,7 @@ def plan_options(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", default=DEFAULT_GPU, help=f"take the published speed of this card: {cards}")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--images-per-second", type=positive, help="speed of one GPU, for all networks")
-    speed.add_argument("--bench", type=Path, action="append", help="what the benchmarks wrote with --json")
+    speed.add_argument("--bench", type=Path, action="append", help="speeds that scripts/bench wrote with --json")
     speed.add_argument("--probe", action="store_true", help="measure 50 steps of each network on this machine")
     decoded = "images per second that this machine's CPUs decode"
     parser.add_argument("--loader-images-per-second", type=positive, help=decoded)
@@ -96,7 +96,7 @@ def status_options(parser: ArgumentParser) -> None:
     does.add_argument("--watch", action="store_true", help="look every ten seconds, until no run is queued or running")
     does.add_argument("--json", action="store_true", help="print a list of objects")
     does.add_argument("--cancel", action="store_true", help="end what is queued or running of the experiment, in order")
-    again = "give the commands of the experiment's failed and refused runs again"
+    again = "run the commands of the experiment's failed and refused runs again"
     does.add_argument("--retry-failed", action="store_true", help=again)
 
 
@@ -184,9 +184,9 @@ def figure_options(parser: ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="show its runs instead: demo, demo/bn, demo/bn/<run id>")
     add_runs(parser)
     parser.add_argument("--output", type=Path, help="the picture (default: figureN.svg and figureN.png)")
-    parser.add_argument("--x", metavar="KEY", help="of a sweep: the key to the right, as recipe.lr_peak, or method")
-    parser.add_argument("--y", metavar="KEY", help="of a sweep: a second key, upwards: draw a heat map")
-    parser.add_argument("--value", metavar="NAME", help="of a sweep: what to show (default: test_top1_best)")
+    parser.add_argument("--x", metavar="KEY", help="for sweep: the key of the horizontal axis, such as recipe.lr_peak")
+    parser.add_argument("--y", metavar="KEY", help="for sweep: a key for the vertical axis, which draws a heat map")
+    parser.add_argument("--value", metavar="NAME", help="for sweep: the measured value (default: test_top1_best)")
 
 
 def figure(options: Namespace) -> None:
@@ -301,7 +301,7 @@ def validate(options: Namespace) -> None:
 def verify_options(parser: ArgumentParser) -> None:
     from pgt.core.machine import cpus
 
-    does = "decode every image of a folder, count them, and write down what `pgt train` compares with"
+    does = "decode and count every image of a folder, and write the list that `pgt train` checks it against"
     verify = parser.add_subparsers(dest="what", required=True, metavar="what").add_parser("verify", help=does)
     verify.add_argument("root", type=Path, help="a folder with train/<class>/ and val/<class>/")
     verify.add_argument("--workers", type=at_least(1), default=cpus(), help="processes (default: one a CPU)")

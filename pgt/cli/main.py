@@ -81,14 +81,14 @@ class OneLine(argparse.ArgumentParser):
         self.exit(InputError.exit_code, f"pgt: {message}; see `{self.prog} --help`\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse; refuse what is unknown here, so that the command is named whose option it would be."""
+        """Parse, and refuse unknown arguments in the command's own parser, so that the message names its --help."""
         options, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return options, rest
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print; unlike argparse, do not hide that standard output cannot be written."""
+        """Print. argparse would hide that standard output cannot be written."""
         if file is sys.stdout:
             print(message, end="")
         else:

@@ -31,7 +31,7 @@ def _hint(key: str, known: Set[str]) -> str:
 
 
 def called(name: str, known: Set[str]) -> list[str]:
-    """The keys and groups, six at most, whose last part is a name, or otherwise begins with it: `lr` in `lr_peak`."""
+    """At most six keys and groups whose last part is `name`; if there is none, begins with it: `lr_peak` for `lr`."""
     last = {
         key: re.split(r"[./]", key)[-1]
         for key in sorted({*known, *groups(), *HYDRA_GROUPS})

@@ -41,7 +41,7 @@ def validate(composed: DictConfig, wrong: Sequence[str] = (), place: Callable[[s
 
     Args:
         composed: what Hydra composed, resolved or not.
-        wrong: errors that are known already, to be told with the others.
+        wrong: errors that are known already, to be reported with the others.
         place: tells in which file a key stands, to be added to an error; empty if that is not known.
 
     Raises:

@@ -19,7 +19,7 @@ def as_input_error(error: InputError | OSError) -> InputError:
 
 
 class HeldError(InputError):
-    """Another process trains this run; the line names it."""
+    """Another process is training this run; the message names that process."""
 
 
 class TrainingError(Exception):
@@ -88,7 +88,7 @@ def without_framework(error: ModuleNotFoundError) -> InputError | None:
 
 
 def expected(error: BaseException) -> InputError | TrainingError | RankZeroError | Stopped | None:
-    """The error as one whose text is one line and which has an exit code; None if it is a fault of the program."""
+    """The error as one of ours, with one line of text and an exit code; None for any other error, which is a bug."""
     if isinstance(error, ModuleNotFoundError):
         return without_framework(error)
     if isinstance(error, OSError):

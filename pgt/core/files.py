@@ -60,7 +60,7 @@ FULL = {
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A context that writes to the open file `path`: its errors, which the system gives without a name, name it.
+    """A context for writing to the open file `path`: errors of the system, which have no name of a file, get it here.
 
     Raises:
         InputError: the disk or a quota is full, or the file is too large.

@@ -30,7 +30,7 @@ PACKAGES = (
 )
 
 COMMIT = "COMMIT"
-"""A file in a copy of the package that is no checkout: the commit that it was copied from."""
+"""Name of the file that holds the commit, in a wheel or another copy of the package that is no Git checkout."""
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process its place among the others."""
@@ -112,10 +112,10 @@ def rank_environment(variables: Mapping[str, str]) -> dict[str, str] | None:
 
     They are torchrun's, `RANK_VARIABLES`. Those of srun are translated: rank 0 listens on the step's first node, at a
     port that depends on the job and the step. A single process that has RANK=0 and WORLD_SIZE=1 from elsewhere, such as
-    the only pod of a Kubernetes training operator, is none of several.
+    the only pod of a Kubernetes training operator, counts as one on its own.
 
     Raises:
-        InputError: the variables are incomplete or contradict each other, or a number is none.
+        InputError: the variables are incomplete or contradict each other, or one that must be a number is not.
     """
     alone = {"RANK": "0", "WORLD_SIZE": "1"}
     try:

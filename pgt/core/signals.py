@@ -30,7 +30,7 @@ class Stop:
     """
 
     unanswered = 0
-    """Number of a stop signal that came after a run's last step: no further run of the sweep starts."""
+    """Number of a stop signal that came after a run's last step, too late for it; the sweep starts no further run."""
 
     def __init__(self) -> None:
         self._number, self._owner = 0, os.getpid()
@@ -106,9 +106,9 @@ def leave_only_with(owner: int) -> None:
 
 @contextmanager
 def uninterrupted(*more: signal.Signals) -> Iterator[None]:
-    """A context that delays Ctrl-C and `more` signals, unless they are blocked already and stay so.
+    """A context that holds back Ctrl-C and the signals `more` until it ends; what was blocked before stays blocked.
 
-    Processes that are started in it never see them: this process ends those.
+    Processes that are started in it inherit the block and never see these signals, so this process must end them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *more})
     try:

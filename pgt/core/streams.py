@@ -42,7 +42,8 @@ def written_out() -> int:
         except OSError as error:  # for example, a full disk
             code = InputError.exit_code
             silence(descriptor)
-            print(f"pgt: standard output: {as_input_error(error)}", file=sys.stderr, flush=True)
+            if descriptor == 1:
+                print(f"pgt: standard output: {as_input_error(error)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -164,8 +164,8 @@ def scan(split: Path) -> Files:
 def _listed(folder: Path) -> tuple[list[bytes], int]:
     """Return the paths of the images below a class's folder, sorted, and the number of other entries.
 
-    What is named as an image is not looked at, since that takes long on a network's disk. A folder that links lead to
-    several times is listed once.
+    A file with an image's extension is not looked at, since that takes long on a network's disk. A folder that several
+    links lead to is listed once.
     """
     images: list[bytes] = []
     others, waiting, seen = 0, [""], set()

@@ -103,7 +103,7 @@ class Helpers:
         Raises:
             InputError: one of the processes has died.
         """
-        if not self._processes:  # there are none, or all have died while they started
+        if not self._processes:  # no processes, or all of them died while they started
             with _named():
                 yield
             return

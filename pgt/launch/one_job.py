@@ -66,14 +66,14 @@ class LaunchedJob:
 
 
 def told(value: float) -> float:
-    """The objective as sweepers get it: NaN, at which optuna would end a search, as 0, the worst accuracy."""
+    """The objective for a sweeper: 0, the worst accuracy, in the place of NaN, at which optuna would end its search."""
     return 0.0 if math.isnan(value) else value
 
 
 def refused(sweep: Path, number: int, label: str, error: Exception) -> float:
     """Print why a job of a sweep has no run, and note it in the sweep's folder; returns its objective, NaN."""
     failed(None, label, error)
-    link(sweep, number, sweep / "refused")  # to nowhere: `code_in` takes it for bad input
+    link(sweep, number, sweep / "refused")  # a folder that does not exist: `code_in` reads that as bad input
     return math.nan
 
 
@@ -97,7 +97,7 @@ def train_job(config: Config, folder: Path, label: str, waits: bool) -> float:
                     print(f"{label}is put off to the end of the sweep: {error}", flush=True)
                     return math.nan
                 _wait(folder, label)
-    except Exception as error:  # also a fault: it must not cost the other runs of a night
+    except Exception as error:  # an unexpected one, too: the other runs of the sweep go on
         failed(folder, label, error)
     return math.nan
 

@@ -29,7 +29,7 @@ def cancellation(net: Tensor, gross: Tensor) -> Tensor:
     F is 0 if all entries j of the gradient have one sign at all steps, and 1 if they cancel. Our reading of the source.
 
     Args:
-        net: Σ_t g_t, of any shape; its sum over the weights j will do.
+        net: Σ_t g_t, of any shape: per weight, or summed over the weights j already.
         gross: Σ_t |g_t|, of the same shape; likewise.
 
     Returns:
@@ -151,7 +151,7 @@ class Amplification(Alteration):
     ) -> None:
         self.measure, self.threshold, self.select, self.ratio = MEASURES[measure], threshold, select, ratio
         self.kinds, self.where, self.factor, self.phases, self.refresh = kinds, where, factor, epochs, refresh
-        self.whole = self.measure is cancellation  # then a layer's own sums do, and need no memory
+        self.whole = self.measure is cancellation  # then one number a layer is enough
 
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         types = tuple(kind for name in self.kinds for kind in KINDS[name])

@@ -25,8 +25,8 @@ GROUPS = 32
 class UnitConvolution(nn.Module):
     """A convolution without bias whose filters have the norm 1, whatever the lengths of its weights.
 
-    Only their directions are learnt. Nothing in the forward pass answers to a branch that only carries gradient: with
-    filters of any length, it would grow without end.
+    Only their directions are learnt. In the mode `gradient` no value of the forward pass depends on a branch, so that
+    nothing would keep longer filters from growing without end.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:

@@ -71,7 +71,7 @@ class Memory:
 
     Attributes:
         gradients: G of each snapshot: [history, O, features].
-        directions: D of each snapshot. The newest one is being made: see `begin`, `follow` and `complete`.
+        directions: D of each snapshot. The newest one is incomplete until `complete` is called.
     """
 
     def __init__(self, weight: nn.Parameter, target: str, history: int) -> None:

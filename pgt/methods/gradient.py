@@ -172,7 +172,7 @@ def _hard_gradient(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    """(mass·p' − q) in the place of `powers`: q has `on_target` on its class y, `spread` on each, `mass` in all."""
+    """mass·p' − q, written over `powers`. q is `spread` on each class, `on_target` more on class y, `mass` in all."""
     kept = (target != ignore_index).unsqueeze(1)
     index = kept * target.unsqueeze(1)  # any class does if the target is ignored: q is 0 there
     if reduction == "none":

@@ -121,7 +121,7 @@ class Work:
         steps, images: of training over all epochs; None if the size of the data set is not known here.
         evaluated: test images over all evaluations.
         disk: bytes of the checkpoints that a run leaves, `best.pt` and `last.pt`; None if the network is not known.
-        more_disk: more bytes while it trains, or None: `previous.pt`, and the checkpoint that is being written.
+        more_disk: further bytes while it trains (`previous.pt`, the checkpoint that is being written); None likewise.
     """
 
     steps: int | None

@@ -1,4 +1,4 @@
-"""Runs by what differs between them, with labels that say only that, and their accuracy by epoch."""
+"""Splits runs by the settings in which they differ, labels them by these alone, and gives their accuracy by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Settings = dict[str, pd.DataFrame]
 
 
 def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()) -> Settings:
-    """Runs by the values of those columns among `names` that differ, in the order of the values.
+    """Split runs by those columns among `names` that differ: one part for each combination of values, in their order.
 
     Args:
         runs: some rows of the frame (see `pgt.runs.frame`).
@@ -52,7 +52,7 @@ def _first(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
 
 
 def label(values: Mapping[str, Any], exact: bool = False) -> str:
-    """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. Keys are cut as far as they stay different.
+    """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. A key is its last part, unless two keys share it.
 
     Args:
         exact: give numbers with all digits, not with six.

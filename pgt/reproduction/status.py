@@ -69,7 +69,7 @@ class Standing:
             summary cannot be read), or `not begun` (its sweep has ended before its turn).
         reason: one line, of `diverged`, `failed`, `refused` and `damaged`.
         job: id of the Slurm job that trains it, or is to.
-        process: that trains it, or whose sweep is to, as `pgt.runs.folder.holder` names it.
+        process: the one that trains it, or that starts its sweep's jobs, as `pgt.runs.folder.holder` names it.
         epochs, of: done, and to do.
         best: best test top-1 so far, percent.
         images_per_second: of its whole epochs, or of the first one so far.
@@ -118,7 +118,7 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
             print(f"pgt: warning: jobs in Slurm's queue are not shown as such: {error}", file=sys.stderr)
         queue = {}
     jobs = {run.relative_to(whole): job for run, job in queue.items() if run.is_relative_to(whole)}
-    sweeps = sorted(read_sweeps(root), key=lambda sweep: bool(sweep.process))  # of a run's, the one that goes on counts
+    sweeps = sorted(read_sweeps(root), key=lambda sweep: bool(sweep.process))  # one that goes on comes last and wins
     lists = {run: sweep for sweep in sweeps for run in sweep.runs}
     found = {folder.relative_to(root): summary for folder, summary in scan(root, experiment)}
     coming = {run: None for run in [*jobs, *lists] if run not in found and run.is_relative_to(within)}

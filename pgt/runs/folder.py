@@ -270,7 +270,7 @@ def read_epochs(folder: Path, epochs: int) -> list[dict[str, Any]]:
 
 LOCK = "lock"
 """In a run's folder, and in that of a sweep: held by the process that trains the run, or starts the sweep's jobs. It
-names the process, and is empty if that has left in order."""
+names the process, and is emptied when that ends properly."""
 
 LOCK_SECONDS = 10
 """How long to wait for a run's folder: the data workers of a killed process hold it for some seconds."""
@@ -312,7 +312,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def was_killed(folder: Path) -> bool:
-    """Whether the last process that held a folder, which none holds now, did not leave in order."""
+    """Whether the last process that held a folder, which none holds now, ended without releasing it."""
     try:
         return (folder / LOCK).stat().st_size > 0
     except FileNotFoundError:
@@ -320,7 +320,7 @@ def was_killed(folder: Path) -> bool:
 
 
 def held(folder: Path, process: str) -> HeldError:
-    """Make the error for a run that another process, which `holder` names, is training."""
+    """Make the error for a run that another process is training: the one that `holder` names."""
     return HeldError(f"{folder} is being trained by another process ({process}): wait for it, or stop it")
 
 

@@ -35,9 +35,9 @@ class SweepList:
     Attributes:
         folder: of the sweep.
         command: `pgt train` and its words.
-        runs: the folder of each run, from the runs folder, and its `method`, `alpha` and `seed`.
+        runs: the folder of each run, relative to the runs folder, with its `method`, `alpha` and `seed`.
         started: seconds since the epoch.
-        process: that starts its jobs, as `holder` names it; empty if it has ended.
+        process: the one that starts its jobs, as `holder` names it; empty if it has ended.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ def claim(sweep: Path, command: Sequence[str]) -> None:
         command: `pgt train` and its words.
 
     Raises:
-        InputError: it has the links or the code of another command's sweep, which its jobs would take for their own.
+        InputError: it holds links or code of another command's sweep, which this one's jobs would take for their own.
     """
     sweep.mkdir(parents=True, exist_ok=True)
     try:

@@ -38,7 +38,7 @@ class About:
         summary: of the run as it starts: its ids, experiment, identity and seed.
         folder: of the run. A tracker writes into a subfolder that has its name in the config.
         config, environment: the contents of config.yaml and environment.json.
-        first_step: first step of the records to come. A process that was killed may have written some of them already.
+        first_step: first step of the records to come. A killed process may have sent records from there on already.
         resumed: whether an earlier process has written the records before.
         say: prints a line for the user, and logs it.
     """

@@ -100,7 +100,7 @@ def images() -> Iterator[Finding]:
     """Compare the pixels that DALI decodes with torchvision's on the CPU."""
     if not has_dali():
         mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
-        yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, and slower ({mend})")
+        yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, which is slower ({mend})")
         return
     device = first_device()
     with TemporaryDirectory() as name:

@@ -147,7 +147,7 @@ def _to_the_same_weights(where: str, count: int, train: Train, reference: Traine
     yield judged(
         apart <= WEIGHTS,
         f"{where} beside one CPU process: weights differ by {apart:.0e} of their norm (at most {WEIGHTS:.0e})",
-        "see whether NCCL_P2P_DISABLE=1 changes it" if count > 1 and visible_gpus() else "do not train so",
+        "see whether NCCL_P2P_DISABLE=1 changes it" if count > 1 and visible_gpus() else f"do not train with {where}",
     )
 
 

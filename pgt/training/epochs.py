@@ -46,14 +46,14 @@ def train_epochs(
     breaks = Breaks(trainer, loaders[0], save, stop, 60 * config.trainer.checkpoint_minutes, summary)
     for epoch in range(summary.epochs, config.recipe.epochs):
         record = _epoch(config, trainer, loaders, epoch, sink, breaks)
-        best = record.get("test_top1", -1.0) > (-1.0 if summary.test_top1_best is None else summary.test_top1_best)
+        before = summary.test_top1_best
         breaks.summary = summary = _updated(summary, record)
-        breaks.save(best)
+        breaks.save(best=summary.test_top1_best != before)
     return summary
 
 
 DUE = 1
-"""The request for a checkpoint at a break. A larger number is a stop signal's: checkpoint and stop."""
+"""What a rank asks for at a break if a checkpoint is due. A stop signal's number is larger, and asks to stop, too."""
 
 
 @dataclass

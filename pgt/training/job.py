@@ -30,7 +30,7 @@ OLD_DIGITS = "scikit-learn "
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is not finished.
+    """A run that is left to train.
 
     Attributes:
         config: checked and resolved.
@@ -55,7 +55,7 @@ _at_hand: dict[str, DataSet] | None = None
 def listing_once() -> Iterator[None]:
     """A context in which each image folder is listed once, which takes long on a network's disk.
 
-    A run needs the list for its folder and for its batches. A context within another one lists anew.
+    A run needs the list for its folder and for its batches. An inner context does not use the lists of the outer one.
     """
     global _at_hand
     before, _at_hand = _at_hand, {}

@@ -1,6 +1,4 @@
-"""Finds, checks and calls functions and classes of the user's own, which a config names by `_target_`, and names them
-in errors.
-"""
+"""Functions and classes of the user's own, named in a config by `_target_`: found, checked, called, named in errors."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,8 @@ def train(job: Job, ranks: Ranks) -> Summary:
         if isinstance(checkpoint, Summary):
             return checkpoint
         state = run_folder.resume(job.folder, trainer, train_loader, checkpoint)
-        summary = replace(_continued(job.summary, state), world_size=ranks.world_size)
+        now = {"commit": job.summary.commit, "world_size": ranks.world_size}
+        summary = replace(job.summary, **{**state["summary"], **now})
         stop = stack.enter_context(Stop())
         if ranks.first:
             return _train_and_write(job, trainer, (train_loader, test_loader), summary, state, stop)
@@ -171,11 +172,6 @@ def _train_and_write(
         if recorder is not None and any(zeroed := recorder.zeroed_out().values()):
             console.say(f"{job.label}{_zeroed(list(zeroed))}")
     return summary
-
-
-def _continued(fresh: Summary, state: dict[str, Any]) -> Summary:
-    """The checkpoint's summary, with this program's commit."""
-    return Summary(**{**asdict(fresh), **state["summary"], "commit": fresh.commit})
 
 
 def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: Loader, state: dict[str, Any]) -> None:
