@@ -29,6 +29,7 @@ KINDS = {
     "finite_number": "finite",
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "above {gt:g}",
+    "less_than_equal": "at most {le:g}",
     "less_than": "below {lt:g}",
     "too_short": "a list of at least {min_length} items",
     "too_long": "a list of at most {max_length} items",

@@ -22,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replace `path` by readable JSON, as `write_text` does."""
+    """Replace `path` by readable JSON; makes its folder if needed, as `write_text` does."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False))
 
 

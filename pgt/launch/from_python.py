@@ -22,7 +22,7 @@ from pgt.launch import jobs
 from pgt.runs.folder import FINISHED, read_summary
 from pgt.runs.frame import row
 
-QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+QUIET = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}
 """Keeps Hydra from replacing and closing the logging handlers of the calling program."""
 
 
@@ -60,13 +60,13 @@ def train(arguments: Sequence[str]) -> Any:
     if shows := jobs.showing(options):
         raise InputError(f"{shows[0]} trains nothing: give it to `pgt train` in a shell")
     with _left_as_found(arguments), jobs.own_files(options):
-        composed = compose_jobs([*QUIET, *options.overrides], options.multirun)
+        composed = compose_jobs(options.overrides, options.multirun)
         if composed.searches or "wait" in composed.hydra.launcher:
             raise InputError(
                 "pgt.train trains here and returns what it came to: give a sweeper that chooses values, or jobs for a "
                 "cluster, to `pgt train`, and read pgt.runs.frame"
             )
-        code = jobs.train_all(composed, options.multirun)
+        code = jobs.train_all(composed, options.multirun, QUIET)
         found = [(folder, read_summary(folder)) for folder in map(jobs.known_folder, composed.configs)]
     if code and not options.multirun:  # errors of this call are raised above
         [(_, summary)] = found

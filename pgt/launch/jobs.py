@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, update_wrapper
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import hydra
@@ -103,8 +104,11 @@ def showing(options: Namespace) -> list[str]:
 
 
 @listing_once()
-def train_all(jobs: Jobs, multirun: bool) -> int:
+def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = MappingProxyType({})) -> int:
     """Train the jobs of a command line; returns the exit code.
+
+    Args:
+        more: overrides for Hydra, of keys that the command line does not set.
 
     Raises:
         InputError: data or loggers are not there, or options do not go together; nothing has been written.
@@ -123,7 +127,7 @@ def train_all(jobs: Jobs, multirun: bool) -> int:
     if "hydra.sweep.dir" in given and not _in_turn(jobs.hydra):
         claim(Path(jobs.hydra.sweep.dir), sweep.command)
     with _notes(jobs) as notes:
-        settings = {"hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
+        settings = {**more, "hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
             settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
         added = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
@@ -311,6 +315,7 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
     try:
         hydra.main(version_base="1.3", **where)(function)()
     except _Failed as failure:
-        raise failure.args[0] from None
+        error = failure.args[0]
+        raise error from error.__cause__
     except (HydraException, ValueError) as error:
         raise InputError(one_line(error)) from None

@@ -130,8 +130,8 @@ class _Submission:
         self._parallel, self._python = parallel, python
         self._options = {key: value for key, value in sbatch.items() if value is not None}
         if int(self._options.get("nodes", 1)) > 1:
-            gpus = str(self._options.get("gpus_per_node", 1)).rpartition(":")[2]  # of a100:2, as of 2
-            self._options["ntasks_per_node"] = tasks_per_node or int(gpus) or 1
+            gpus = str(self._options.get("gpus_per_node", 1)).rpartition(":")[2]  # 2, of a100:2, too
+            self._options["ntasks_per_node"] = tasks_per_node or max(1, int(gpus))
         self._options |= {"signal": f"{STOP_SIGNALS[1].name.removeprefix('SIG')}@{warning}", "requeue": True}
         # Modules of the user's own are found in the order in which this process finds them, see `jobs.own_files`.
         path = [self._code, os.environ.get("PYTHONPATH", ""), Path.cwd(), *sources().own]

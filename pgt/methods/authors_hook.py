@@ -7,8 +7,7 @@ the precision of the logits: in fp16, small probabilities are 0 before the power
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +43,6 @@ def hook_gradient(grad: Tensor, target: Tensor, alpha: float) -> Tensor:
     return (powers / powers.sum(-1, keepdim=True) - target) * grad.shape[0]
 
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
-
-
-def _uncompiled(function: Function) -> Function:
-    """Leave a function out of torch.compile, which would skip roundings to fp16: they are what is studied here."""
-    return cast(Function, torch.compiler.disable(function))
-
-
 class AuthorsHookCrossEntropy(nn.Module):
     """Mean cross-entropy with the published hook on the logits.
 
@@ -70,10 +61,15 @@ class AuthorsHookCrossEntropy(nn.Module):
         self.smoothing = smoothing
         self.scale_ratio: Tensor | None = None
         self.flushed: Tensor | None = None
+        # torch.compile would skip roundings to fp16, and they are what is studied.
+        self._uncompiled = torch.compiler.disable(self._loss)
 
-    @_uncompiled
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss from logits [N, C] and class indices [N]. torch.compile leaves it as it is."""
+        loss: Tensor = self._uncompiled(logits, target)
+        return loss
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         classes = logits.shape[1]
         if self.alpha != 1 and logits.requires_grad:
             q = smooth_labels(target, classes, self.label_smoothing, self.smoothing).to(logits.dtype)
@@ -113,13 +109,12 @@ class EmulatedHookCrossEntropy(AuthorsHookCrossEntropy):
     truncation does to the method, without a GPU. The network's own fp16 is left out.
     """
 
-    @_uncompiled
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.alpha == 1:  # no hook
-            return super().forward(logits, target)
+            return super()._loss(logits, target)
         scale = len(logits) ** 2
         own = logits.view_as(logits)  # a hook on the logits themselves would change the gradient of other losses, too
-        loss = super().forward(own.half(), target)
+        loss = super()._loss(own.half(), target)
         if not loss.requires_grad:
             return loss
         factor = torch.ones_like(loss)

@@ -111,7 +111,7 @@ def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], runs: pd.DataFram
     """The distinct runs among those that are wanted, each once, with what the runs folder has of them.
 
     Args:
-        wanted: experiment and identity of each run, and how many GPUs can share it.
+        wanted: experiment and identity (nested, with the seed) of each run, and how many GPUs can share it.
         runs: those of the runs folder.
     """
     names = ["seed", *config_names(runs)]

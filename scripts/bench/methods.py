@@ -36,10 +36,9 @@ def steps(trainer: Trainer, batch: Batch) -> Steps:
 
 def build(network: str, batch: int, size: int, precision: str, method: str) -> tuple[Trainer, Batch]:
     """Return a trainer with a method, as a config makes it, and a batch of random images."""
-    stem = "small" if network == "resnet18" and size <= 64 else None
     [config] = compose_all(
-        [f"model={network}", *([f"model.stem={stem}"] if stem else []), f"method={method}", "data=synthetic",
-         f"data.num_samples={batch}", f"data.image_size={size}", "data.num_classes=100",
+        [f"model={network}", f"method={method}", "data=synthetic",
+         f"data.num_samples={batch}", f"data.image_size={size}", "data.num_classes=20",
          f"recipe.global_batch={batch}", f"recipe.local_batch={batch}", f"trainer.precision={precision}"]
     )  # fmt: skip
     torch.manual_seed(0)
@@ -99,7 +98,7 @@ def measure(case: tuple[str, int, int, str], rounds: int, length: int, results: 
 
 
 def cases() -> Iterator[tuple[str, int, int, str]]:
-    """Yield the paper's networks on a GPU; the setting of experiment=tiny/methods on any machine."""
+    """Yield the paper's networks on a GPU; network, images and precision of experiment=tiny/methods on any machine."""
     if torch.cuda.is_available():
         yield from [("resnet18", 256, 224, "fp16"), ("resnet50", 256, 224, "fp16")]
     yield ("resnet20", 128, 32, "bf16")

@@ -99,7 +99,9 @@ def test_a_failure_is_noted_in_the_folder_as_by_the_command(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         pgt.train(SMALL)
     [folder] = Path("runs/custom").iterdir()
-    assert "ZeroDivisionError" in read_failure(folder).reason
+    failure = read_failure(folder)
+    assert "ZeroDivisionError" in failure.reason
+    assert failure.command == ["pgt train", *SMALL]
 
 
 def test_only_the_main_thread_of_a_program_of_its_own_trains(monkeypatch):

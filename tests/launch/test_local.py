@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from pgt.cli.main import main
-from pgt.core.errors import InputError, Stopped, TrainingError
+from pgt.core.errors import InputError, LostRankError, Stopped, TrainingError
 from pgt.core.machine import cpus
 from pgt.launch import local
 from pgt.launch.local import slots
@@ -103,6 +103,10 @@ def unwritable(job):
     return TrainingError("the process was killed")
 
 
+def aborted(job):
+    return LostRankError("was killed by SIGABRT")
+
+
 @pytest.mark.parametrize(
     ("first", "code", "said"),
     [
@@ -110,6 +114,7 @@ def unwritable(job):
         (ends(UNFINISHED), 1, "not finished; its log says why"),
         (damaged, 2, "summary.json (JSONDecodeError): delete this file"),
         (unwritable, 1, "refused; its log says why"),
+        (aborted, 1, "failed: its process was killed by SIGABRT; the same command goes on"),
     ],
 )
 def test_however_a_job_ends_the_others_go_on(outcomes, capsys, first, code, said):

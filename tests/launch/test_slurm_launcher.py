@@ -129,7 +129,7 @@ class TestOnACluster:
         assert_same(result("first"), alone)
 
     def test_jobs_run_the_code_and_the_configs_of_their_submission(self, monkeypatch):
-        for part in ("pgt", "conf"):
+        for part in ("pgt", "conf", "results/published"):
             shutil.copytree(ROOT / part, Path("program") / part, ignore=shutil.ignore_patterns("__pycache__"))
         environment = {**os.environ, "PYTHONPATH": str(Path("program").absolute())}
         command = [sys.executable, "-P", "-m", "pgt.cli", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]

@@ -98,6 +98,7 @@ def legend_below(axis: Any, handles: Sequence[Any] | None = None) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     below = axis.transAxes + ScaledTranslation(0, -0.42, axis.figure.dpi_scale_trans)  # inches
+    handles = axis.get_legend_handles_labels()[0] if handles is None else handles  # without any, legend would warn
     axis.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, borderaxespad=0)
 
 
