@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
+import subprocess  # nosec B404  # only for sbatch, without a shell
 import sys
 import time
 from collections.abc import Sequence
@@ -214,7 +214,7 @@ class _Submission:
         options += [f"--{key}={self._options[key]}" for key in ("partition", "account", "qos") if key in self._options]
         script = "\n".join([*self._lines, line])
         command = ["sbatch", "--parsable", "--job-name=pgt-then", *options, f"--wrap={script}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)  # nosec B603  # the user's own line and options
         if done.returncode:
             raise InputError(f"Slurm refuses the last job; the others are submitted: {_last_line(done.stderr)}")
         return done.stdout.strip().partition(";")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
+import subprocess  # nosec B404  # only for Slurm's commands, without a shell
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -187,7 +187,8 @@ def ask_slurm(*command: str) -> str:
         InputError: it fails.
     """
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # nosec B603  # fixed words
+        return done.stdout
     except FileNotFoundError:
         return ""
     except (OSError, subprocess.SubprocessError) as error:
