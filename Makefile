@@ -27,7 +27,7 @@ demo: $(READY)  ## train 24 small networks (under 4 minutes on 2 cores), print t
 	$(BIN)/pgt figure 4 demo --runs $(RUNS) --output $(RUNS)/demo/curves.png
 
 test: $(READY)  ## run the tests of a few minutes: on the CPU, and on a GPU, if there is one, what only that can show
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow" -n 2
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not slow" -n 3
 	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pytest tests/test_cuda.py; fi
 
 test-slow: $(READY)  ## run the others: every kind of death and stop, Slurm, compiled networks, wheels

@@ -214,17 +214,14 @@ NEEDS = {
 """Each example, and a package that it needs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "accuracy"),
     [
         ("plain_pytorch", r"epoch 5: accuracy (\d+).*at α·z"),
-        pytest.param("timm_train", r"epoch 3: accuracy (\d+).*at α·z", marks=pytest.mark.slow),
-        pytest.param("lightning_module", r"val_accuracy 0.(\d\d).*val_loss_alpha", marks=pytest.mark.slow),
-        pytest.param(
-            "huggingface_trainer",
-            r"'eval_accuracy': '?0.(\d\d).*eval_loss_alpha.*'epoch': '?4",
-            marks=pytest.mark.slow,
-        ),
+        ("timm_train", r"epoch 3: accuracy (\d+).*at α·z"),
+        ("lightning_module", r"val_accuracy 0.(\d\d).*val_loss_alpha"),
+        ("huggingface_trainer", r"'eval_accuracy': '?0.(\d\d).*eval_loss_alpha.*'epoch': '?4"),
     ],
 )
 def test_each_example_does_its_small_job(name, accuracy):

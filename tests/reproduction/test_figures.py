@@ -128,6 +128,7 @@ def test_each_recipe_of_a_sweep_is_compared_with_its_own_baseline():
     assert "n = 2. Seeds 0, 1." in figure._supxlabel.get_text()
 
 
+@pytest.mark.slow
 def test_a_recipe_without_a_method_among_the_foremost_has_no_panel():
     alphas = [1, *(round(0.05 * step, 2) for step in range(1, MOST_LINES))]
     plant_sweep(rates=(0.1,), alphas=alphas, seeds=(0,))
@@ -250,6 +251,7 @@ def test_zeroed_out_filters_are_named_in_the_figure(trained):
     assert "features" in titles[4]
 
 
+@pytest.mark.slow
 def test_amplification_shows_the_fluctuation_of_each_layer_and_marks_where_it_was_amplified(trained, capsys):
     options = (*TINY, "model=resnet20", "recipe.epochs=3", "paths.runs=runs")
     summaries = [train(*options, f"method={name}") for name in ("baseline", "amplification", "amplification_std")]

@@ -94,6 +94,7 @@ def test_an_export_measures_as_its_run_and_a_calibrated_one_as_at_alpha_z(traine
     assert original["loss at z"] != pytest.approx(original["loss at α·z"], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_an_authors_checkpoint_is_evaluated_and_says_how_it_was_trained(folders, capsys):
     checkpoint = authors_checkpoint(Path("model_best.pth.tar"), build("resnet18_nobn", 10))
     log = ["epoch,train_loss,eval_loss,eval_top1,eval_top5"]

@@ -103,6 +103,7 @@ def test_a_run_is_a_folder_that_proves_itself():
     assert set(best) == {"model"}
 
 
+@pytest.mark.slow
 def test_same_seed_same_curve_bit_for_bit():
     train(*DIGITS, "paths.runs=a")
     train(*DIGITS, "paths.runs=b")
