@@ -61,19 +61,6 @@ def test_losses(monkeypatch):
         assert line["milliseconds"] > 0
 
 
-@pytest.mark.slow
-def test_loaders():
-    lines = written(loader.main, "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
-    assert [line["loop"] for line in lines][:3] == [
-        "torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg"]  # fmt: skip
-    for line in lines:
-        assert line.keys() == KEYS | {"images_per_second", "host_milliseconds"}
-        assert line["benchmark"] == "loader"
-        assert line["case"] == {"batch": 4, "workers": 1, "size": 224}
-        assert line["images_per_second"] > 0
-        assert line["host_milliseconds"] > 0
-
-
 def bench(name, *arguments):
     command = [sys.executable, "-m", f"scripts.bench.{name}", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -90,28 +77,35 @@ def test_the_benchmark_of_the_loss_prints_a_table():
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_step_prints_a_table():
-    done = bench("step", "--rounds", "2", "--steps", "1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("resnet18, 32 x 64 x 64, fp32; 2 rounds of 1 steps in turns")
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
+def test_the_benchmark_of_the_step_prints_a_table(monkeypatch, capsys):
+    assert {case.network for case in step.cases()} == {"resnet18", "resnet50"}
+    monkeypatch.setattr(step, "cases", lambda: [Case(name, 2, 32, "fp32") for name in ("resnet18", "resnet50")])
+    step.main(["--rounds", "2", "--steps", "1"])
+    out = capsys.readouterr().out
+    assert out.startswith("resnet18, 2 x 32 x 32, fp32; 2 rounds of 1 steps in turns")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[:1] == "|"]
     loops = ["bare loop", "pgt, baseline", "pgt, norms each step", "pgt, PGT α = 0.25", "timm"]
     for rows in (cells[:7], cells[7:]):  # ResNet-18 and ResNet-50
         assert rows[0] == ["loop", "ms a step", "images/s", "× bare loop", "× pgt, baseline"]
         assert [row[0] for row in rows[2:]] == loops
         assert all(float(figure.replace(",", "")) > 0 for row in rows[2:] for figure in row[1:])
         assert rows[2][3] == rows[3][4] == "1.000"
-    assert done.stdout.count("Norms: ") == 2
+    assert out.count("Norms: ") == 2
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_loaders_prints_a_table():
-    done = bench("loader", "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
-    assert done.returncode == 0
-    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
+def test_the_benchmark_of_the_loaders_prints_a_table(capsys):
+    lines = written(loader.main, "--batch", "4", "--batches", "1", "--rounds", "1", "--workers", "1")
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     names = ["torchvision, Pillow", "timm create_loader", "pgt, torchvision decode_jpeg", "pgt, DALI on the CPU"]
-    assert [row[1].strip() for row in rows] == names
+    assert [row[1].strip() for row in rows] == [line["loop"] for line in lines] == names
     assert all(float(row[2]) > 0 for row in rows)
+    for line in lines:
+        assert line.keys() == KEYS | {"images_per_second", "host_milliseconds"}
+        assert line["benchmark"] == "loader"
+        assert line["case"] == {"batch": 4, "workers": 1, "size": 224}
+        assert line["images_per_second"] > 0
+        assert line["host_milliseconds"] > 0
 
 
 def test_a_benchmark_goes_on_past_a_case_that_does_not_fit(monkeypatch):

@@ -65,11 +65,6 @@ def flat(result):
     return np.concatenate([value.ravel() for value in result["weights"].values()])
 
 
-# One process of pytest-xdist has all tests of these two fixtures, which train for a minute.
-TRAINED = pytest.mark.xdist_group("trained alone and together")
-
-
-@TRAINED
 @pytest.mark.parametrize("name", [name for name in CASES if "fp32" not in name])
 def test_one_process_and_several_train_the_same_weights(alone, together, name):
     one, several = alone[name], together[name]
@@ -82,7 +77,6 @@ def test_one_process_and_several_train_the_same_weights(alone, together, name):
     assert one["read"][0] == 20 * 24
 
 
-@TRAINED
 def test_every_rank_amplifies_the_layers_that_one_process_does(alone, together):
     [expected], of_ranks = alone["amplification"]["of_ranks"], together["amplification"]["of_ranks"]
     assert of_ranks == [of_ranks[0]] * len(of_ranks)
@@ -121,7 +115,6 @@ def test_gradients_are_sent_once_a_step_whatever_its_groups(one_of_two, groups):
     assert trainer._shared.static_graph == (groups == 1)
 
 
-@TRAINED
 @pytest.mark.parametrize("method", METHODS)
 def test_in_float32_they_differ_by_rounding(alone, together, method):
     """The network amplifies it, for example at a ReLU whose input changes sign: to a thousandth after 20 steps."""
