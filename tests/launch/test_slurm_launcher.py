@@ -115,10 +115,10 @@ class TestOnACluster:
     def test_a_job_that_is_warned_of_its_time_limit_is_requeued_and_goes_on(self, alone):  # noqa: F811
         jobs, said = submit("-m", *RUN, "seed=0,1")
         assert said.startswith("2 runs: 2 submitted as job ")
-        begun(jobs[0])
         assert sorted(job.id for job in queued().values()) == jobs
-        again = pgt("train", "-m", *RUN, "seed=0,1", *LAUNCHER)
+        again = pgt("train", "-m", *RUN, "seed=0,1", *LAUNCHER)  # takes seconds, in which the jobs start
         assert "2 in the queue already, 0 submitted" in again.stdout
+        begun(jobs[0])
         subprocess.run(["scancel", "--signal=USR1", jobs[0]], check=True)
         done = [ended(job) for job in jobs]
         assert [(task["JobState"], task["Restarts"]) for task in done] == [("COMPLETED", "1"), ("COMPLETED", "0")]
