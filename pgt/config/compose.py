@@ -357,7 +357,7 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
     _check_choices(overrides)
     keys = dict.fromkeys(key_of(text) for text in overrides if not _chooses(text))
     asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
-    return [key for key in asked if key not in _known(overrides)] if asked else []
+    return [key for key in asked if key not in _known(overrides)]
 
 
 def _known(overrides: Sequence[str]) -> frozenset[str]:

@@ -11,7 +11,6 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import hydra
@@ -104,7 +103,7 @@ def showing(options: Namespace) -> list[str]:
 
 
 @listing_once()
-def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = MappingProxyType({})) -> int:
+def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = {}) -> int:
     """Train the jobs of a command line; returns the exit code.
 
     Args:

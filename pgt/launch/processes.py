@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from pgt.core.errors import LostRankError, Stopped, TrainingError, expected
 from pgt.core.signals import uninterrupted
-from pgt.core.streams import endure, show_all_characters, silence, written_out
+from pgt.core.streams import endure, silence, written_out
 
 POLL_SECONDS = 0.5
 """Time between two looks at which processes are alive."""
@@ -107,7 +107,6 @@ def _run(function: Callable[[Any], Any], argument: Any, environment: dict[str, s
     signal.signal(END, _end_silently)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     os.environ |= environment
-    show_all_characters()
     endure()  # `function` is not `run`, which does so for the other processes
     try:
         outcome = function(argument)
