@@ -13,10 +13,11 @@ help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(READY)  ## make .venv with everything pinned in requirements.lock
+# Bytecode is compiled once: with PYTHONDONTWRITEBYTECODE, as in many containers, every process would compile torch anew.
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
@@ -54,6 +55,7 @@ tables: $(READY)  ## write results/tables/ from the measured runs in results/run
 	for n in 1 2 3; do $(BIN)/pgt table $$n --runs results/runs --output results/tables/table$$n.md >/dev/null || exit; done
 	for name in demo tiny; do $(BIN)/pgt table $$name --runs results/runs --output results/tables/$$name.md >/dev/null || exit; done
 	$(BIN)/pgt table tiny --runs results/runs --output results/tables/tiny.csv >/dev/null
+	$(BIN)/python -m scripts.evidence --output results/tables/evidence.csv >/dev/null
 
 docs: $(READY)  ## build the site of the documentation into build/site, strictly
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -259,7 +259,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     """The override lists of the jobs of a command line, in Hydra's order.
 
     Raises:
-        InputError: an override that does not parse.
+        InputError: an override that does not parse, or a sweep over Hydra's own settings.
         SeveralRuns: a sweep without `multirun`.
     """
     values = []
@@ -267,10 +267,12 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         parsed = parse(text)
         if not parsed.is_sweep_override():
             values.append([text])
-        elif not multirun and not parsed.is_hydra_override():
+        elif not multirun or parsed.is_hydra_override():
             key = parsed.key_or_group
-            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group(key)
+            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not (is_group(key) or "/" in key)
             mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
+            if parsed.is_hydra_override():
+                raise InputError(f"'{text}' is a sweep, but it holds for all jobs: give {key} one value{mend}")
             if key in SEVERAL:
                 mend = f", or for all of them together write {key}=[{text.partition('=')[2]}]"
             raise SeveralRuns(f"'{text}' is a sweep", f"give {key} one value{mend}")

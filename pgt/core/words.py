@@ -19,6 +19,11 @@ def printable(name: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in ascending order, three or more in a row as a range: `0–2, 5`."""
     found: list[str] = []

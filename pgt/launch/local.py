@@ -17,6 +17,7 @@ from pgt.core import machine
 from pgt.core.errors import InputError, LostRankError, Stopped, TrainingError
 from pgt.core.signals import STOP_SIGNALS, Stop
 from pgt.core.streams import redirected
+from pgt.core.words import counted
 from pgt.launch.one_job import LaunchedJob, note, train_job
 from pgt.launch.processes import GOES_ON, Worker, done, end_workers, outcome_of, send_signal, start_worker
 from pgt.runs.console import Screen, line
@@ -57,7 +58,7 @@ def launch(
     gpus = len(free[0].gpus.split(",")) if free[0].gpus else 0
     devices = max(job.config.trainer.devices or 1 for job in jobs)
     if 0 < gpus < devices:
-        has = f"each job gets {gpus} GPU{'s' * (gpus > 1)}"
+        has = f"each job gets {counted(gpus, 'GPU')}"
         raise InputError(f"trainer.devices={devices}, but {has}: add hydra.launcher.gpus_per_job={devices}")
     for job in jobs:
         link(sweep, job.number, job.folder)
@@ -78,7 +79,7 @@ def slots(cpus: Sequence[int], gpus: Sequence[str], gpus_per_job: int | None, cp
     """
     own_gpus = min(1, len(gpus)) if gpus_per_job is None else gpus_per_job
     if not 0 <= own_gpus <= len(gpus):
-        raise InputError(f"hydra.launcher.gpus_per_job={own_gpus}, but this machine has {len(gpus)} GPUs")
+        raise InputError(f"hydra.launcher.gpus_per_job={own_gpus}, but this machine has {counted(len(gpus), 'GPU')}")
     if cpus_per_job is not None and not 1 <= cpus_per_job <= len(cpus):
         raise InputError(f"hydra.launcher.cpus_per_job={cpus_per_job}, but this machine has {len(cpus)} CPUs")
     by_gpus = len(gpus) // own_gpus if own_gpus else len(cpus)
@@ -133,7 +134,7 @@ class _SideBySide:
         """
         waiting, asked = list(jobs), False
         many = f"at most {len(self._free)} side by side"
-        self._screen.print(f"{len(jobs)} runs, {many}, logs in {os.path.relpath(self._sweep)}", markup=False)
+        self._screen.print(f"{counted(len(jobs), 'run')}, {many}, logs in {os.path.relpath(self._sweep)}", markup=False)
         with Stop() as stop, self._live() as live:
             try:
                 while self._running or (waiting and not stop.wanted):

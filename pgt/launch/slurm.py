@@ -23,6 +23,7 @@ from pgt.core import machine
 from pgt.core.errors import InputError, Stopped, exit_code
 from pgt.core.files import write_text
 from pgt.core.signals import STOP_SIGNALS
+from pgt.core.words import counted
 from pgt.launch.one_job import LaunchedJob, code_in, ended, failed, objective_in, train_job
 from pgt.launch.processes import leave
 from pgt.launch.run import run_as_rank
@@ -67,7 +68,7 @@ def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | 
     counts = {"ended": len(idle) - len(left), "in the queue already": len(jobs) - len(idle)}
     said = [f"{count} {what}" for what, count in counts.items() if count]
     said.append(f"{len(left)} submitted" + f" as job {', '.join(ids)}" * bool(ids))
-    print(f"{len(jobs)} run{'s' * (len(jobs) > 1)}: {', '.join(said)}")
+    print(f"{counted(len(jobs), 'run')}: {', '.join(said)}")
     if ids:
         print(f"`squeue --me --jobs={','.join(ids)}` shows them, `scancel {' '.join(ids)}` ends them")
         print(f"logs, and the code that they run: {os.path.relpath(sweep)}", flush=True)

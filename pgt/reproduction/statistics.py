@@ -88,15 +88,15 @@ class Difference:
         return f"{signed(self.mean)}{ends} ({how})"
 
 
-def interval(values: Sample) -> tuple[float, float]:
+def interval(values: Sample, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The confidence interval of a mean (Student's t); NaN for a single measurement."""
-    half = _half_width(values.deviation, values.n) if values.n > 1 else math.nan
+    half = _half_width(values.deviation, values.n, confidence) if values.n > 1 else math.nan
     return values.mean - half, values.mean + half
 
 
-def _half_width(deviation: float, n: int) -> float:
+def _half_width(deviation: float, n: int, confidence: float = CONFIDENCE) -> float:
     """Half of the confidence interval of the mean of n measurements."""
-    return _quantile(n - 1) * deviation / math.sqrt(n)
+    return _quantile(n - 1, confidence) * deviation / math.sqrt(n)
 
 
 def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -144,11 +144,11 @@ MANY = 1000
 """The number at which the search for enough seeds ends."""
 
 
-def _quantile(freedom: float) -> float:
-    """The quantile of Student's t for the two-sided `CONFIDENCE`."""
+def _quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """The quantile of Student's t for a two-sided confidence."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"

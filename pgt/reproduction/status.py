@@ -14,6 +14,7 @@ from typing import TypeVar
 from rich.console import Console
 
 from pgt.core.errors import InputError
+from pgt.core.words import counted
 from pgt.reproduction.cost import work
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import no_runs
@@ -191,8 +192,8 @@ def _progress(one: Standing, summary: Summary | None) -> Standing:
 
 def counts(found: Sequence[Standing]) -> str:
     """The number of runs of each status: `4 runs: 1 diverged, 3 finished`."""
-    counted = ", ".join(f"{number} {status}" for status, number in sorted(Counter(one.status for one in found).items()))
-    return f"{len(found)} run{'s' * (len(found) != 1)}: {counted}"
+    by_status = sorted(Counter(one.status for one in found).items())
+    return f"{counted(len(found), 'run')}: {', '.join(f'{number} {status}' for status, number in by_status)}"
 
 
 def status_table(found: Sequence[Standing], root: Path) -> Table:

@@ -19,6 +19,7 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.signals import Stop
 from pgt.core.streams import redirected
 from pgt.core.types import Loader
+from pgt.core.words import counted
 from pgt.runs import folder as runs
 from pgt.runs.console import Console
 from pgt.runs.folder import DIVERGED, ENDED, FINISHED, Summary
@@ -183,7 +184,7 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
         begin += f", step {step + 1}"
     elif state["step"] and epoch > state["summary"]["epochs"]:
         begin = f", from the evaluation of epoch {epoch}"
-    size = f"{job.config.recipe.epochs} epochs of {loader.steps_per_epoch} steps"
+    size = f"{counted(job.config.recipe.epochs, 'epoch')} of {counted(loader.steps_per_epoch, 'step')}"
     shared = f" on {world} devices" if world > 1 else ""
     workers = f", {loader.workers} data workers" + " each" * (world > 1) if loader.workers else ""
     console.say(f"{title}: {size}{shared}{workers}{begin}  -> {job.folder}")

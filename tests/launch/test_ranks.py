@@ -205,7 +205,7 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
     agents = [torchrun(*base, nodes=2, node=node, port=port) for node in (0, 1)]
     outputs = [agent.communicate(timeout=120) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
-    assert "1 epochs of 2 steps on 2 devices" in outputs[0][0]
+    assert "1 epoch of 2 steps on 2 devices" in outputs[0][0]
     assert outputs[1][0] == ""
     [(_, summary)] = find(Path("runs"))
     assert (summary.status, summary.world_size) == ("finished", 2)

@@ -1,0 +1,125 @@
+"""The verdicts on the claims of docs/evidence.md."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from pgt.reproduction.groups import LAST, TRAIN
+from pgt.reproduction.statistics import Sample
+from scripts import evidence
+from scripts.evidence import BEST, CHANCE, HOOK, LOGITS, LOSS, LOSS_ALPHA, METHODS, NOBN_RATES
+
+
+def near(mean):
+    """Values of three seeds about a mean."""
+    return {0: mean - 0.1, 1: mean, 2: mean + 0.1}
+
+
+def row(experiment, method, alpha, rate, seed, top1, **more):
+    values = {"experiment": experiment, "method": method, "alpha": alpha, "recipe.lr_peak": rate, "seed": seed}
+    losses = {LOGITS: 10.0 / alpha, LOSS: 4.0 if alpha == 1 else 5.0, LOSS_ALPHA: 4.1}
+    return values | {"status": "finished", TRAIN: top1, LAST: top1} | losses | more
+
+
+def runs():
+    """As the paper has it: PGT gains a point at each rate, and the more without batch norm."""
+    found = []
+    for seed in range(5):
+        noise = 0.1 * (seed % 3)
+        for alpha in (1.0, 0.25) if seed > 2 else (1.0, 0.5, 0.25, 0.1, 0.05):
+            method = "baseline" if alpha == 1 else "pgt"
+            found.append(row("tiny/bn", method, alpha, 0.1, seed, 20 + (alpha != 1) + noise * (1 + 0.1 * alpha)))
+    for seed in range(3):
+        for rate, top1 in ((0.05, 19), (0.2, 18)):
+            found.append(row("tiny/bn", "baseline", 1.0, rate, seed, top1 + 0.1 * seed))
+            found.append(row("tiny/bn", "pgt", 0.25, rate, seed, top1 + 1 + 0.11 * seed))
+        for alpha in (0.25, 0.05):
+            found.append(row("tiny/bn", HOOK, alpha, 0.1, seed, 20.0, **{LOGITS: 4.0 / alpha}))
+    for place, (method, alpha) in enumerate(METHODS.items()):
+        own = NOBN_RATES[place % 4]
+        for rate in NOBN_RATES:
+            found.append(row("tiny/nobn", method, alpha, rate, 100, 10 + (rate == own)))
+        for rate in {own, NOBN_RATES[0]}:
+            found += [row("tiny/nobn", method, alpha, rate, seed, 10 + place + 0.1 * seed) for seed in range(3)]
+    return pd.DataFrame(found)
+
+
+def verdicts(frame):
+    numbers, missing = evidence.judge(frame)
+    return {number.claim: number.verdict for number in numbers if number.verdict}, missing
+
+
+def changed(frame, name, value, **where):
+    chosen = pd.Series(True, frame.index)
+    for column, wanted in where.items():
+        chosen &= frame[column] == wanted
+    assert chosen.any()
+    return frame.assign(**{name: frame[name].mask(chosen, value)})
+
+
+def test_every_claim_has_a_verdict():
+    found, missing = verdicts(runs())
+    assert (set(found.values()), found.keys() | {"other α"}, missing) == ({"holds"}, evidence.CLAIMS.keys(), {})
+
+
+@pytest.mark.parametrize(
+    ("claim", "change", "verdict"),
+    [
+        ("E1", (LAST, 20.0, {"method": "pgt", "alpha": 0.25, "recipe.lr_peak": 0.1}), "fails"),
+        ("E2", (TRAIN, 21.0, {"method": "pgt", "alpha": 0.25, "seed": 0}), "holds"),
+        ("E3", (LOGITS, 17.0, {"experiment": "tiny/bn", "alpha": 0.5}), "roughly"),
+        ("E3", (LOGITS, 14.0, {"experiment": "tiny/bn", "alpha": 0.5}), "fails"),
+        ("E4", (LOSS_ALPHA, 4.3, {"alpha": 0.05, "method": "pgt"}), "roughly"),
+        ("E4", (LOSS_ALPHA, 3.5, {"alpha": 0.05, "method": "pgt"}), "fails"),
+        ("E4", (LOSS, 4.1, {"alpha": 0.5}), "roughly"),
+        ("E5", (LAST, 22.0, {"method": "baseline", "recipe.lr_peak": 0.2}), "fails"),
+        ("E6", (LAST, 16.0, {"method": "gc+pgt", "experiment": "tiny/nobn"}), "fails"),
+        ("E6", (LAST, 20.0, {"method": "gc+pgt", "experiment": "tiny/nobn", "seed": 1}), "does not lead"),
+        ("E7", (LAST, 40.0, {"method": BEST, "recipe.lr_peak": 0.0125, "seed": 2}), "leads"),
+        ("E8", (LOGITS, 120.0, {"method": HOOK, "alpha": 0.05, "seed": 1}), "partly"),
+        ("E8", (LOGITS, 190.0, {"method": HOOK, "alpha": 0.05}), "fails"),
+    ],
+)
+def test_a_claim_is_judged_by_its_numbers(claim, change, verdict):
+    name, value, where = change
+    found, _ = verdicts(changed(runs(), name, value, **where))
+    assert found[claim] == verdict
+
+
+def test_a_diverged_run_counts_as_chance():
+    frame = changed(runs(), "status", "diverged", method="pgt", alpha=0.25)
+    numbers, _ = evidence.judge(changed(frame, LAST, math.nan, method="pgt", alpha=0.25))
+    assert [one.value.mean for one in numbers if (one.claim, one.what) == ("E1", f"{LAST}, α=0.25")] == [CHANCE]
+    assert {one.verdict for one in numbers if one.claim in ("E1", "E3")} == {"", "fails"}
+
+
+def test_a_claim_without_its_runs_has_no_verdict():
+    frame = runs()
+    found, missing = verdicts(frame[(frame.seed != 4) & (frame["recipe.lr_peak"] != 0.2)])
+    assert missing == {
+        "E1": "tiny/bn baseline lr_peak=0.1: seed 4",
+        "E2": "tiny/bn baseline lr_peak=0.1: seed 4",
+        "E5": "tiny/bn baseline lr_peak=0.2: seed 0–2",
+    }
+    assert found.keys() == {"E3", "E4", "E6", "E7", "E8"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "verdict"),
+    [(1.0, 0.3, "holds"), (-1.0, 0.3, "fails"), (0.0, 0.05, "fails"), (0.05, 0.3, "undecided")],
+)
+def test_a_gain_is_judged_by_its_interval(mean, deviation, verdict):
+    assert evidence.judged_gain(Sample(mean, deviation, 3)) == verdict
+
+
+def test_of_equal_rates_the_smaller_is_the_best():
+    assert evidence.best_rate({0.1: near(10), 0.05: near(10), 0.2: near(9)}) == 0.05
+
+
+def test_the_other_alphas_have_wider_intervals():
+    numbers, _ = evidence.judge(runs())
+    [other] = [one for one in numbers if (one.claim, one.what) == ("other α", f"{LAST}, α=0.5 less baseline")]
+    assert (other.confidence, other.verdict) == (0.9875, "")
+    half = 8.86 * other.value.deviation / math.sqrt(3)  # the quantile of Student's t with two degrees of freedom
+    assert other.interval[1] - other.value.mean == pytest.approx(half, rel=1e-3)
