@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
+from pgt.cli.main import main
 from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import first_host, rank_environment
 from pgt.launch.ranks import start_ranks
@@ -214,29 +216,42 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
     assert alone.test_loss == pytest.approx(summary.test_loss, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        pytest.param(("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one",
-                     marks=pytest.mark.slow),
-        pytest.param(("model=resnet20_nobn", "trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
-         "trainer.devices=3, but 2 processes were started on this machine: leave it out",
-                     marks=pytest.mark.slow),
-        pytest.param(("recipe.local_batch=8",), 
-                     "2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8",
-                     marks=pytest.mark.slow),
-    ],
-)  # fmt: skip
-def test_bad_input_under_torchrun_is_said_once(marked, arguments, text):
-    agent = torchrun(*TINY, "model=resnet20", *arguments, processes=2, port=free_port())
+@pytest.mark.slow
+def test_bad_input_under_torchrun_is_said_once(marked):
+    agent = torchrun(*TINY, "model=resnet20", "recipe.local_batch=8", processes=2, port=free_port())
     out, err = agent.communicate(timeout=120)
     assert agent.returncode != 0
     said = [line for line in err.splitlines() if line.startswith("pgt: ")]
     assert len(said) == 1
-    assert said[0].startswith(f"pgt: {text}")
+    assert said[0].startswith("pgt: 2 devices cannot share recipe.global_batch=8 in groups of recipe.local_batch=8")
     assert "Traceback" not in out
     assert not Path("runs").exists()
     assert eventually_none(marked)
+
+
+@pytest.fixture
+def only_rank(monkeypatch):
+    """This process is the only one that torchrun has started."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    yield
+    dist.destroy_process_group()  # the end of the process would have done it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one run"),
+        (("trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
+         "trainer.devices=3, but 1 processes were started on this machine: leave it out"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_torchrun_is_refused(only_rank, capsys, arguments, said):
+    assert main(["train", *last_wins(*TINY, "model=resnet20_nobn", *arguments)]) == 2
+    assert capsys.readouterr().err.startswith(f"pgt: {said}")
+    assert not Path("runs").exists()
 
 
 def test_sruns_variables_are_translated_to_torchruns():

@@ -8,11 +8,11 @@ from pgt.training.evaluation import evaluate
 from pgt.training.ranks import process_group
 from pgt.training.recorder import Recorder
 
-STEPS = 20
+STEPS = 12
 
 
 def trained(configs, ranks):
-    """Weights and buffers after 20 steps of each config, what an evaluation says then, and each rank's records of its
+    """Weights and buffers after `STEPS` steps of each config, an evaluation, and each rank's records of its
     alterations by epoch."""
     found = {}
     for name, config in configs.items():

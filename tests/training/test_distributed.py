@@ -4,6 +4,7 @@ import math
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from pgt.training.ranks import (
 )
 from pgt.training.tally import Tally
 from tests.conftest import compose
-from tests.training.layouts import trained, trained_as_rank
+from tests.training.layouts import STEPS, trained, trained_as_rank
 
 SMALL = ("data=synthetic", "data.num_samples=75", "data.image_size=8", "recipe=demo", "recipe.global_batch=24",
          "recipe.local_batch=6", "recipe.lr_peak=0.005", "recipe.warmup_epochs=0", "recipe.epochs=7")  # fmt: skip
@@ -46,8 +47,18 @@ CASES = {
 }  # fmt: skip
 
 
-def configs():
-    return {name: compose(*SMALL, *overrides) for name, overrides in CASES.items()}
+ON_RANKS = {2: list(CASES), 4: ["pgt fp64", "batch norm first", "batch norm mean", "amplification"]}
+"""The cases that so many ranks train."""
+
+
+def configs(names=CASES):
+    return {name: compose(*SMALL, *CASES[name]) for name in names}
+
+
+def on_ranks(*names):
+    """Parameters of a test: the number of ranks, and the case."""
+    pairs = [(count, name) for count, cases in ON_RANKS.items() for name in cases if name in names]
+    return pytest.mark.parametrize(("count", "name"), pairs)
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +67,33 @@ def alone():
     return trained(configs(), ALONE)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(count, marks=pytest.mark.slow) for count in (2, 4)])
-def together(request):
-    return start_ranks(trained_as_rank, configs(), request.param)
+@cache
+def together(count):
+    """So many processes that share the groups."""
+    return start_ranks(trained_as_rank, configs(ON_RANKS[count]), count)
 
 
 def flat(result):
     return np.concatenate([value.ravel() for value in result["weights"].values()])
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "fp32" not in name])
-def test_one_process_and_several_train_the_same_weights(alone, together, name):
-    one, several = alone[name], together[name]
+@pytest.mark.slow
+@on_ranks(*(name for name in CASES if "fp32" not in name))
+def test_one_process_and_several_train_the_same_weights(alone, count, name):
+    one, several = alone[name], together(count)[name]
     assert one["weights"].keys() == several["weights"].keys()
     for key, expected in one["weights"].items():
         np.testing.assert_allclose(several["weights"][key], expected, rtol=1e-10, atol=1e-10, err_msg=key)
     for key, expected in one["tested"].items():
         assert several["tested"][key] == pytest.approx(expected, rel=1e-6), key
     assert several["read"] == pytest.approx(one["read"], rel=1e-6)
-    assert one["read"][0] == 20 * 24
+    assert one["read"][0] == STEPS * 24
 
 
-def test_every_rank_amplifies_the_layers_that_one_process_does(alone, together):
-    [expected], of_ranks = alone["amplification"]["of_ranks"], together["amplification"]["of_ranks"]
+@pytest.mark.slow
+@on_ranks("amplification")
+def test_every_rank_amplifies_the_layers_that_one_process_does(alone, count, name):
+    [expected], of_ranks = alone[name]["of_ranks"], together(count)[name]["of_ranks"]
     assert of_ranks == [of_ranks[0]] * len(of_ranks)
     factors = [[value for key, value in record.items() if key.startswith("amplification/")] for record in expected]
     assert factors[0] == [1.0] * 19
@@ -115,15 +130,16 @@ def test_gradients_are_sent_once_a_step_whatever_its_groups(one_of_two, groups):
     assert trainer._shared.static_graph == (groups == 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_in_float32_they_differ_by_rounding(alone, together, method):
-    """The network amplifies it, for example at a ReLU whose input changes sign: to a thousandth after 20 steps."""
-    one, several = flat(alone[f"{method} fp32"]), flat(together[f"{method} fp32"])
+@pytest.mark.slow
+@on_ranks(*(name for name in CASES if "fp32" in name))
+def test_in_float32_they_differ_by_rounding(alone, count, name):
+    """The network amplifies it, for example at a ReLU whose input changes sign."""
+    one, several = flat(alone[name]), flat(together(count)[name])
     assert np.linalg.norm(several - one) < 1e-3 * np.linalg.norm(one)
 
 
 def test_the_two_rules_for_batch_norm_differ():
-    rules = {rule: compose(*SMALL, *CASES[f"batch norm {rule}"]) for rule in ("first", "mean")}
+    rules = configs(["batch norm first", "batch norm mean"])
     first, mean = (one["weights"] for one in trained(rules, ALONE).values())
     assert not np.allclose(first["bn1.running_mean"], mean["bn1.running_mean"], rtol=1e-3)
     assert np.array_equal(first["conv1.weight"], mean["conv1.weight"])
