@@ -26,7 +26,7 @@ counted = Counter()
 now = SimpleNamespace(counting=False)
 
 
-def _count(event, arguments):
+def _count(event, arguments, now=now, counted=counted):  # at the end of Python the module has no globals any more
     if now.counting and event == "open" and isinstance(arguments[0], str) and "runs/" in arguments[0]:
         counted[Path(arguments[0]).name] += 1
     elif now.counting and event == "subprocess.Popen":
