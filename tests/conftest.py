@@ -89,7 +89,7 @@ def train(*overrides: str) -> Summary:
 
 def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     """The `pgt` command in a process of its own."""
-    command = [sys.executable, "-m", "pgt.cli", *last_wins(*arguments)]
+    command = [sys.executable, "-m", "pgt", *last_wins(*arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     options = {"timeout": 240, **options}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)

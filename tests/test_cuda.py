@@ -138,7 +138,7 @@ TWO = ("model=resnet20", "recipe.local_batch=2", "trainer.compile=true", "traine
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_compiled_and_accumulating_resume_where_they_were_stopped():
-    process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG, *TWO)
+    process = begun(sys.executable, "-m", "pgt", "train", *LONG, *TWO)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err

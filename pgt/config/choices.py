@@ -106,7 +106,8 @@ def check_file(group: str, name: str) -> None:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
-    for keys in _dotted(contents):
+    dotted = re.compile(r"\w+(\.\w+)+")  # Hydra takes such keys apart on a command line only
+    for keys in (key.split(".") for key in contents if dotted.fullmatch(key)):
         nested = "".join(f"{key}: {{" for key in keys[:-2]) + f"{keys[-2]}: {{{keys[-1]}: ...}}" + "}" * len(keys[2:])
         raise InputError(f"{file}: '{'.'.join(keys)}' is no key in a file: write `{nested}`")
     own = contents.get("hydra") or {}
@@ -119,11 +120,6 @@ def check_file(group: str, name: str) -> None:
         raise InputError(f"{file}: defaults: {fault}")
     if "params" in dict(own.get("sweeper") or {}):
         raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
-
-
-def _dotted(contents: dict[str, Any]) -> Iterator[list[str]]:
-    """The parts of each key of a file that has a dot, which Hydra does not take apart as it does on a command line."""
-    return (key.split(".") for key in contents if re.fullmatch(r"\w+(\.\w+)+", key))
 
 
 def refuse_bare(composed: DictConfig) -> None:

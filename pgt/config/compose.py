@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -114,20 +114,20 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
         return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs, own)
 
 
-def compose_each(jobs: Iterable[Sequence[str]]) -> list[Config]:
-    """The checked configs of jobs, given the overrides of each, as a sweeper gives them to a launcher.
+def compose_job(job: Sequence[str]) -> Config:
+    """The checked config of a job, given its overrides as a sweeper gives them to a launcher.
 
     Hydra calls launchers while it has its own config at hand, which it gets back.
 
     Raises:
-        InputError: what is wrong with the first job that cannot be run.
+        InputError: what is wrong with it.
     """
     main, own = GlobalHydra.instance(), HydraConfig.instance()
     before = main.hydra, own.cfg
     main.clear()
     try:
         with _hydra():
-            return [_compose(job) for job in jobs]
+            return _compose(job)
     finally:
         main.hydra, own.cfg = before
 

@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from pgt.config.compose import compose_each
+from pgt.config.compose import compose_job
 from pgt.config.identity import identity
 from pgt.config.resources import own_conf
 from pgt.core.errors import InputError
@@ -58,7 +58,7 @@ class LocalLauncher(Launcher):
             for number, overrides in zip(numbers, job_overrides, strict=True):
                 name = label(number, self._sweep.total)
                 try:
-                    [config] = compose_each([overrides])
+                    config = compose_job(overrides)
                     jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
                 except (InputError, OSError) as error:
                     objectives[number] = refused(sweep, number, name, error)

@@ -16,18 +16,20 @@ FORMATS = ("terminal", "markdown", "csv", "latex")
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".txt": "terminal"}
 
-LATEX = {
-    "α": r"$\alpha$",
-    "ε": r"$\varepsilon$",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "≥": r"$\ge$",
-    "×": r"$\times$",
-    "′": "$'$",
-    "σ": r"$\sigma$",
-    "–": "--",
-    "·": r"$\cdot$",
-}
+LATEX = str.maketrans(
+    {
+        "α": r"$\alpha$",
+        "ε": r"$\varepsilon$",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "≥": r"$\ge$",
+        "×": r"$\times$",
+        "′": "$'$",
+        "σ": r"$\sigma$",
+        "–": "--",
+        "·": r"$\cdot$",
+    }
+)
 """Letters that LaTeX needs a command for."""
 
 LATEX_NEEDS = r"Needs \usepackage{booktabs}. Put it into a table environment with a caption of your own."
@@ -95,7 +97,7 @@ def _render(table: Table, form: str) -> str:
     body = tabulate(table.rows, table.headers, tablefmt=styles[form], disable_numparse=True)
     if form == "latex":
         notes = "\n".join(map(str, [table.title, LATEX_NEEDS, *table.notes])).strip()
-        return "\n".join([*(f"% {line}" for line in notes.splitlines()), _letters(body)])
+        return "\n".join([*(f"% {line}" for line in notes.splitlines()), body.translate(LATEX)])
     title = [f"## {table.title}" if form == "markdown" else table.title] if table.title else []
     return "\n\n".join([*title, body, *map(str, table.notes)])
 
@@ -109,12 +111,6 @@ def data_table(rows: Sequence[Mapping[str, object]]) -> Table:
 def sample_data(name: str, value: Sample | None) -> dict[str, object]:
     """Mean and deviation as two columns of data."""
     return {name: value and value.mean, f"{name}_deviation": value and value.deviation}
-
-
-def _letters(text: str) -> str:
-    for letter, command in LATEX.items():
-        text = text.replace(letter, command)
-    return text
 
 
 def _csv(table: Table) -> str:

@@ -114,12 +114,9 @@ def claim(sweep: Path, command: Sequence[str]) -> None:
 def link(sweep: Path, number: int, run: Path) -> None:
     """Note that job `number` of a sweep trains a run."""
     sweep.mkdir(parents=True, exist_ok=True)
-    path, target = sweep / str(number), os.path.relpath(run.absolute(), sweep.absolute())
-    try:
-        path.symlink_to(target)
-    except FileExistsError:  # a requeued job, or a search that goes on with other values
-        path.unlink()
-        path.symlink_to(target)
+    path = sweep / str(number)
+    path.unlink(missing_ok=True)  # of a requeued job, or of a search that goes on with other values
+    path.symlink_to(os.path.relpath(run.absolute(), sweep.absolute()))
 
 
 def runs_of(sweep: Path) -> dict[int, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -174,15 +174,9 @@ def sinks(
     console = Console(title, total_steps, about.folder / "log.txt")
     mirrors = start_mirrors(loggers, replace(about, say=console.say))
     together = Sinks([metrics, *mirrors, console])
-    try:
+    with closing(together), ExitStack() as stack:
+        stack.push(lambda kind, error, traceback: end_mirrors(mirrors, about.folder, error))
         yield together, console, metrics
-    except BaseException as error:
-        end_mirrors(mirrors, about.folder, error)
-        raise
-    else:
-        end_mirrors(mirrors, about.folder)
-    finally:
-        together.close()
 
 
 @contextmanager

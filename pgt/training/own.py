@@ -36,7 +36,9 @@ def check(config: Config) -> None:
         facts(config.model.name)
     for key, part in parts(config).items():
         function = located(key, part.name)
-        given: dict[str, Any] = {name: value for name, value in part.arguments.items() if not _of_hydra(name)}
+        given: dict[str, Any] = {
+            name: value for name, value in part.arguments.items() if not (name.startswith("_") and name.endswith("_"))
+        }  # the others are words of Hydra's `instantiate`, such as `_convert_`
         if key == "model":
             given["num_classes"] = 0
         places = () if key == "model" or inspect.isclass(function) else (None, None)
@@ -86,11 +88,6 @@ def explained(config: Config) -> Iterator[None]:
                     if _place(error, part, name_too):
                         raise _failed(key, part, error) from error
         raise
-
-
-def _of_hydra(name: str) -> bool:
-    """Whether a key is a word of Hydra's `instantiate`, such as `_convert_`."""
-    return name.startswith("_") and name.endswith("_")
 
 
 def _failed(key: str, part: Own, error: BaseException) -> InputError:

@@ -206,7 +206,7 @@ def test_a_diverging_run_does_not_stop_a_sweep_and_fails_each_time(capfd):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on():
-    command = [sys.executable, "-m", "pgt.cli", "train", "experiment=demo/bn", "recipe.epochs=500"]
+    command = [sys.executable, "-m", "pgt", "train", "experiment=demo/bn", "recipe.epochs=500"]
     with subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -231,7 +231,7 @@ def unread(*arguments, lines=0, buffered=True, **streams):
     """`pgt` writing into a pipe whose reader takes so many lines and leaves: its exit code and standard error."""
     reader, writer = os.pipe()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "" if buffered else "1"}
-    command = [sys.executable, "-m", "pgt.cli", *arguments]
+    command = [sys.executable, "-m", "pgt", *arguments]
     with open(reader) as read:
         streams = {"stdout": writer, "stderr": subprocess.PIPE, **streams}
         process = subprocess.Popen(command, env=environment, text=True, **streams)

@@ -95,7 +95,7 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
 
 @pytest.mark.slow
 def test_two_identical_sweeps_share_the_work():
-    command = [sys.executable, "-m", "pgt.cli", *last_wins(*SWEEP, "seed=0,1,2,3", "recipe.epochs=20")]
+    command = [sys.executable, "-m", "pgt", *last_wins(*SWEEP, "seed=0,1,2,3", "recipe.epochs=20")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     sweeps = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [sweep.communicate(timeout=240)[0] for sweep in sweeps]

@@ -126,7 +126,7 @@ RUN = last_wins(
 
 def long_run(*extra):
     """`pgt train` on two processes, in a process group of its own as a terminal gives it, some epochs on its way."""
-    command = [sys.executable, "-m", "pgt.cli", "train", *RUN, *extra]
+    command = [sys.executable, "-m", "pgt", "train", *RUN, *extra]
     parent = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -193,7 +193,7 @@ def torchrun(*arguments, nodes=1, node=0, processes=1, port=0):
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--node-rank={node}",
                 f"--nproc-per-node={processes}", "--master-addr=127.0.0.1", f"--master-port={port}"]  # fmt: skip
     return subprocess.Popen(
-        [*launcher, "-m", "pgt.cli", "train", *last_wins(*arguments)],
+        [*launcher, "-m", "pgt", "train", *last_wins(*arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -34,7 +34,7 @@ def slurm():
     folder = tempfile.mkdtemp(prefix="pgt-slurm-")  # pytest's own are too long for a socket
     script = ROOT / "scripts" / "slurm_test_cluster.sh"
     command = Path(folder, "pgt")  # a path without spaces, which the checkout's may have
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pgt.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pgt "$@"\n')
     command.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")

@@ -132,7 +132,7 @@ class TestOnACluster:
         for part in ("pgt", "conf", "results/published"):
             shutil.copytree(ROOT / part, Path("program") / part, ignore=shutil.ignore_patterns("__pycache__"))
         environment = {**os.environ, "PYTHONPATH": str(Path("program").absolute())}
-        command = [sys.executable, "-P", "-m", "pgt.cli", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]
+        command = [sys.executable, "-P", "-m", "pgt", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]
         done = subprocess.run(
             [*command, "+hydra.launcher.begin=now+4"], env=environment, capture_output=True, text=True, timeout=120
         )

@@ -1,6 +1,7 @@
 """The verdicts on the claims of docs/evidence.md."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from pgt.reproduction.groups import LAST, TRAIN
 from pgt.reproduction.statistics import Sample
 from scripts import evidence
 from scripts.evidence import BEST, CHANCE, HOOK, LOGITS, LOSS, LOSS_ALPHA, METHODS, NOBN_RATES
+from tests.conftest import ROOT
 
 
 def near(mean):
@@ -123,3 +125,18 @@ def test_the_other_alphas_have_wider_intervals():
     assert (other.confidence, other.verdict) == (0.9875, "")
     half = 8.86 * other.value.deviation / math.sqrt(3)  # the quantile of Student's t with two degrees of freedom
     assert other.interval[1] - other.value.mean == pytest.approx(half, rel=1e-3)
+
+
+NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d+")
+
+
+def test_every_number_in_the_tables_of_the_page_has_been_measured():
+    """It is a number of the CSV files, or of the benchmark for the times of steps, rounded."""
+    files = [ROOT / "results" / name for name in ("tables/tiny.csv", "tables/evidence.csv", "bench/methods-cpu.md")]
+    known = [float(n) for file in files if file.exists() for n in NUMBER.findall(file.read_text())]
+    results = (ROOT / "docs/evidence.md").read_text().partition("\n## Results\n")[2].replace("−", "-")
+    rows = [line for line in results.splitlines() if line.startswith("|")]
+    numbers = NUMBER.findall("\n".join(rows))
+    assert len(numbers) > 50
+    digits = {number: len(number.partition(".")[2]) for number in numbers}
+    assert [n for n, d in digits.items() if not any(f"{value:.{d}f}" == n.lstrip("+") for value in known)] == []

@@ -137,7 +137,7 @@ def test_another_commit_is_reported_and_other_data_refused(finished, capsys):
 
 def killed_after(epochs, *overrides):
     """`pgt train` in a process of its own, killed once that many epochs are in its summary."""
-    command = [sys.executable, "-m", "pgt.cli", "train", *overrides]
+    command = [sys.executable, "-m", "pgt", "train", *overrides]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:

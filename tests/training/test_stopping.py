@@ -189,7 +189,7 @@ SLOW_TO_ASK = pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *SLOW_TO_ASK])
 def test_a_signal_stops_a_process_in_order(capsys, number):
-    process = begun(sys.executable, "-m", "pgt.cli", "train", *LONG)
+    process = begun(sys.executable, "-m", "pgt", "train", *LONG)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -213,7 +213,7 @@ FILES = tuple(override for override in LONG if not override.startswith(("data=",
 def test_a_signal_to_every_process_stops_in_order(backend, number, times):
     """As Slurm sends it, twice, or a terminal: data workers that died of it would fail the run within a step."""
     run = (*FILES, *images("images", backend), "data.workers=1", "recipe.epochs=200")
-    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, start_new_session=True)
+    process = begun(sys.executable, "-m", "pgt", "train", *run, start_new_session=True)
     for _ in range(times):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -288,7 +288,7 @@ def place():
 
 @pytest.mark.slow
 def test_processes_that_train_together_stop_at_the_same_step():
-    run = ("pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4", "trainer.devices=2")
+    run = ("pgt", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4", "trainer.devices=2")
     places = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         process = begun(sys.executable, "-m", *run)
@@ -315,7 +315,7 @@ def test_processes_that_train_together_end_their_data_workers():
         "recipe.epochs=200",
         "trainer.devices=2",
     )
-    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, steps=2)
+    process = begun(sys.executable, "-m", "pgt", "train", *run, steps=2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     for _ in range(2):  # as Slurm signals them, and the parent, which asks the first of them, too
@@ -351,7 +351,7 @@ def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeyp
 @pytest.mark.slow
 def test_what_two_processes_began_one_goes_on_with(capsys):
     run = last_wins(*LONG, "recipe.epochs=4", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
-    process = begun(sys.executable, "-m", "pgt.cli", "train", *run, "trainer.devices=2", steps=3)
+    process = begun(sys.executable, "-m", "pgt", "train", *run, "trainer.devices=2", steps=3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
@@ -366,7 +366,7 @@ def test_what_two_processes_began_one_goes_on_with(capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_torchrun_passes_the_request_on(number):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    process = begun(*launcher, "pgt.cli", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")
+    process = begun(*launcher, "pgt", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")
     process.send_signal(number)
     _, err = process.communicate(timeout=90)
     assert process.returncode != 0
