@@ -172,14 +172,19 @@ class Amplification(Alteration):
             for index, (layer, factor) in enumerate(zip(self.layers.values(), self.factors, strict=True)):
                 layer.register_forward_hook(partial(self._amplify, index, factor))
 
-    def _amplify(self, index: int, factor: Tensor, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _amplify(
+        self, index: int, factor: Tensor, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
         """Forward hook of a layer: let the backward pass multiply the gradient of its output by a scalar on the device.
 
         A compiled network multiplies in every layer, by 1 if it is not chosen, so that a new choice compiles nothing.
         """
-        picked = torch.compiler.is_compiling() or (self.choice is not None and self.choice[index])
-        if picked and output.requires_grad:
+        if torch.compiler.is_compiling():
+            amplified: Tensor = _Amplified.apply(output, factor)
+            return amplified
+        if self.choice is not None and self.choice[index] and output.requires_grad:
             output.register_hook(lambda grad: grad * factor)
+        return None
 
     @torch.no_grad()
     def __call__(self, parameters: NamedParameters, step: int) -> None:
@@ -241,6 +246,24 @@ class Amplification(Alteration):
 
     def _weights(self) -> list[Tensor]:
         return [layer.get_parameter("weight") for layer in self.layers.values()]
+
+
+class _Amplified(torch.autograd.Function):
+    """A copy whose gradient is multiplied by a factor.
+
+    Compiled code makes no copy. A tensor's hook would need none in eager mode either, but torch 2.11 cannot compile one
+    whose tensor is then changed in place, as by a ReLU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        [factor] = ctx.saved_tensors
+        return grad * factor, None
 
 
 def _is_trained(layer: nn.Module) -> bool:

@@ -144,7 +144,8 @@ def power_grad_cross_entropy(
 
 def _apply(*arguments: Any) -> Tensor:
     """The loss of `PowerGrad`, or an error that names the surrogate if another derivative is asked for."""
-    if torch.compiler.is_exporting():
+    # Before torch 2.15 (2.11, for example), `is_exporting` is always true within torch.compile; the flag is right.
+    if torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True):
         raise RuntimeError(
             "torch.export keeps the value of power_grad_cross_entropy and not its gradient: export the network without "
             f"its loss, or {INSTEAD}"

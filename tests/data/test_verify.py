@@ -33,7 +33,7 @@ def test_verify_counts_and_train_compares(tmp_path):
     summary = train(*RUN)
     assert summary.manifest == manifest["digest"]
     [log] = tmp_path.glob("runs/**/log.txt")
-    assert f" steps, {min(cpus(), 16)} data workers  -> " in log.read_text()
+    assert f" step, {min(cpus(), 16)} data workers  -> " in log.read_text()
     [environment] = tmp_path.glob("runs/**/environment.json")
     assert json.loads(environment.read_text())["manifest"] == manifest["digest"]
     (tmp_path / "train" / "cat" / "b.jpg").write_bytes(WHOLE)
