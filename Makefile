@@ -13,7 +13,7 @@ help:  ## list these targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(READY)  ## make .venv with everything pinned in requirements.lock
-# Bytecode is compiled once: with PYTHONDONTWRITEBYTECODE, as in many containers, every process would compile torch anew.
+# Bytecode is compiled once: with PYTHONDONTWRITEBYTECODE, as in many containers, every process would parse torch's sources.
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -2,7 +2,7 @@
 
     python -m scripts.evidence --output results/tables/evidence.csv
 
-prints a line for each measured number, and writes all of them unrounded.
+prints the measured numbers and the verdicts, and writes the numbers unrounded.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pgt.core.errors import InputError
 from pgt.core.files import write_text
 from pgt.core.words import ranges
-from pgt.reproduction.formats import data_table, render, table
-from pgt.reproduction.groups import LAST, TRAIN
-from pgt.reproduction.statistics import CONFIDENCE, Sample, interval, paired_difference, sample
-from pgt.runs.folder import DIVERGED, FINISHED, read_epochs
-from pgt.runs.frame import frame, records
+from pgt.reproduction.formats import Column, render, table
+from pgt.reproduction.groups import LAST, TRAIN, read_runs, varying
+from pgt.reproduction.statistics import CONFIDENCE, Sample, interval, sample, signed
+from pgt.runs.folder import DIVERGED, FINISHED
+from pgt.runs.frame import config_names, records
 
 HOLDS, FAILS, UNDECIDED, ROUGHLY, PARTLY, LEADS, TRAILS = (
     "holds", "fails", "undecided", "roughly", "partly", "leads", "does not lead",
@@ -39,13 +41,13 @@ BEST = "agc+pgt"
 METHODS = {"baseline": 1.0, "gc": 1.0, "agc": 1.0, "pgt": 0.25, "gc+pgt": 0.25, BEST: 0.25}
 """The methods of E6 and E7, each with its α."""
 RATE, RATES, NOBN_RATES = 0.1, (0.05, 0.1, 0.2), (0.0125, 0.025, 0.05, 0.1)
-"""Peak learning rates: the usual one, those of E5, and those of the search for E6."""
+"""Peak learning rates: the usual one, those of E5, and those among which E6 chooses."""
 ALPHAS, FOUR_COMPARISONS = (0.5, 0.25, 0.1, 0.05), 0.9875
-"""PGT's α with batch norm, and the confidence of the intervals of those that no claim is about."""
+"""PGT's values of α with batch norm; and 1 − 0.05/4, the confidence of each of four comparisons with one baseline."""
 THREE, FIVE, SEARCH = range(3), range(5), range(100, 101)
-"""Seeds: of most claims, of E1 and E2, and of the search for E6."""
+"""Seeds of most claims; of E1 and E2; and of the runs that choose a learning rate for E6 and E7."""
 
-BySeed = Mapping[int, float]
+BySeed = dict[int, float]
 
 
 class MissingError(Exception):
@@ -54,7 +56,7 @@ class MissingError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one setting: `tiny/bn` or `tiny/nobn`, method, α and peak learning rate."""
+    """What the seeds of one measurement share: experiment (`tiny/bn` or `tiny/nobn`), method, α, peak learning rate."""
 
     experiment: str
     method: str = "baseline"
@@ -66,21 +68,57 @@ class Setting:
         return f"{self.experiment} {method} lr_peak={self.rate:g}"
 
 
+@dataclass(frozen=True)
+class Number:
+    """A mean over seeds.
+
+    Attributes:
+        difference: whether it is one, which is printed with its sign.
+        confidence: of its interval.
+    """
+
+    what: str
+    value: Sample
+    difference: bool = False
+    confidence: float = CONFIDENCE
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return interval(self.value, self.confidence)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The numbers of a claim and the verdict; what is only described has no verdict."""
+
+    numbers: Sequence[Number]
+    verdict: str = ""
+
+
 class Measured:
     """The values of finished and diverged runs.
 
     Args:
         runs: a frame of runs (see `pgt.runs.frame`).
+
+    Raises:
+        InputError: the runs of an experiment differ in more than method and learning rate.
     """
 
     def __init__(self, runs: pd.DataFrame) -> None:
         self._runs = runs[runs.status.isin([FINISHED, DIVERGED])]
+        for experiment in ("tiny/bn", "tiny/nobn"):
+            own = self._runs[self._runs.experiment == experiment]
+            names = [name for name in config_names(own) if not name.startswith("method.") and name != "recipe.lr_peak"]
+            if not own.empty and (mixed := varying(own, [*names, "manifest"])):
+                raise InputError(f"the runs of {experiment} differ in {', '.join(mixed)}: keep those of one setting")
 
-    def __call__(self, setting: Setting, name: str, seeds: Iterable[int]) -> dict[int, float]:
+    def __call__(self, setting: Setting, name: str, seeds: Iterable[int]) -> BySeed:
         """A measured value of each seed's run.
 
         Raises:
             MissingError: runs are not finished.
+            InputError: two different settings are described so.
         """
         runs = self._runs
         chosen = runs[
@@ -89,219 +127,243 @@ class Measured:
             & (runs.alpha == setting.alpha)
             & (runs["recipe.lr_peak"] == setting.rate)
         ]
+        if chosen.group_id.nunique() > 1:
+            raise InputError(f"{setting} has runs of different options ({', '.join(chosen.group_id.unique())})")
         by_seed = {run["seed"]: run for run in records(chosen)}
         if missing := [seed for seed in seeds if seed not in by_seed]:
-            raise MissingError(f"{setting}: seed {ranges(missing)}")
+            raise MissingError(f"{setting}, seed {ranges(missing)}")
         return {seed: _value(by_seed[seed], name) for seed in seeds}
 
 
 def _value(run: Mapping[str, Any], name: str) -> float:
     if run["status"] == DIVERGED:
         return CHANCE if name in (TRAIN, LAST) else math.nan
-    values = run if name in run else read_epochs(run["run"], run["epochs"])[-1]
-    return float(values[name])
-
-
-@dataclass(frozen=True)
-class Number:
-    """A measured number of a claim, or of what is only described.
-
-    Attributes:
-        confidence: of its interval.
-    """
-
-    claim: str
-    what: str
-    value: Sample
-    verdict: str = ""
-    confidence: float = CONFIDENCE
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return interval(self.value, self.confidence)
-
-
-def judged_gain(difference: Sample) -> str:
-    """Judge a claim that a paired difference is above 0 (E1, E2, E5)."""
-    low, high = interval(difference)
-    return HOLDS if low > 0 else FAILS if high < SMALLEST else UNDECIDED
-
-
-def judged_factor(off: Sequence[float], near: float, far: float, also: bool = True) -> str:
-    """Judge a claim about factors by how far each is from its expected value, as a share of that.
-
-    Args:
-        near: it holds if no share is greater, and `also`.
-        far: it fails if a share is greater.
-    """
-    if not all(share <= far for share in off):
-        return FAILS
-    return HOLDS if all(share <= near for share in off) and also else ROUGHLY
-
-
-def judged_best(top1: Mapping[str, BySeed]) -> str:
-    """Judge a claim that `BEST` is the best of several methods (E6, E7), by their test top-1 by seed."""
-    means = {method: sample(list(values.values())).mean for method, values in top1.items()}
-    first, second = sorted(means, key=lambda method: means[method], reverse=True)[:2]
-    if first == BEST:
-        return HOLDS if interval(_difference(top1[BEST], top1[second]))[0] > 0 else LEADS
-    others = (_difference(values, top1[BEST]) for method, values in top1.items() if method != BEST)
-    return FAILS if any(interval(other)[0] > 0 for other in others) else TRAILS
-
-
-def judged_truncation(ratios: Iterable[float]) -> str:
-    """Judge the claim that the published hook is not Eq. 9 (E8), by its logit norm over exact PGT's, seed by seed."""
-    found = list(ratios)
-    return HOLDS if all(ratio < 0.5 for ratio in found) else FAILS if all(ratio > 0.9 for ratio in found) else PARTLY
-
-
-def best_rate(top1: Mapping[float, BySeed]) -> float:
-    """The learning rate of the highest mean test top-1; of equal ones the smaller."""
-    return max(sorted(top1), key=lambda rate: sample(list(top1[rate].values())).mean)
-
-
-def _difference(values: BySeed, baseline: BySeed) -> Sample:
-    found = paired_difference(values, baseline)
-    assert found is not None  # both have the same seeds
-    return found
-
-
-def _ratio(values: BySeed, baseline: BySeed) -> Sample:
-    return sample([values[seed] / baseline[seed] for seed in values])
+    return float(run[name])
 
 
 def _mean(values: BySeed) -> Sample:
     return sample(list(values.values()))
 
 
-def gain(claim: str, name: str, measured: Measured) -> list[Number]:
-    """E1 and E2: PGT at α = 0.25 against the baseline with batch norm."""
+def _difference(values: BySeed, others: BySeed) -> Sample:
+    return sample([values[seed] - others[seed] for seed in values])
+
+
+def _ratio(values: BySeed, others: BySeed) -> Sample:
+    return sample([values[seed] / others[seed] for seed in values])
+
+
+def judged_gain(difference: Sample) -> str:
+    """Judge a claim that a paired difference is above 0 (E1, E2, E5). An effect below `SMALLEST` fails, too."""
+    low, high = interval(difference)
+    return FAILS if high < SMALLEST else HOLDS if low > 0 else UNDECIDED
+
+
+def judged_errors(errors: Sequence[float], near: float, far: float, also: bool = True) -> str:
+    """Judge a claim by relative errors |measured/expected − 1| (E3, E4); one is NaN if a run diverged.
+
+    Args:
+        near: it holds if all are at most this, and `also` is true.
+        far: it fails if one is greater.
+    """
+    if any(map(math.isnan, errors)):
+        return UNDECIDED
+    if max(errors) > far:
+        return FAILS
+    return HOLDS if max(errors) <= near and also else ROUGHLY
+
+
+def judged_best(top1: Mapping[str, BySeed]) -> str:
+    """Judge a claim that `BEST` is the best of several methods (E6, E7), by their test top-1."""
+    others = {method: values for method, values in top1.items() if method != BEST}
+    second = max(_mean(values).mean for values in others.values())
+    if _mean(top1[BEST]).mean >= second:
+        seconds = [values for values in others.values() if _mean(values).mean == second]
+        return HOLDS if all(interval(_difference(top1[BEST], values))[0] > 0 for values in seconds) else LEADS
+    return FAILS if any(interval(_difference(values, top1[BEST]))[0] > 0 for values in others.values()) else TRAILS
+
+
+def judged_truncation(ratios: Sequence[float]) -> str:
+    """Judge the claim that the published hook is not Eq. 9 (E8), by its logit norm over exact PGT's, one a seed."""
+    if any(map(math.isnan, ratios)):
+        return UNDECIDED
+    return HOLDS if max(ratios) < 0.5 else FAILS if min(ratios) > 0.9 else PARTLY
+
+
+def best_rate(top1: Mapping[float, BySeed]) -> float:
+    """The learning rate of the highest mean test top-1; of equal ones the smaller."""
+    return max(sorted(top1), key=lambda rate: _mean(top1[rate]).mean)
+
+
+def gain(name: str, measured: Measured) -> Finding:
+    """E1 and E2: PGT at α = 0.25 against the baseline, with batch norm."""
     base, ours = (measured(setting, name, FIVE) for setting in (Setting("tiny/bn"), Setting("tiny/bn", "pgt", 0.25)))
     difference = _difference(ours, base)
-    return [
-        Number(claim, f"{name}, baseline", _mean(base)),
-        Number(claim, f"{name}, α=0.25", _mean(ours)),
-        Number(claim, "difference", difference, judged_gain(difference)),
+    numbers = [
+        Number(f"{name}, baseline", _mean(base)),
+        Number(f"{name}, α=0.25", _mean(ours)),
+        Number("difference", difference, difference=True),
     ]
+    return Finding(numbers, judged_gain(difference))
 
 
-def logit_norm(claim: str, measured: Measured) -> list[Number]:
+def logit_norm(measured: Measured) -> Finding:
     """E3: the logit norm grows by 1/α."""
     base = measured(Setting("tiny/bn"), LOGITS, THREE)
-    ratios = {alpha: _ratio(measured(Setting("tiny/bn", "pgt", alpha), LOGITS, THREE), base)
-              for alpha in ALPHAS}  # fmt: skip
-    verdict = judged_factor([abs(alpha * ratio.mean - 1) for alpha, ratio in ratios.items()], 0.1, 0.25)
-    return [
-        Number(claim, "logit norm, baseline", _mean(base)),
-        *(Number(claim, f"logit norm, times the baseline's, α={alpha:g}", ratio, verdict)
-          for alpha, ratio in ratios.items()),
-    ]  # fmt: skip
+    found = {alpha: _ratio(measured(Setting("tiny/bn", "pgt", alpha), LOGITS, THREE), base) for alpha in ALPHAS}
+    ratios = [Number(f"logit norm over the baseline's, α={alpha:g}", ratio) for alpha, ratio in found.items()]
+    verdict = judged_errors([abs(alpha * ratio.mean - 1) for alpha, ratio in found.items()], 0.1, 0.25)
+    return Finding([Number("logit norm, baseline", _mean(base)), *ratios], verdict)
 
 
-def honest_loss(claim: str, measured: Measured) -> list[Number]:
-    """E4: the loss at α·z is near the baseline's, and the loss at z above it."""
+def honest_loss(measured: Measured) -> Finding:
+    """E4: the loss at α·z is near the baseline's, and the loss at z above that."""
     base = _mean(measured(Setting("tiny/bn"), LOSS, THREE))
-    settings = [Setting("tiny/bn", "pgt", alpha) for alpha in ALPHAS]
-    at_z, at_alpha = ([_mean(measured(setting, name, THREE)) for setting in settings] for name in (LOSS, LOSS_ALPHA))
-    above = all(loss.mean > 1.05 * base.mean for loss in at_z)
-    verdict = judged_factor([abs(loss.mean / base.mean - 1) for loss in at_alpha], 0.05, 0.1, above)
-    return [
-        Number(claim, "loss, baseline", base),
-        *(Number(claim, f"loss at z, α={one.alpha:g}", loss) for one, loss in zip(settings, at_z, strict=True)),
-        *(Number(claim, f"loss at α·z, α={one.alpha:g}", loss, verdict)
-          for one, loss in zip(settings, at_alpha, strict=True)),
-    ]  # fmt: skip
+    at_z, at_alpha = (
+        {alpha: _mean(measured(Setting("tiny/bn", "pgt", alpha), name, THREE)) for alpha in ALPHAS}
+        for name in (LOSS, LOSS_ALPHA)
+    )
+    above = all(loss.mean > 1.05 * base.mean for loss in at_z.values())
+    numbers = [
+        Number("loss, baseline", base),
+        *(Number(f"loss at z, α={alpha:g}", loss) for alpha, loss in at_z.items()),
+        *(Number(f"loss at α·z, α={alpha:g}", loss) for alpha, loss in at_alpha.items()),
+    ]
+    return Finding(
+        numbers, judged_errors([abs(loss.mean / base.mean - 1) for loss in at_alpha.values()], 0.05, 0.1, above)
+    )
 
 
-def more_than_a_rate(claim: str, measured: Measured) -> list[Number]:
-    """E5: PGT at its best learning rate against the baseline at its own."""
+def more_than_a_rate(measured: Measured) -> Finding:
+    """E5: PGT at its best learning rate against the baseline at the baseline's best."""
     base, ours = (
         {rate: measured(Setting("tiny/bn", method, alpha, rate), LAST, THREE) for rate in RATES}
         for method, alpha in (("baseline", 1.0), ("pgt", 0.25))
     )
     difference = _difference(ours[best_rate(ours)], base[best_rate(base)])
-    return [
-        *(Number(claim, f"{LAST}, baseline, lr_peak={rate:g}", _mean(values)) for rate, values in base.items()),
-        *(Number(claim, f"{LAST}, α=0.25, lr_peak={rate:g}", _mean(values)) for rate, values in ours.items()),
-        Number(claim, f"difference, α=0.25 at {best_rate(ours):g} and baseline at {best_rate(base):g}", difference,
-               judged_gain(difference)),
-    ]  # fmt: skip
+    what = f"difference, α=0.25 at {best_rate(ours):g} and baseline at {best_rate(base):g}"
+    numbers = [
+        *(Number(f"{LAST}, baseline, lr_peak={rate:g}", _mean(values)) for rate, values in base.items()),
+        *(Number(f"{LAST}, α=0.25, lr_peak={rate:g}", _mean(values)) for rate, values in ours.items()),
+        Number(what, difference, difference=True),
+    ]
+    return Finding(numbers, judged_gain(difference))
 
 
-def searched(measured: Measured) -> dict[str, dict[float, dict[int, float]]]:
-    """Test top-1 on the seed of the search, by method and learning rate."""
-    return {
-        method: {rate: measured(Setting("tiny/nobn", method, alpha, rate), LAST, SEARCH) for rate in NOBN_RATES}
-        for method, alpha in METHODS.items()
-    }
-
-
-def best_method(claim: str, measured: Measured, shared: bool) -> list[Number]:
+def best_method(shared: bool, measured: Measured) -> Finding:
     """E6 and E7: the methods without batch norm, each at its own best learning rate, or all at the baseline's."""
-    found = searched(measured)
-    rates = {method: best_rate(found["baseline" if shared else method]) for method in METHODS}
-    top1 = {method: measured(Setting("tiny/nobn", method, alpha, rates[method]), LAST, THREE)
-            for method, alpha in METHODS.items()}  # fmt: skip
-    means = [Number(claim, f"{LAST}, {method}, lr_peak={rates[method]:g}", _mean(top1[method])) for method in METHODS]
-    others = [method for method in METHODS if method != BEST]
-    differences = [Number(claim, f"difference, {BEST} and {method}", _difference(top1[BEST], top1[method]),
-                          judged_best(top1)) for method in others]  # fmt: skip
-    searches = [Number(claim, f"{LAST}, {method}, lr_peak={rate:g}, seed {SEARCH[0]}", _mean(values))
-                for method, by_rate in found.items() for rate, values in by_rate.items()]  # fmt: skip
-    return [*([] if shared else searches), *means, *differences]
+
+    def top1_at(method: str, rate: float, seeds: range) -> BySeed:
+        return measured(Setting("tiny/nobn", method, METHODS[method], rate), LAST, seeds)
+
+    searched = {
+        method: {rate: top1_at(method, rate, SEARCH) for rate in NOBN_RATES}
+        for method in (["baseline"] if shared else METHODS)
+    }
+    rates = {method: best_rate(searched["baseline" if shared else method]) for method in METHODS}
+    top1 = {method: top1_at(method, rates[method], THREE) for method in METHODS}
+    numbers = [
+        *(Number(f"{LAST}, {method}, lr_peak={rate:g}, seed {SEARCH[0]}", _mean(values))
+          for method, by_rate in searched.items() for rate, values in by_rate.items()),
+        *(Number(f"{LAST}, {method}, lr_peak={rates[method]:g}", _mean(values)) for method, values in top1.items()),
+        *(Number(f"{BEST} − {method}", _difference(top1[BEST], values), difference=True)
+          for method, values in top1.items() if method != BEST),
+    ]  # fmt: skip
+    return Finding(numbers, judged_best(top1))
 
 
-def truncation(claim: str, measured: Measured) -> list[Number]:
+def truncation(measured: Measured) -> Finding:
     """E8: the published hook, emulated in fp16, against exact PGT."""
-    found = []
+    numbers, ratios = list[Number](), list[float]()
     for alpha in (0.25, 0.05):
         hook, exact = Setting("tiny/bn", HOOK, alpha), Setting("tiny/bn", "pgt", alpha)
         top1 = _difference(measured(hook, LAST, THREE), measured(exact, LAST, THREE))
         norms, exact_norms = (measured(setting, LOGITS, THREE) for setting in (hook, exact))
-        verdict = judged_truncation(norms[seed] / exact_norms[seed] for seed in norms) if alpha == 0.05 else ""
-        found += [
-            Number(claim, f"{LAST}, the hook's less exact PGT's, α={alpha:g}", top1),
-            Number(claim, f"logit norm, the hook's over exact PGT's, α={alpha:g}", _ratio(norms, exact_norms), verdict),
+        ratios = [norms[seed] / exact_norms[seed] for seed in norms]  # the last α, 0.05, is judged
+        numbers += [
+            Number(f"{LAST}, hook − exact PGT, α={alpha:g}", top1, difference=True),
+            Number(f"logit norm, hook over exact PGT, α={alpha:g}", sample(ratios)),
         ]
-    return found
+    return Finding(numbers, judged_truncation(ratios))
 
 
-def other_alphas(claim: str, measured: Measured) -> list[Number]:
+def other_alphas(measured: Measured) -> Finding:
     """Not a claim: the other values of α with batch norm against the baseline."""
-    return [
-        Number(claim, f"{name}, α={alpha:g} less baseline", _difference(
-            measured(Setting("tiny/bn", "pgt", alpha), name, THREE), measured(Setting("tiny/bn"), name, THREE)),
-            confidence=FOUR_COMPARISONS)
+
+    def difference(name: str, alpha: float) -> Sample:
+        settings = Setting("tiny/bn", "pgt", alpha), Setting("tiny/bn")
+        return _difference(*(measured(setting, name, THREE) for setting in settings))
+
+    return Finding([
+        Number(f"{name}, α={alpha:g} − baseline", difference(name, alpha), True, FOUR_COMPARISONS)
         for name in (TRAIN, LAST) for alpha in ALPHAS if alpha != 0.25
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
-CLAIMS: Mapping[str, Callable[[str, Measured], list[Number]]] = {
-    "E1": lambda claim, measured: gain(claim, LAST, measured),
-    "E2": lambda claim, measured: gain(claim, TRAIN, measured),
+CLAIMS: Mapping[str, Callable[[Measured], Finding]] = {
+    "E1": partial(gain, LAST),
+    "E2": partial(gain, TRAIN),
     "E3": logit_norm,
     "E4": honest_loss,
     "E5": more_than_a_rate,
-    "E6": lambda claim, measured: best_method(claim, measured, shared=False),
-    "E7": lambda claim, measured: best_method(claim, measured, shared=True),
+    "E6": partial(best_method, False),
+    "E7": partial(best_method, True),
     "E8": truncation,
     "other α": other_alphas,
 }
 
 
-def judge(runs: pd.DataFrame) -> tuple[list[Number], dict[str, str]]:
+def judge(runs: pd.DataFrame) -> tuple[dict[str, Finding], dict[str, str]]:
     """Judge every claim.
 
     Returns:
-        The numbers of the claims whose runs are finished, and of each other claim the first setting that is not.
+        The findings on the claims whose runs are finished; and for every other claim, the first setting with runs that
+        are not.
+
+    Raises:
+        InputError: runs of different settings are mixed.
     """
-    measured, numbers, missing = Measured(runs), list[Number](), dict[str, str]()
+    measured, found, missing = Measured(runs), dict[str, Finding](), dict[str, str]()
     for claim, judged in CLAIMS.items():
         try:
-            numbers += judged(claim, measured)
+            found[claim] = judged(measured)
         except MissingError as error:
             missing[claim] = str(error)
-    return numbers, missing
+    return found, missing
+
+
+Row = tuple[str, str, Number]
+"""Claim, verdict, number."""
+
+PRINTED: Sequence[Column[Row]] = (
+    ("Claim", lambda row: row[0]),
+    ("What", lambda row: row[2].what),
+    ("Mean", lambda row: row[2].value.signed() if row[2].difference else str(row[2].value)),
+    ("Interval", lambda row: _interval(row[2])),
+    ("Confidence %", lambda row: "" if row[2].value.n == 1 else f"{100 * row[2].confidence:g}"),
+    ("n", lambda row: str(row[2].value.n)),
+)
+DATA: Sequence[Column[Row]] = (
+    ("claim", lambda row: row[0]),
+    ("verdict_of_claim", lambda row: row[1]),
+    ("what", lambda row: row[2].what),
+    ("mean", lambda row: _known(row[2].value.mean)),
+    ("deviation", lambda row: _known(row[2].value.deviation)),
+    ("low", lambda row: _known(row[2].interval[0])),
+    ("high", lambda row: _known(row[2].interval[1])),
+    ("confidence", lambda row: str(row[2].confidence)),
+    ("n", lambda row: str(row[2].value.n)),
+)
+
+
+def _interval(number: Number) -> str:
+    """`−0.33 to +1.02` of a difference, `16.45 to 17.31` of another number; empty for a single run."""
+    text = signed if number.difference else "{:.2f}".format
+    return "" if number.value.n == 1 else " to ".join(map(text, number.interval))
+
+
+def _known(value: float) -> str:
+    return "" if math.isnan(value) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -309,36 +371,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="folder of runs (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="CSV file to write")
     options = parser.parse_args(arguments)
-    numbers, missing = judge(frame(options.runs, "tiny"))
-    columns = (
-        ("Claim", lambda one: one.claim),
-        ("What", lambda one: one.what),
-        ("Value", lambda one: str(one.value)),
-        ("Interval", lambda one: "" if one.value.n == 1 else "{:.2f} to {:.2f}".format(*one.interval)),
-        ("Confidence %", lambda one: f"{100 * one.confidence:g}"),
-        ("n", lambda one: str(one.value.n)),
-        ("Verdict", lambda one: one.verdict),
-    )
-    print(render([table(numbers, columns)], "markdown"))
+    try:
+        found, missing = judge(read_runs(options.runs, "tiny"))
+    except InputError as error:
+        parser.error(str(error))
+    rows = [(claim, finding.verdict, number) for claim, finding in found.items() for number in finding.numbers]
+    print(render([table(rows, PRINTED)], "markdown"))
+    for claim, finding in found.items():
+        print(f"{claim}: {finding.verdict}" if finding.verdict else f"{claim}: described, not judged")
     for claim, what in missing.items():
-        print(f"{claim}: not measured; not finished: {what}")
-    if options.output and numbers:
-        write_text(options.output, render([data_table(list(map(_data, numbers)))], "csv"))
-
-
-def _data(number: Number) -> dict[str, object]:
-    low, high = number.interval
-    return {
-        "claim": number.claim,
-        "what": number.what,
-        "mean": number.value.mean,
-        "deviation": number.value.deviation,
-        "low": low,
-        "high": high,
-        "confidence": number.confidence,
-        "n": number.value.n,
-        "verdict": number.verdict,
-    }
+        print(f"{claim}: no verdict yet; to finish: {what}")
+    if options.output:
+        write_text(options.output, render([table(rows, DATA)], "csv").rstrip("\n"))
 
 
 if __name__ == "__main__":

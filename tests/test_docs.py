@@ -35,7 +35,7 @@ def code(page):
 
 def commands(page):
     """Each `pgt <command>` in a page's code."""
-    return {found for line in code(page) for found in re.findall(r"(?<!\S)pgt(?:\.cli)? (data [a-z]+|[a-z]+)", line)}
+    return {found for line in code(page) for found in re.findall(r"(?<!\S)pgt (data [a-z]+|[a-z]+)", line)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -106,10 +106,11 @@ def check_file(group: str, name: str) -> None:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
-    dotted = re.compile(r"\w+(\.\w+)+")  # Hydra takes such keys apart on a command line only
-    for keys in (key.split(".") for key in contents if dotted.fullmatch(key)):
-        nested = "".join(f"{key}: {{" for key in keys[:-2]) + f"{keys[-2]}: {{{keys[-1]}: ...}}" + "}" * len(keys[2:])
-        raise InputError(f"{file}: '{'.'.join(keys)}' is no key in a file: write `{nested}`")
+    for key in contents:
+        if re.fullmatch(r"\w+(\.\w+)+", key):  # Hydra reads it as nested keys on a command line only
+            *outer, last, inner = key.split(".")
+            nested = "".join(f"{name}: {{" for name in outer) + f"{last}: {{{inner}: ...}}" + "}" * len(outer)
+            raise InputError(f"{file}: '{key}' is no key in a file: write `{nested}`")
     own = contents.get("hydra") or {}
     if not isinstance(own, dict):
         raise InputError(f"{file}: hydra must be a mapping, as in `hydra: {{launcher: {{nodes: 2}}}}`; it is {own}")

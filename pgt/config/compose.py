@@ -117,7 +117,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
 def compose_job(job: Sequence[str]) -> Config:
     """The checked config of a job, given its overrides as a sweeper gives them to a launcher.
 
-    Hydra calls launchers while it has its own config at hand, which it gets back.
+    It is called within Hydra's own run, whose global config is set aside and put back afterwards.
 
     Raises:
         InputError: what is wrong with it.
@@ -272,7 +272,9 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
             comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not (is_group(key) or "/" in key)
             mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
             if parsed.is_hydra_override():
-                raise InputError(f"'{text}' is a sweep, but it holds for all jobs: give {key} one value{mend}")
+                raise InputError(
+                    f"'{text}' gives several values, but all jobs share Hydra's settings: give {key} one value{mend}"
+                )
             if key in SEVERAL:
                 mend = f", or for all of them together write {key}=[{text.partition('=')[2]}]"
             raise SeveralRuns(f"'{text}' is a sweep", f"give {key} one value{mend}")

@@ -274,7 +274,7 @@ def _compose_one(overrides: Sequence[str], multirun: bool) -> Config:
     wanted, started = config.trainer.devices, int(os.environ["LOCAL_WORLD_SIZE"])
     if wanted is not None and wanted != started:
         raise InputError(
-            f"trainer.devices={wanted}, but {started} processes were started on this machine: leave it out"
+            f"trainer.devices={wanted}, but torchrun or srun has started {started} on this machine: leave it out"
         )
     check(config)
     return config

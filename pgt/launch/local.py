@@ -81,7 +81,9 @@ def slots(cpus: Sequence[int], gpus: Sequence[str], gpus_per_job: int | None, cp
     if not 0 <= own_gpus <= len(gpus):
         raise InputError(f"hydra.launcher.gpus_per_job={own_gpus}, but this machine has {counted(len(gpus), 'GPU')}")
     if cpus_per_job is not None and not 1 <= cpus_per_job <= len(cpus):
-        raise InputError(f"hydra.launcher.cpus_per_job={cpus_per_job}, but this machine has {len(cpus)} CPUs")
+        raise InputError(
+            f"hydra.launcher.cpus_per_job={cpus_per_job}, but this machine has {counted(len(cpus), 'CPU')}"
+        )
     by_gpus = len(gpus) // own_gpus if own_gpus else len(cpus)
     own_cpus = cpus_per_job or max(1, len(cpus) // by_gpus)
     count = min(by_gpus, len(cpus) // own_cpus)

@@ -178,6 +178,9 @@ class Amplification(Alteration):
         """Forward hook of a layer: let the backward pass multiply the gradient of its output by a scalar on the device.
 
         A compiled network multiplies in every layer, by 1 if it is not chosen, so that a new choice compiles nothing.
+
+        Returns:
+            What takes the output's place in a compiled network; else None.
         """
         if torch.compiler.is_compiling():
             amplified: Tensor = _Amplified.apply(output, factor)
@@ -249,10 +252,10 @@ class Amplification(Alteration):
 
 
 class _Amplified(torch.autograd.Function):
-    """A copy whose gradient is multiplied by a factor.
+    """The identity, whose gradient is multiplied by a factor, for compiled networks. The compiler removes the clone.
 
-    Compiled code makes no copy. A tensor's hook would need none in eager mode either, but torch 2.11 cannot compile one
-    whose tensor is then changed in place, as by a ReLU.
+    Eager mode uses a tensor's hook, which needs none. torch 2.11 cannot compile a hook on a tensor that is later changed
+    in place, as by a ReLU.
     """
 
     @staticmethod

@@ -144,7 +144,7 @@ def power_grad_cross_entropy(
 
 def _apply(*arguments: Any) -> Tensor:
     """The loss of `PowerGrad`, or an error that names the surrogate if another derivative is asked for."""
-    # Before torch 2.15 (2.11, for example), `is_exporting` is always true within torch.compile; the flag is right.
+    # In torch 2.11, `is_exporting` is always true within torch.compile; the flag is true only within torch.export.
     if torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True):
         raise RuntimeError(
             "torch.export keeps the value of power_grad_cross_entropy and not its gradient: export the network without "

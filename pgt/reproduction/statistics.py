@@ -54,7 +54,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 CONFIDENCE = 0.95
-"""The confidence of every interval, two-sided."""
+"""The confidence of an interval unless another is given, two-sided."""
 
 POWER = 0.8
 """The power with which the stated number of seeds shows a published difference."""

@@ -192,8 +192,8 @@ def _progress(one: Standing, summary: Summary | None) -> Standing:
 
 def counts(found: Sequence[Standing]) -> str:
     """The number of runs of each status: `4 runs: 1 diverged, 3 finished`."""
-    by_status = sorted(Counter(one.status for one in found).items())
-    return f"{counted(len(found), 'run')}: {', '.join(f'{number} {status}' for status, number in by_status)}"
+    numbers = sorted(Counter(one.status for one in found).items())
+    return f"{counted(len(found), 'run')}: {', '.join(f'{number} {status}' for status, number in numbers)}"
 
 
 def status_table(found: Sequence[Standing], root: Path) -> Table:

@@ -114,9 +114,9 @@ def claim(sweep: Path, command: Sequence[str]) -> None:
 def link(sweep: Path, number: int, run: Path) -> None:
     """Note that job `number` of a sweep trains a run."""
     sweep.mkdir(parents=True, exist_ok=True)
-    path = sweep / str(number)
-    path.unlink(missing_ok=True)  # of a requeued job, or of a search that goes on with other values
-    path.symlink_to(os.path.relpath(run.absolute(), sweep.absolute()))
+    new = sweep / f".{number}.{os.getpid()}"
+    new.symlink_to(os.path.relpath(run.absolute(), sweep.absolute()))
+    new.replace(sweep / str(number))  # an older link if the job was requeued, or a search goes on with other values
 
 
 def runs_of(sweep: Path) -> dict[int, Path]:

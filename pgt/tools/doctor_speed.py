@@ -14,6 +14,7 @@ from pgt.config.compose import compose_all
 from pgt.config.grammar import written
 from pgt.core.machine import cpus, has_dali
 from pgt.core.types import Loader
+from pgt.core.words import counted
 from pgt.data.delivery import Delivery
 from pgt.methods import PowerGradCrossEntropy
 from pgt.tools.finding import NOTE, OK, Finding
@@ -68,7 +69,7 @@ def compared(read: float, trained: float, network: str, device: torch.device, wo
         share: CPUs of a rank.
     """
     where = "GPU" if device.type == "cuda" else "CPU"
-    speeds = f"{read:,.0f} images/s with {workers} data workers, {network} trains on {trained:,.0f}"
+    speeds = f"{read:,.0f} images/s with {counted(workers, 'data worker')}, {network} trains on {trained:,.0f}"
     if read >= trained:
         return Finding(OK, f"the loader keeps up with this {where}: {speeds}")
     if workers < share:

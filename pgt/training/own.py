@@ -38,7 +38,7 @@ def check(config: Config) -> None:
         function = located(key, part.name)
         given: dict[str, Any] = {
             name: value for name, value in part.arguments.items() if not (name.startswith("_") and name.endswith("_"))
-        }  # the others are words of Hydra's `instantiate`, such as `_convert_`
+        }  # without the keys of Hydra's own `instantiate`, such as `_convert_`
         if key == "model":
             given["num_classes"] = 0
         places = () if key == "model" or inspect.isclass(function) else (None, None)

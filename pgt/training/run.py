@@ -186,7 +186,7 @@ def _announce(console: Console, title: str, job: Job, trainer: Trainer, loader: 
         begin = f", from the evaluation of epoch {epoch}"
     size = f"{counted(job.config.recipe.epochs, 'epoch')} of {counted(loader.steps_per_epoch, 'step')}"
     shared = f" on {world} devices" if world > 1 else ""
-    workers = f", {loader.workers} data workers" + " each" * (world > 1) if loader.workers else ""
+    workers = f", {counted(loader.workers, 'data worker')}" + " each" * (world > 1) if loader.workers else ""
     console.say(f"{title}: {size}{shared}{workers}{begin}  -> {job.folder}")
     for line in filter(None, (alteration.describe() for alteration in trainer.alterations)):
         console.say(f"{title}: {line}")

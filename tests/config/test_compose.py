@@ -233,7 +233,7 @@ LOCAL, SLURM = "hydra/launcher=local", "hydra/launcher=slurm"
         ([SLURM, "hydra.launcher.gpus_per_node=two"], ["gpus_per_node must be a whole number, or a type", "got two"]),
         ([SLURM, "hydra.launcher.wait=maybe"], ["hydra.launcher.wait must be true or false, got maybe"]),
         ([SLURM, "hydra.launcher.setup=x"], ["must be a list, as in hydra.launcher.setup=[x]"]),
-        ([f"{LOCAL},slurm"], ["is a sweep", "give hydra/launcher one value"]),
+        ([f"{LOCAL},slurm"], ["gives several values", "give hydra/launcher one value"]),
         ([SLURM, "hydra.launcher.partition=a,b"], ["one value, or if the comma", "\"hydra.launcher.partition='a,b'\""]),
         (["hydra.swep.dir=x"], ["unknown key 'hydra.swep.dir': did you mean 'hydra.sweep.dir'?"]),
     ],

@@ -10,6 +10,7 @@ from pgt import data
 from pgt.cli.main import main
 from pgt.core.errors import InputError
 from pgt.core.machine import cpus
+from pgt.core.words import counted
 from pgt.data import tree as trees
 from tests.conftest import TINY, compose, last_wins, pgt, train
 from tests.data.helpers import FOLDER
@@ -33,7 +34,7 @@ def test_verify_counts_and_train_compares(tmp_path):
     summary = train(*RUN)
     assert summary.manifest == manifest["digest"]
     [log] = tmp_path.glob("runs/**/log.txt")
-    assert f" step, {min(cpus(), 16)} data workers  -> " in log.read_text()
+    assert f" step, {counted(min(cpus(), 16), 'data worker')}  -> " in log.read_text()
     [environment] = tmp_path.glob("runs/**/environment.json")
     assert json.loads(environment.read_text())["manifest"] == manifest["digest"]
     (tmp_path / "train" / "cat" / "b.jpg").write_bytes(WHOLE)

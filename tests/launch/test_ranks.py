@@ -245,7 +245,7 @@ def only_rank(monkeypatch):
     [
         (("-m", "seed=0,1"), "-m goes through runs one after the other, and torchrun or srun starts one run"),
         (("trainer.devices=3", "recipe.local_batch=null", "recipe.global_batch=12"),
-         "trainer.devices=3, but 1 processes were started on this machine: leave it out"),
+         "trainer.devices=3, but torchrun or srun has started 1 on this machine: leave it out"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_torchrun_is_refused(only_rank, capsys, arguments, said):

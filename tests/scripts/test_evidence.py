@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 
+from pgt.core.errors import InputError
 from pgt.reproduction.groups import LAST, TRAIN
 from pgt.reproduction.statistics import Sample
 from scripts import evidence
@@ -21,7 +22,9 @@ def near(mean):
 def row(experiment, method, alpha, rate, seed, top1, **more):
     values = {"experiment": experiment, "method": method, "alpha": alpha, "recipe.lr_peak": rate, "seed": seed}
     losses = {LOGITS: 10.0 / alpha, LOSS: 4.0 if alpha == 1 else 5.0, LOSS_ALPHA: 4.1}
-    return values | {"status": "finished", TRAIN: top1, LAST: top1} | losses | more
+    group = " ".join(map(str, (experiment, method, alpha, rate)))
+    same = {"status": "finished", "group_id": group, "manifest": "f", "recipe.epochs": 10}
+    return values | same | {TRAIN: top1, LAST: top1} | losses | more
 
 
 def runs():
@@ -48,8 +51,13 @@ def runs():
 
 
 def verdicts(frame):
-    numbers, missing = evidence.judge(frame)
-    return {number.claim: number.verdict for number in numbers if number.verdict}, missing
+    found, missing = evidence.judge(frame)
+    return {claim: finding.verdict for claim, finding in found.items()}, missing
+
+
+def number(found, claim, what):
+    [one] = [one for one in found[claim].numbers if one.what == what]
+    return one
 
 
 def changed(frame, name, value, **where):
@@ -62,7 +70,8 @@ def changed(frame, name, value, **where):
 
 def test_every_claim_has_a_verdict():
     found, missing = verdicts(runs())
-    assert (set(found.values()), found.keys() | {"other α"}, missing) == ({"holds"}, evidence.CLAIMS.keys(), {})
+    assert (found.pop("other α"), set(found.values()), missing) == ("", {"holds"}, {})
+    assert {*found} == {f"E{number}" for number in range(1, 9)}
 
 
 @pytest.mark.parametrize(
@@ -89,27 +98,56 @@ def test_a_claim_is_judged_by_its_numbers(claim, change, verdict):
     assert found[claim] == verdict
 
 
-def test_a_diverged_run_counts_as_chance():
+def test_a_diverged_run_counts_as_chance_and_has_no_logits():
     frame = changed(runs(), "status", "diverged", method="pgt", alpha=0.25)
-    numbers, _ = evidence.judge(changed(frame, LAST, math.nan, method="pgt", alpha=0.25))
-    assert [one.value.mean for one in numbers if (one.claim, one.what) == ("E1", f"{LAST}, α=0.25")] == [CHANCE]
-    assert {one.verdict for one in numbers if one.claim in ("E1", "E3")} == {"", "fails"}
+    found, _ = evidence.judge(changed(frame, LAST, math.nan, method="pgt", alpha=0.25))
+    assert number(found, "E1", f"{LAST}, α=0.25").value.mean == CHANCE
+    assert [found[claim].verdict for claim in ("E1", "E3", "E4")] == ["fails", "undecided", "undecided"]
 
 
 def test_a_claim_without_its_runs_has_no_verdict():
     frame = runs()
-    found, missing = verdicts(frame[(frame.seed != 4) & (frame["recipe.lr_peak"] != 0.2)])
+    searched = (frame.seed == 100) & (frame.method == "gc")
+    found, missing = verdicts(frame[(frame.seed != 4) & (frame["recipe.lr_peak"] != 0.2) & ~searched])
     assert missing == {
-        "E1": "tiny/bn baseline lr_peak=0.1: seed 4",
-        "E2": "tiny/bn baseline lr_peak=0.1: seed 4",
-        "E5": "tiny/bn baseline lr_peak=0.2: seed 0–2",
+        "E1": "tiny/bn baseline lr_peak=0.1, seed 4",
+        "E2": "tiny/bn baseline lr_peak=0.1, seed 4",
+        "E5": "tiny/bn baseline lr_peak=0.2, seed 0–2",
+        "E6": "tiny/nobn gc lr_peak=0.0125, seed 100",
     }
-    assert found.keys() == {"E3", "E4", "E6", "E7", "E8"}
+    assert found.keys() == {"E3", "E4", "E7", "E8", "other α"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("recipe.epochs", 1, {"seed": 2, "alpha": 0.5}), "runs of tiny/bn differ in recipe.epochs"),
+        (("manifest", "g", {"seed": 2, "experiment": "tiny/nobn"}), "runs of tiny/nobn differ in manifest"),
+        (("group_id", "other", {"seed": 2, "alpha": 0.5}), "tiny/bn pgt α=0.5 lr_peak=0.1 has runs of different"),
+    ],
+)
+def test_runs_of_another_setting_are_refused(change, message):
+    name, value, where = change
+    with pytest.raises(InputError, match=message):
+        evidence.judge(changed(runs(), name, value, **where))
+
+
+def test_a_folder_without_runs_is_bad_input(capsys):
+    with pytest.raises(SystemExit) as caught:
+        evidence.main(["--runs", "nowhere"])
+    assert caught.value.code == 2
+    assert "no runs under nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("mean", "deviation", "verdict"),
-    [(1.0, 0.3, "holds"), (-1.0, 0.3, "fails"), (0.0, 0.05, "fails"), (0.05, 0.3, "undecided")],
+    [
+        (1.0, 0.3, "holds"),
+        (-1.0, 0.3, "fails"),
+        (0.0, 0.05, "fails"),
+        (0.1, 0.01, "fails"),  # above 0, and smaller than 0.2
+        (0.05, 0.3, "undecided"),
+    ],
 )
 def test_a_gain_is_judged_by_its_interval(mean, deviation, verdict):
     assert evidence.judged_gain(Sample(mean, deviation, 3)) == verdict
@@ -119,10 +157,20 @@ def test_of_equal_rates_the_smaller_is_the_best():
     assert evidence.best_rate({0.1: near(10), 0.05: near(10), 0.2: near(9)}) == 0.05
 
 
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(near(13), "holds"), (near(11), "leads"), ({0: 20, 1: 1, 2: 14}, "leads")]
+)
+def test_methods_of_equal_accuracy_count_alike(ours, verdict):
+    """However they are ordered; and whoever shares the first place leads."""
+    top1 = {"gc": near(11), "pgt": {0: 11.5, 1: 11.0, 2: 10.5}, BEST: ours}
+    for order in (list(top1), list(reversed(top1))):
+        assert evidence.judged_best({method: top1[method] for method in order}) == verdict
+
+
 def test_the_other_alphas_have_wider_intervals():
-    numbers, _ = evidence.judge(runs())
-    [other] = [one for one in numbers if (one.claim, one.what) == ("other α", f"{LAST}, α=0.5 less baseline")]
-    assert (other.confidence, other.verdict) == (0.9875, "")
+    found, _ = evidence.judge(runs())
+    other = number(found, "other α", f"{LAST}, α=0.5 − baseline")
+    assert other.confidence == 0.9875
     half = 8.86 * other.value.deviation / math.sqrt(3)  # the quantile of Student's t with two degrees of freedom
     assert other.interval[1] - other.value.mean == pytest.approx(half, rel=1e-3)
 
@@ -140,3 +188,9 @@ def test_every_number_in_the_tables_of_the_page_has_been_measured():
     assert len(numbers) > 50
     digits = {number: len(number.partition(".")[2]) for number in numbers}
     assert [n for n, d in digits.items() if not any(f"{value:.{d}f}" == n.lstrip("+") for value in known)] == []
+
+
+def test_the_committed_verdicts_are_current(tmp_path, capsys):
+    """Fails if results/runs or the code has changed and `make tables` was not run."""
+    evidence.main(["--runs", str(ROOT / "results/runs"), "--output", str(tmp_path / "evidence.csv")])
+    assert (tmp_path / "evidence.csv").read_text() == (ROOT / "results/tables/evidence.csv").read_text()

@@ -69,7 +69,7 @@ def alone():
 
 @cache
 def together(count):
-    """So many processes that share the groups."""
+    """What `count` processes, which share the groups of each step, have trained."""
     return start_ranks(trained_as_rank, configs(ON_RANKS[count]), count)
 
 
