@@ -254,8 +254,8 @@ class Amplification(Alteration):
 class _Amplified(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a factor, for compiled networks. The compiler removes the clone.
 
-    Eager mode uses a tensor's hook, which needs none. torch 2.11 cannot compile a hook on a tensor that is later changed
-    in place, as by a ReLU.
+    Eager mode uses a tensor's hook, which needs none. torch 2.11 cannot compile a hook on a tensor that is later
+    changed in place, as by a ReLU.
     """
 
     @staticmethod
