@@ -32,7 +32,7 @@ test: $(READY)  ## run the tests of a few minutes: on the CPU, and on a GPU, if 
 	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pytest tests/test_cuda.py; fi
 
 test-slow: $(READY)  ## run the others: every kind of death and stop, Slurm, compiled networks, wheels
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -n 4 --dist loadfile
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -n 3 --dist loadfile
 
 lint: $(READY)  ## ruff: style, imports, likely bugs
 	$(BIN)/ruff check .
