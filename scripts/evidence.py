@@ -20,11 +20,12 @@ import pandas as pd
 from pgt.core.errors import InputError
 from pgt.core.files import write_text
 from pgt.core.words import ranges
-from pgt.reproduction.formats import Column, render, table
+from pgt.reproduction.formats import Column, data_table, render, table
 from pgt.reproduction.groups import LAST, TRAIN, read_runs, varying
 from pgt.reproduction.statistics import CONFIDENCE, Sample, interval, sample, signed
 from pgt.runs.folder import DIVERGED, FINISHED
 from pgt.runs.frame import config_names, records
+from pgt.runs.labels import with_alpha
 
 HOLDS, FAILS, UNDECIDED, ROUGHLY, PARTLY, LEADS, TRAILS = (
     "holds", "fails", "undecided", "roughly", "partly", "leads", "does not lead",
@@ -64,8 +65,7 @@ class Setting:
     rate: float = RATE
 
     def __str__(self) -> str:
-        method = self.method + (f" α={self.alpha:g}" if self.alpha != 1 else "")
-        return f"{self.experiment} {method} lr_peak={self.rate:g}"
+        return f"{self.experiment} {with_alpha(self.method, self.alpha)} lr_peak={self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,8 @@ def honest_loss(measured: Measured) -> Finding:
         *(Number(f"loss at z, α={alpha:g}", loss) for alpha, loss in at_z.items()),
         *(Number(f"loss at α·z, α={alpha:g}", loss) for alpha, loss in at_alpha.items()),
     ]
-    return Finding(
-        numbers, judged_errors([abs(loss.mean / base.mean - 1) for loss in at_alpha.values()], 0.05, 0.1, above)
-    )
+    errors = [abs(loss.mean / base.mean - 1) for loss in at_alpha.values()]
+    return Finding(numbers, judged_errors(errors, 0.05, 0.1, above))
 
 
 def more_than_a_rate(measured: Measured) -> Finding:
@@ -343,17 +342,6 @@ PRINTED: Sequence[Column[Row]] = (
     ("Confidence %", lambda row: "" if row[2].value.n == 1 else f"{100 * row[2].confidence:g}"),
     ("n", lambda row: str(row[2].value.n)),
 )
-DATA: Sequence[Column[Row]] = (
-    ("claim", lambda row: row[0]),
-    ("verdict_of_claim", lambda row: row[1]),
-    ("what", lambda row: row[2].what),
-    ("mean", lambda row: _known(row[2].value.mean)),
-    ("deviation", lambda row: _known(row[2].value.deviation)),
-    ("low", lambda row: _known(row[2].interval[0])),
-    ("high", lambda row: _known(row[2].interval[1])),
-    ("confidence", lambda row: str(row[2].confidence)),
-    ("n", lambda row: str(row[2].value.n)),
-)
 
 
 def _interval(number: Number) -> str:
@@ -362,8 +350,20 @@ def _interval(number: Number) -> str:
     return "" if number.value.n == 1 else " to ".join(map(text, number.interval))
 
 
-def _known(value: float) -> str:
-    return "" if math.isnan(value) else str(value)
+def _data(row: Row) -> dict[str, object]:
+    claim, verdict, number = row
+    low, high = number.interval
+    return {
+        "claim": claim,
+        "verdict_of_claim": verdict,
+        "what": number.what,
+        "mean": number.value.mean,
+        "deviation": number.value.deviation,
+        "low": low,
+        "high": high,
+        "confidence": number.confidence,
+        "n": number.value.n,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -382,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for claim, what in missing.items():
         print(f"{claim}: no verdict yet; to finish: {what}")
     if options.output:
-        write_text(options.output, render([table(rows, DATA)], "csv").rstrip("\n"))
+        write_text(options.output, render([data_table(list(map(_data, rows)))], "csv"))
 
 
 if __name__ == "__main__":

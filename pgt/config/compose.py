@@ -269,7 +269,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
             values.append([text])
         elif not multirun or parsed.is_hydra_override():
             key = parsed.key_or_group
-            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not (is_group(key) or "/" in key)
+            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not _chooses(text)
             mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
             if parsed.is_hydra_override():
                 raise InputError(

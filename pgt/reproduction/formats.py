@@ -105,7 +105,7 @@ def _render(table: Table, form: str) -> str:
 def data_table(rows: Sequence[Mapping[str, object]]) -> Table:
     """Rows of data as a table; a value that is not known, or is no number, is an empty cell."""
     cells = [["" if value is None or value != value else str(value) for value in row.values()] for row in rows]
-    return Table("", list(rows[0]), cells)
+    return Table("", list(rows[0]) if rows else [], cells)
 
 
 def sample_data(name: str, value: Sample | None) -> dict[str, object]:
