@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pgt.core.types import Alteration, NamedParameters, Schedule, is_own
 
@@ -115,9 +116,9 @@ class Amplification(Alteration):
     """Amplifies the gradients of the layers that fluctuated in the epoch before.
 
     At the end of an epoch F is computed for each layer that takes part, from the gradients of its weight: as they were
-    when this alteration was called, so before the clipping of alterations that come later. A step with a gradient that
-    is not finite does not count; the gradient scaler skips it. F does not depend on the layer's own factor, which is
-    constant within an epoch. Nothing is known before the first epoch: it is never amplified.
+    when this alteration was called, so before the clipping of alterations that come later. A step in which one of these
+    gradients is not finite does not count; the gradient scaler skips it. F does not depend on the layer's own factor,
+    which is constant within an epoch. Nothing is known before the first epoch: it is never amplified.
 
     With `where="activations"` a hook multiplies the gradient of each chosen layer's output by the factor. So its own
     gradients grow, and those of every layer before it: by factor^k after k chosen layers in a chain. With
@@ -156,6 +157,8 @@ class Amplification(Alteration):
     def attach(self, model: nn.Module, schedule: Schedule) -> None:
         types = tuple(kind for name in self.kinds for kind in KINDS[name])
         found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, types)]
+        if self.where == "activations":  # nn.MultiheadAttention reads the weight of its out_proj and never calls it
+            found = [(name, layer) for name, layer in found if not isinstance(layer, NonDynamicallyQuantizableLinear)]
         self.layers = {name: layer for name, layer in found if is_own(name) and _is_trained(layer)}
         if not self.layers:
             raise ValueError(

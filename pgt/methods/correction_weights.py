@@ -229,8 +229,8 @@ class WeightCorrection(Alteration):
         if self.fit == "direction":
             losses = 1 - _cosine(corrected, direction)
         else:
-            tiny = torch.finfo(direction.dtype).tiny
-            losses = (_norm(corrected - direction) / _norm(direction).clamp(min=tiny)).square()
+            length = _norm(direction)
+            losses = (_norm(corrected - direction) / torch.where(length > 0, length, 1.0)).square()  # 0·inf is NaN
         counted = (_norm(gradient) > 0) & (_norm(direction) > 0)
         return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp(min=1)
 

@@ -11,12 +11,12 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-TWICE = (
-    "power_grad_cross_entropy has no second derivative with respect to the logits: its backward pass returns p′ − q, "
-    "which is not the gradient of its value (only the derivative with respect to the incoming gradient exists: "
-    "torch.autograd.grad(..., inputs=weights))"
-)
 INSTEAD = "use surrogate_cross_entropy, which is made of ordinary PyTorch operations"
+TWICE = (
+    "power_grad_cross_entropy has no second derivative with respect to the logits or the target: its backward pass "
+    "returns p′ − q, which is not the gradient of its value (only the derivative with respect to the incoming gradient "
+    f"exists: torch.autograd.grad(..., inputs=weights)); {INSTEAD}"
+)
 
 
 def refuse_make_fx(logits: Tensor) -> None:
@@ -71,7 +71,7 @@ class CompiledPowerGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         saved, target, weight = ctx.saved_tensors
-        grad = _gradient(saved, target, grad_loss, weight, *ctx.options)
+        grad = _gradient(saved, target, grad_loss, weight, *ctx.options).to(saved.dtype)
         by_target = None
         if ctx.needs_input_grad[1]:
             by_target = _target_gradient(saved, grad_loss, weight, ctx.options[1], ctx.options[-1])
@@ -94,21 +94,30 @@ class PowerGrad(torch.autograd.Function):
         return _forward(ctx, logits, target, weight, options)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, grad_log_p: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_log_p: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_log_p is not None:
             raise RuntimeError(TWICE)
+        if grad_loss is None:
+            return (None,) * 7
         if not torch.is_grad_enabled():
-            return CompiledPowerGrad.backward(ctx, grad_loss)
+            try:
+                return CompiledPowerGrad.backward(ctx, grad_loss)
+            except RuntimeError as error:
+                if "vmap" not in str(error):  # a batch of incoming gradients: nothing is multiplied by one in place
+                    raise
         saved, target, weight = ctx.saved_tensors
+        _, epsilon, ignore_index, reduction = ctx.options
         with torch.no_grad():
-            unit = _gradient(saved, target, torch.ones_like(grad_loss), weight, *ctx.options)
-        grad = _Once.apply(unit, saved) * _per_position(grad_loss, ctx.options[-1])  # linear in the incoming gradient
+            ones = torch.ones(grad_loss.shape, dtype=grad_loss.dtype, device=grad_loss.device)
+            unit = _gradient(saved, target, ones, weight, *ctx.options)
+        grad = _Once.apply(unit, saved, target) * _per_position(grad_loss, reduction)  # it is linear in what comes in
+        if not target.is_floating_point():
+            grad = torch.where((target != ignore_index).unsqueeze(1), grad, 0.0)  # what comes in may be infinite
         by_target = None
         if ctx.needs_input_grad[1]:
-            by_target = _target_gradient(
-                _Once.apply(saved.detach(), saved), grad_loss, weight, ctx.options[1], ctx.options[-1]
-            )
-        return grad, by_target, *[None] * 5
+            once = _Once.apply(saved.detach(), saved, target)
+            by_target = _target_gradient(once, grad_loss, weight, epsilon, reduction)
+        return grad.to(saved.dtype), by_target, *[None] * 5
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
@@ -143,14 +152,12 @@ def _gradient(
     ignore_index: int,
     reduction: str,
 ) -> Tensor:
-    """Gradient of the loss with respect to the logits, in the dtype of `saved`: log p, or 16-bit logits."""
+    """Gradient of the loss with respect to the logits, in float32 or better, from log p or 16-bit logits."""
     z = full_precision(saved)
     powers = powers_of(saved if z is saved else z.log_softmax(1), alpha)
     if target.is_floating_point():
-        grad = _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
-    else:
-        grad = _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
-    return grad.to(saved.dtype)
+        return _soft_gradient(powers, target, grad_loss, epsilon, weight, reduction)
+    return _hard_gradient(powers, target, grad_loss, epsilon, weight, ignore_index, reduction)
 
 
 def _target_gradient(saved: Tensor, grad_loss: Tensor, weight: Tensor | None, epsilon: float, reduction: str) -> Tensor:
@@ -209,11 +216,11 @@ def _soft_gradient(
 
 
 class _Once(torch.autograd.Function):
-    """The identity on `value`, whose backward pass raises: `value` was computed from `source` outside the graph, so
+    """The identity on `value`, whose backward pass raises: `value` was computed from `sources` outside the graph, so
     that a derivative through it would silently be missing."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, *sources: Tensor) -> Tensor:
         return value.view_as(value)
 
     @staticmethod

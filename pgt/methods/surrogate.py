@@ -28,7 +28,7 @@ def surrogate_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """CE(α·z, q)/α with the plain cross-entropy for its value.
+    """CE(α·z, q)/α with the plain cross-entropy for its value (NaN where that is infinite).
 
     Args:
         logits, target, label_smoothing, smoothing, weight, ignore_index, reduction: see `power_grad_cross_entropy`.
@@ -52,9 +52,10 @@ def surrogate_cross_entropy(
     def cross_entropy(z: Tensor, q: Tensor) -> Tensor:
         return F.cross_entropy(z, q, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=epsilon)
 
-    tempered = cross_entropy(alpha * logits, target.detach()) / alpha
-    # detach, and not no_grad, which leaves forward-mode derivatives; the target's gradient is cross-entropy's
-    return tempered + (cross_entropy(logits.detach(), target) - tempered.detach())
+    # detach, and not no_grad, which leaves forward-mode derivatives
+    constant = logits.detach()
+    tempered = (cross_entropy(alpha * logits, target) - cross_entropy(alpha * constant, target)) / alpha
+    return tempered + cross_entropy(constant, target)  # 0, with the gradient p' − q, and the value, with the target's
 
 
 class SurrogateCrossEntropy(PowerGradCrossEntropy):

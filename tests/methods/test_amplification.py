@@ -344,6 +344,17 @@ def test_norms_before_a_relu_in_place_can_be_amplified():
     assert torch.equal(own["3.0.weight"], others["3.0.weight"])
 
 
+def test_a_layer_that_is_never_called_is_not_said_to_be_amplified():
+    """nn.MultiheadAttention computes with its out_proj's weight and does not call it: no hook of its output fires."""
+    net = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 3)})
+    alteration = amplification(kinds=["linear"], where="activations")
+    alteration.attach(net, lambda step: 0.1)
+    assert list(alteration.layers) == ["head"]
+    alteration = amplification(kinds=["linear"], where="weights")
+    alteration.attach(net, lambda step: 0.1)
+    assert list(alteration.layers) == ["attention.out_proj", "head"]
+
+
 def test_a_network_without_such_layers_is_refused():
     with pytest.raises(ValueError, match=r"^finds no layer of the kinds norm in the network: set kinds to some of"):
         amplification(kinds=["norm"]).attach(chain(), lambda step: 0.1)

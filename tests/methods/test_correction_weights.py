@@ -161,6 +161,18 @@ def test_gradients_that_are_not_finite_are_not_learnt_from(target, bad):
     assert all(math.isfinite(value) for value in alteration.end_epoch(0).values())
 
 
+@pytest.mark.parametrize("fit", ["direction", "vector"])
+def test_a_step_that_was_skipped_leaves_no_direction_and_is_not_learnt_from(fit):
+    """With a gradient scaler: of two steps between snapshots the second one overflows."""
+    layer = nn.Linear(64, 16, bias=False)
+    alteration = attached(nn.Sequential(layer), target="gradients", every=2, fit=fit)
+    for step, gradient in enumerate(NoisyQuadratic(layer, 9, 1.0, 0)):
+        layer.weight.grad = gradient * math.inf if step == 3 else gradient
+        alteration([], step)
+    assert all(p.isfinite().all() for p in alteration.predictors.parameters())
+    assert layer.weight.grad.isfinite().all()
+
+
 def test_a_state_goes_on_bit_for_bit():
     def went_on(interrupted):
         torch.manual_seed(0)

@@ -137,11 +137,67 @@ def test_a_second_derivative_by_the_logits_is_refused(dtype, of):
     )
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(first[0].square().sum(), z)
+    if of == "logits":  # p′ − q depends on both
+        [again] = torch.autograd.grad(power_grad_cross_entropy(z, q, ALPHA), z, create_graph=True)
+        with pytest.raises(RuntimeError, match="use surrogate_cross_entropy"):
+            torch.autograd.grad(again.square().sum() + q.square().sum(), q)
     leaves = [x.detach().requires_grad_() for x in (z, q)]
     both = torch.autograd.grad(power_grad_cross_entropy(*leaves, ALPHA), leaves, create_graph=True)
     total = sum(gradient.square().sum() for gradient in both)
     with pytest.raises(RuntimeError, match="no second derivative"):
         total.backward()
+
+
+def test_a_batch_of_incoming_gradients_gives_the_jacobian():
+    z, y = samples()
+    for target in (y, torch.rand(6, 5, dtype=torch.float64)):
+        loss = power_grad_cross_entropy(z, target, ALPHA, reduction="none")
+        rows = [torch.autograd.grad(loss[i], z, retain_graph=True)[0] for i in range(6)]
+        [got] = torch.autograd.grad(loss, z, torch.eye(6, dtype=torch.float64), is_grads_batched=True)
+        torch.testing.assert_close(got, torch.stack(rows))
+
+
+def test_a_later_function_may_return_no_gradient():
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    z, y = samples()
+    Cut.apply(power_grad_cross_entropy(z, y, ALPHA)).backward()
+    assert z.grad is None
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_fp16_keeps_small_gradients_under_a_loss_scale_with_and_without_a_graph(kept):
+    z, y = torch.randn(2, 50, 128, 128).half().requires_grad_(), torch.randint(50, (2, 128, 128))
+    [step] = torch.autograd.grad(65536 * power_grad_cross_entropy(z, y, ALPHA), z, create_graph=kept)
+    assert step.dtype == torch.float16
+    wide = z.detach().double().requires_grad_()
+    [exact] = torch.autograd.grad(65536 * power_grad_cross_entropy(wide, y, ALPHA), wide)
+    torch.testing.assert_close(step.detach().double(), exact, rtol=1e-3, atol=1e-7)
+
+
+def mixed(loss, z, q):
+    """The derivative by q of the squared norm of the gradient by z."""
+    return torch.func.grad(lambda q: torch.func.grad(lambda z: loss(z, q))(z).square().sum())(q)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_surrogate_has_the_derivative_of_its_gradient_by_the_target(reduction):
+    z, q = torch.randn(6, 5, dtype=torch.float64), torch.rand(6, 5, dtype=torch.float64)
+    got = mixed(lambda z, q: surrogate_cross_entropy(z, q, ALPHA, reduction=reduction), z, q)
+    torch.testing.assert_close(got, mixed(lambda z, q: tempered(z, q, reduction=reduction), z, q))
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1e-3, 1e-8])
+def test_the_surrogates_value_is_cross_entropys_bit_for_bit(alpha):
+    z, y = torch.randn(6, 1000), torch.randint(1000, (6,))
+    assert torch.equal(surrogate_cross_entropy(z, y, alpha), F.cross_entropy(z, y))
 
 
 def test_other_derivatives_are_refused_and_the_surrogate_named():

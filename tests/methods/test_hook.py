@@ -1,5 +1,7 @@
 """The published listing is what recipe and docs say it is."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -125,6 +127,17 @@ def test_the_emulation_at_alpha_1_is_the_baseline():
     z, y = torch.randn(16, 10, requires_grad=True), torch.randint(10, (16,))
     got, expected = (torch.autograd.grad(loss(z, y), z)[0] for loss in (EmulatedHookCrossEntropy(1.0), F.cross_entropy))
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", [AuthorsHookCrossEntropy, EmulatedHookCrossEntropy])
+def test_a_copy_is_a_loss_of_its_own_and_it_can_be_pickled(kind):
+    z, y = torch.randn(16, 10, requires_grad=True), torch.randint(10, (16,))
+    criterion = kind(0.25)
+    copied = copy.deepcopy(criterion)
+    copied.alpha = 1.0
+    got, expected = (torch.autograd.grad(loss(z, y), z)[0] for loss in (copied, F.cross_entropy))
+    assert torch.equal(got, expected)
+    assert pickle.loads(pickle.dumps(criterion)).alpha == 0.25
 
 
 @pytest.mark.slow
