@@ -26,6 +26,10 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False))
 
 
+TEMPORARY = ".*.tmp"
+"""A pattern for the names of files that are not whole yet, or that a killed process has left behind."""
+
+
 @contextmanager
 def atomic_write(path: Path, before: Path | None = None) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when it is whole and on the disk, or not at all.

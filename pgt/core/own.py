@@ -24,6 +24,9 @@ def located(key: str, target: str) -> Callable[..., Any]:
     """
     try:
         found = resolve_name(target)
+        if inspect.ismodule(found):  # a function or class may have the name of its module
+            parent, _, name = target.rpartition(".")
+            found = getattr(resolve_name(parent), name) if parent else found
     except Exception as error:  # whatever importing the module raises
         hint = f"; {FOUND}" if isinstance(error, ModuleNotFoundError) else ""
         raise InputError(f"{key} ({target}): {one_line(error)}{hint}") from None

@@ -171,11 +171,15 @@ class Reader:
 
     def complaint(self, index: int) -> InputError:
         """Make the error that names the unreadable file `index` and the reason."""
-        error = self._error(index)
-        reason = why(error) if error else "it could not be read at first, now it can: is the disk all right?"
+        error, image = self._error(index), printable(self.files.path(index))
+        if error is None:
+            return InputError(
+                f"the image {image} could not be read before, and now it can: if you have mended it, run "
+                "`pgt data verify` again; if not, is the disk all right?"
+            )
         return InputError(
-            f"cannot read the image {printable(self.files.path(index))}: {reason}; mend or remove it, or leave such "
-            "files out by data.on_bad_file=skip (`pgt data verify` finds them all)"
+            f"cannot read the image {image}: {why(error)}; mend or remove it, or leave such files out by "
+            "data.on_bad_file=skip (`pgt data verify` finds them all)"
         )
 
     def _error(self, index: int) -> Exception | None:

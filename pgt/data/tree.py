@@ -222,7 +222,9 @@ def check_manifest(tree: Tree, digest: str, path: Path | None, allow_unreadable:
         if named:
             raise InputError(f"no data.manifest {path}: `pgt data verify --output` writes it") from None
         return []
-    except (ValueError, KeyError, TypeError, IsADirectoryError):
+    except IsADirectoryError:
+        raise InputError(f"data.manifest {path} is a folder: name the file that `pgt data verify` wrote") from None
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is damaged: run `pgt data verify {tree.root}` again, or remove it") from None
     if known != digest:
         raise InputError(

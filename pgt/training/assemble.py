@@ -92,6 +92,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         accumulating=train.groups_per_step > 1,
         compiled=config.trainer.compile,
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
+        seed=config.seed,
     )
     return train, test, trainer
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from pgt.config.schema import Config
 from pgt.core import machine
 from pgt.core.errors import InputError
-from pgt.core.files import atomic_write, write_json
+from pgt.core.files import TEMPORARY, atomic_write, write_json
 from pgt.core.types import Loader
 from pgt.runs import folder as runs
 from pgt.runs import norms as weight_norms
@@ -33,7 +33,7 @@ from pgt.training.trainer import Trainer
 LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
 """Checkpoints to resume from: the last one, or if it cannot be read, the one before."""
 WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "loader", "skipped", "metrics_size", "summary"}
-"""Keys that every checkpoint has. Older ones lack `alterations`."""
+"""Keys that every checkpoint has. Older ones lack `alterations` and `loss`."""
 
 
 def clear(folder: Path, loggers: Iterable[str]) -> None:
@@ -78,13 +78,15 @@ def end(folder: Path, summary: Summary) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint that can be read, on the CPU; None if there is none.
+    """The last checkpoint that can be read, on the CPU; None if there is none. Removes what was not written whole.
 
     Its entry `warning`, if it has one, says that a later one is damaged.
 
     Raises:
         InputError: the only checkpoint, or both, are damaged, or of an older format.
     """
+    for unfinished in (folder / LAST).parent.glob(TEMPORARY):  # by a process that was killed
+        unfinished.unlink(missing_ok=True)
     broken: list[InputError] = []
     paths = [path for path in (folder / name for name in CHECKPOINTS) if path.is_file()]
     for path in paths:

@@ -6,7 +6,6 @@ import inspect
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pkgutil import resolve_name
 from typing import Any
 
 from pgt.config.schema import Config, Own
@@ -100,7 +99,7 @@ def _place(error: BaseException, part: Own, name_too: bool = False) -> str:
     Args:
         name_too: only lines within the function or class itself.
     """
-    function = resolve_name(part.name)
+    function = located("", part.name)
     try:
         file = inspect.getfile(function)
     except TypeError:  # it is not written in Python

@@ -38,8 +38,8 @@ class Tally:
         A group of a non-finite loss does not count: the gradient scaler skips its step, and it would spoil the mean.
         """
         good = torch.isfinite(loss)
-        correct, count = (logits.argmax(1) == labels).sum(), (labels != IGNORE_INDEX).sum().to(loss.dtype)
-        sums = torch.stack([count, correct.to(loss.dtype), loss * count])
+        correct, count = (logits.argmax(1) == labels).sum(), (labels != IGNORE_INDEX).sum()
+        sums = torch.stack([count.double(), correct.double(), loss.double() * count])  # a loss may be in 16 bits
         self._sums += torch.where(good, sums, 0.0)
         self._step_is_good = self._step_is_good & good
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from inspect import signature
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pgt.core.errors import TrainingError
@@ -64,6 +64,7 @@ class Trainer:
         accumulating: whether a step has more than one group on a rank.
         compiled: run network and loss through torch.compile.
         diagnostics: returns more entries for each record, perhaps a `warning`; may wait for the device.
+        seed: of the random numbers that network, loss and alterations draw while they train.
         recorder: records norms, if the config asks for it, on the rank that writes.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
     accumulating: bool = True
     compiled: bool = False
     diagnostics: Callable[[], dict[str, Any]] = dict
+    seed: int = 0
     recorder: Recorder | None = None
     progress: Progress = field(init=False, default_factory=lambda: Progress(-1))
     tally: Tally = field(init=False)
@@ -91,6 +93,7 @@ class Trainer:
         if self.compiled:  # before DDP, whose forward cannot be compiled; DDP's hooks are on the parameters
             # By default torch.compile does not notice the recorder's hook and may reuse a graph compiled without it.
             torch._dynamo.config.skip_nnmodule_hook_guards = False
+            torch.compiler.reset()  # it compiles a function for 8 networks at most; a sweep's runs share this process
             self._network, self._loss = torch.compile(self.model), torch.compile(self.loss)
         self._shared: DistributedDataParallel | None = None
         if self.ranks.world_size > 1:
@@ -106,6 +109,7 @@ class Trainer:
         """One optimizer step on the mean gradient of equally large groups, without a host synchronisation."""
         set_rate(self.optimizer, self.schedule(step))
         for index, batch in enumerate(groups):
+            self._seed(step, self.ranks.rank * len(groups) + index)
             with self._synchronised(index == len(groups) - 1), self._statistics(index, len(groups)):
                 with self.precision.autocast():
                     logits = self._network(batch.images)
@@ -119,6 +123,7 @@ class Trainer:
         recorder = self.recorder if self.recorder is not None and self.recorder.due(step) else None
         if recorder is not None:
             recorder.gradients(self.parameters)
+        self._seed(step)  # alterations draw the same on every rank
         for alteration in self.alterations:
             alteration(self.parameters, step)
         if recorder is not None:
@@ -144,10 +149,10 @@ class Trainer:
             "model": model,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": {kind: read() for kind, (read, _) in self._random().items()},
             "progress": asdict(self.progress),
             "tally": self.tally.state_dict(),
             "alterations": [alteration.state_dict() for alteration in self.alterations],
+            "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -158,22 +163,23 @@ class Trainer:
         for group, own in zip(self.optimizer.param_groups, fused, strict=True):
             group["fused"] = own  # the saved option fits the device that saved
         self.scaler.load_state_dict(state["scaler"])
-        for kind, random_state in state.get("random", {}).items():  # earlier checkpoints have none
-            if kind in self._random():
-                self._random()[kind][1](random_state)
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])
         kept = state.get("alterations", [{}] * len(self.alterations))  # earlier checkpoints have none
         for alteration, own_state in zip(self.alterations, kept, strict=True):
             alteration.load_state_dict(own_state)
+        if isinstance(self.loss, nn.Module) and "loss" in state:  # earlier checkpoints have none
+            self.loss.load_state_dict(state["loss"])
 
-    def _random(self) -> Mapping[str, tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
-        """Return, for each device type, what gets and what sets the state of torch's generator, which dropout uses."""
-        device, cpu = self.ranks.device, (torch.get_rng_state, torch.set_rng_state)
-        if device.type != "cuda":
-            return {"cpu": cpu}
-        cuda = partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)
-        return {"cpu": cpu, "cuda": cuda}
+    def _seed(self, *place: int) -> None:
+        """Seed torch's generators, which dropout uses, by the run's seed and a place: a step, and a group in it.
+
+        So a group draws the same random numbers whichever rank it is on, and in a resumed run.
+        """
+        seed = int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.default_generators[self.ranks.device.index].manual_seed(seed)
 
     def share_buffers(self) -> None:
         """Combine the running statistics over the ranks, and give the result to every rank."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,42 +21,62 @@ REFUSALS = (AssertionError, RuntimeError, ValueError)
 
 
 def try_network(config: Config, model: nn.Module, classes: int, precision: Precision) -> None:
-    """Try a network that is not one of the paper's, on the device that it is on. Leaves torch's random numbers alone.
+    """Try a network that is not one of the paper's, or any on groups of one image, as in training and in evaluation.
+
+    The network stays on its device. Its buffers and torch's random numbers are as they were.
 
     Raises:
         InputError: it has batch norm and the recipe no groups, or it does not make logits of the data's images.
     """
-    if config.model.name in PARAMETERS:
+    count = min(config.recipe.local_batch or config.recipe.global_batch, 2)
+    if config.model.name in PARAMETERS and count > 1:
         return
     if config.recipe.local_batch is None and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise InputError(needs_groups(config.model.name, config.recipe))
     data, device = config.data, next(model.parameters()).device
     size = data.image_size if isinstance(data, (ImageFolder, Synthetic)) else DATA_SETS[data.name].image_size
     assert size is not None
-    images = torch.zeros(2, 3, size, size, device=device, dtype=precision.dtype)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), precision.autocast():
-        try:
-            logits = model.eval()(images)
-        except REFUSALS as error:
-            key = f"model ({config.model.name})"
-            raise InputError(f"{key} cannot take images of {size} pixels: {one_line(error)}") from error
-    _check("model", config.model.name, logits, (2, classes))
+    images = torch.zeros(count, 3, size, size, device=device, dtype=precision.dtype)
+    with _as_it_was(model, device), torch.no_grad(), precision.autocast():
+        for training in (True, False):
+            try:
+                logits = model.train(training)(images)
+            except REFUSALS as error:
+                what = f"images of {size} pixels" if count > 1 else f"groups of one image of {size} pixels"
+                raise InputError(f"model ({config.model.name}) cannot take {what}: {one_line(error)}") from error
+            _check("model", config.model.name, logits, (count, classes))
 
 
 def try_loss(config: Config, loss: Loss, classes: int, device: torch.device) -> None:
     """Try a loss of the user's own.
 
     Raises:
-        InputError: it does not return one number that depends on the logits.
+        InputError: it does not return one number that depends on the logits, or has parameters to train.
     """
     if config.method.loss is None:
         return
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        raise InputError(
+            f"method.loss ({config.method.loss.name}) has parameters, and the network's alone are trained: put them in "
+            "the network, or make them buffers"
+        )
     logits = torch.zeros(2, classes, device=device, requires_grad=True)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _as_it_was(loss, device):
         value = loss(logits, torch.zeros(2, dtype=torch.int64, device=device))
     _check("method.loss", config.method.loss.name, value, ())
     if not value.requires_grad:
         raise InputError(f"method.loss ({config.method.loss.name}) returned a number that has no gradient")
+
+
+@contextmanager
+def _as_it_was(tried: object, device: torch.device) -> Iterator[None]:
+    """A context that changes neither torch's random numbers nor the buffers of what is tried."""
+    buffers = list(tried.buffers()) if isinstance(tried, nn.Module) else []
+    before = [buffer.clone() for buffer in buffers]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
 
 
 def _check(key: str, name: str, found: object, shape: tuple[int, ...]) -> None:

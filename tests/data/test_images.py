@@ -518,7 +518,7 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
 
     monkeypatch.setattr(image_file, "contents", once)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
-    with pytest.raises(InputError, match=r"a.jpg: it could not be read at first, now it can: is the disk all right\?"):
+    with pytest.raises(InputError, match=r"a.jpg could not be read before, and now it can: .*is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
 
 

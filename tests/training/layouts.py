@@ -1,6 +1,7 @@
 """The functions that the ranks of test_distributed.py and test_recorder.py run."""
 
 import torch
+import torch.nn.functional as F
 
 from pgt.data import open_set
 from pgt.training.assemble import assemble
@@ -9,6 +10,14 @@ from pgt.training.ranks import process_group
 from pgt.training.recorder import Recorder
 
 STEPS = 12
+
+
+DROPOUT = "dropout"
+"""The name of the config that is trained with dropout before the classifier."""
+
+
+def drop(layer, inputs):
+    return F.dropout(*inputs, 0.5, layer.training)
 
 
 def trained(configs, ranks):
@@ -20,6 +29,8 @@ def trained(configs, ranks):
         torch.manual_seed(config.seed)
         train, test, trainer = assemble(config, open_set(**options), ranks)
         trainer.model.train()
+        if name == DROPOUT:
+            trainer.model.fc.register_forward_pre_hook(drop)
         step, records = 0, []
         for epoch in range(-(-STEPS // train.steps_per_epoch)):
             batches = train.epoch(epoch)

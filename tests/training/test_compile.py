@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from pgt.core.types import Batch
@@ -67,6 +68,22 @@ def test_a_network_is_compiled_twice_whatever_the_number_of_groups(monkeypatch):
     compiled = trained(ALONE, True, 6, "mean")
     assert counters["stats"]["unique_graphs"] == 3
     assert_alike(compiled, trained(ALONE, False, 6, "mean"))
+
+
+def test_every_network_of_a_sweep_is_compiled(monkeypatch):
+    """torch compiles a function for so many networks, and then no more; the runs of a sweep share a process."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    seen = []
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (4, 5, 6):
+            network = nn.Sequential(nn.Flatten(), nn.Linear(12, width), nn.Linear(width, 5))
+            precision, sgd = Precision("fp32", "cpu"), optimizer.build(network, 0.9, 5e-4, fused=False)
+            trainer = Trainer(network, PowerGradCrossEntropy(0.5), sgd, lambda step: 0.1, [], precision,
+                              precision.scaler(65536, 2000), compiled=True)  # fmt: skip
+            trainer.train_step([Batch(torch.randn(6, 3, 2, 2), torch.randint(5, (6,)))], 0)
+            seen.append(counter.frame_count)
+    assert seen == [2, 4, 6]  # of the network and of its loss
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from pgt.training.ranks import (
 )
 from pgt.training.tally import Tally
 from tests.conftest import compose
-from tests.training.layouts import STEPS, trained, trained_as_rank
+from tests.training.layouts import DROPOUT, STEPS, trained, trained_as_rank
 
 SMALL = ("data=synthetic", "data.num_samples=75", "data.image_size=8", "recipe=demo", "recipe.global_batch=24",
          "recipe.local_batch=6", "recipe.lr_peak=0.005", "recipe.warmup_epochs=0", "recipe.epochs=7")  # fmt: skip
@@ -43,6 +43,7 @@ CASES = {
     "amplification": ("method=amplification_per_weight", "model=resnet20", "trainer.precision=fp64"),
     "gradient correction": ("method=gcgd", "method.transforms.1.every=3", "model=resnet20_nobn",
                             "trainer.precision=fp64"),
+    DROPOUT: ("method=pgt", "model=resnet20_nobn", "trainer.precision=fp64"),
     "no local batch": ("method=pgt", "model=resnet20_nobn", "trainer.precision=fp64", "recipe.local_batch=null"),
 }  # fmt: skip
 
@@ -198,6 +199,16 @@ def streaks_of_ranks(losses, every):
     with ThreadPoolExecutor(len(losses)) as pool:
         tallies = [Tally(torch.device("cpu"), ranks) for _ in losses]
         return list(pool.map(streaks, tallies, losses, [every] * len(losses)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_counts_are_exact_whatever_the_precision_of_the_loss(dtype):
+    tally, labels = Tally(torch.device("cpu"), ALONE), torch.zeros(1023, dtype=torch.int64)
+    logits = torch.zeros(1023, 2)
+    logits[:100, 1] = 1
+    for _ in range(11):
+        tally.add(logits, labels, torch.tensor(1000.0, dtype=dtype))
+    assert tally.read()[:3] == [11 * 1023, 11 * 923, 11 * 1023 * 1000]
 
 
 def test_bad_steps_that_alternate_between_ranks_are_one_streak():

@@ -1,22 +1,28 @@
 """Functions and networks of the user's own and of timm: errors of faulty ones, and what the trainer makes of them."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from pgt.cli.main import main
 from pgt.config.identity import group_id, identity, run_id
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, Stopped
+from pgt.core.own import located
 from pgt.data import open_set
 from pgt.models import build, classifiers
 from pgt.runs.folder import find
 from pgt.training.assemble import assemble
 from pgt.training.job import data_options
+from pgt.training.precision import Precision
 from pgt.training.ranks import ALONE
+from pgt.training.trial import try_network
 from tests.conftest import TINY, compose, last_wins, train
+from tests.training.test_stopping import Asked
 
 FAULTY = """
 import torch
@@ -60,8 +66,48 @@ class Network(nn.Linear):
         return x if self.fault == "shape" else super().forward(x.mean((2, 3)))
 
 
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, labels):
+        return self.factor * torch.nn.functional.cross_entropy(logits, labels)
+
+
+def auxiliary(num_classes):
+    network = Network(num_classes)
+    network.register_forward_hook(lambda layer, images, logits: (logits, logits) if layer.training else logits)
+    return network
+
+
 def number(num_classes):
     return NUMBER
+"""
+
+STATEFUL = """
+import torch
+from torch import nn
+
+
+def dropping(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3072), nn.Dropout(0.5), nn.Linear(3072, num_classes))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits, labels):
+        if logits.requires_grad:
+            self.calls += 1
+        return torch.nn.functional.cross_entropy(logits / self.calls, labels)
+
+
+def noisy(parameters, step):
+    for _, parameter in parameters:
+        parameter.grad += 0.01 * torch.randn_like(parameter)
 """
 
 
@@ -113,6 +159,7 @@ def transform(text):
         ("method.loss={_target_: faulty.images}", ["method.loss (faulty.images) must return a tensor of shape []"]),
         ("method.loss={_target_: faulty.constant}", ["method.loss (faulty.constant)", "no gradient"]),
         ("method.loss={_target_: faulty.third_class}", ["method.loss", "IndexError", line_of("[None][5]")]),
+        ("method.loss={_target_: faulty.Weighted}", ["method.loss (faulty.Weighted) has parameters", "buffers"]),
         ("method.loss={gamma: 2}", ["method.loss._target_ is missing"]),
     ],
 )
@@ -137,6 +184,11 @@ def test_a_faulty_function_gets_one_line_and_nothing_is_written(capfd, override,
             ["must return a tensor of shape [2, 10], not one of [2, 3, 32, 32]"],
         ),
         ("{_target_: faulty.Network, depth: 3}", ["model (faulty.Network)", "unexpected keyword argument 'depth'"]),
+        ("{_target_: faulty.auxiliary}", ["model (faulty.auxiliary) must return a tensor of shape [2, 10], not tuple"]),
+        (
+            "{_target_: faulty.Network, fault: late}",
+            ["model (faulty.Network) failed: IndexError", line_of("only in training")],
+        ),
         ("{_target_: faulty.number}", ["model (faulty.number)", "not int"]),
         ("{_target_: faulty.Network, name: resnet18}", ["model has a name and a _target_"]),
         ("{_target_: timm.create_model, model_name: no_such}", ["model (timm.create_model) failed", "no_such"]),
@@ -156,11 +208,52 @@ def test_an_exception_while_training_names_key_file_and_line_and_the_run_can_go_
     assert main(["train", *TINY, "model=resnet20", "method=baseline", late]) == 2
     assert "method.transforms.0 (faulty.late) failed: ZeroDivisionError: two lines (" in (err := capfd.readouterr().err)
     assert line_of("ZeroDivisionError") in err
-    assert main(["train", *TINY, "method=baseline", *own_model("{_target_: faulty.Network, fault: late}"), late]) == 2
-    assert "model (faulty.Network) failed: IndexError: only in training" in capfd.readouterr().err
     Path("faulty.py").write_text(FAULTY.replace("step == at", "False"))
     sys.modules.pop("faulty")
     assert main(["train", *TINY, "model=resnet20", "method=baseline", late]) == 0
+
+
+def test_groups_of_one_image_that_a_network_cannot_be_trained_on_are_refused(capfd):
+    one = ("recipe.global_batch=1", "recipe.local_batch=1")
+    assert main(["train", *last_wins(*TINY, *one), "model=resnet18", "method=baseline"]) == 2
+    err = capfd.readouterr().err
+    assert "model (resnet18) cannot take groups of one image of 32 pixels: Expected more than 1 value" in err
+    assert not find(Path("runs"))
+
+
+def test_trying_a_network_leaves_its_buffers_and_random_numbers_as_they_were():
+    config = compose("data=synthetic", "recipe=demo", "model.name=timm/resnet18")
+    network = build("timm/resnet18", 10)
+    before = [value.clone() for value in network.state_dict().values()], torch.random.get_rng_state()
+    try_network(config, network, 10, Precision("fp32", "cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(before[0], network.state_dict().values(), strict=True))
+    assert torch.equal(before[1], torch.random.get_rng_state())
+
+
+def test_dropout_noise_and_the_buffers_of_a_loss_do_not_depend_on_stops(monkeypatch):
+    Path("stateful.py").write_text(STATEFUL)
+    monkeypatch.syspath_prepend(".")
+    own_model("{_target_: stateful.dropping}")
+    run = last_wins(*TINY, "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4", "method=baseline",
+                    f"hydra.searchpath=[file://{Path('own').absolute()}]", "model=mine",
+                    "method.loss={_target_: stateful.Counting}", transform("{_target_: stateful.noisy}"))  # fmt: skip
+    for look in (2, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr("pgt.training.run.Stop", partial(Asked, look))
+            with pytest.raises(Stopped):
+                train(*run)
+    train(*run)
+    train(*run, "paths.runs=whole")
+    sys.modules.pop("stateful")
+    went_on, whole = (torch.load(next(Path(root).rglob("last.pt")), weights_only=True) for root in ("runs", "whole"))
+    assert went_on["loss"] == whole["loss"] == {"calls": 12}
+    assert all(torch.equal(went_on["model"][key], value) for key, value in whole["model"].items())
+
+
+def test_a_function_may_have_the_name_of_its_module():
+    assert located("model", "torchvision.models.alexnet") is torchvision.models.alexnet
+    with pytest.raises(InputError, match="must be a function or a class, not module"):
+        located("model", "torch.nn")
 
 
 def test_a_loss_of_ones_own_does_not_go_with_what_it_replaces():

@@ -290,6 +290,13 @@ def test_a_full_disk_gets_one_line_and_leaves_the_checkpoint_before_whole(monkey
     assert curve(folder()) == curve(find(root_of_finished)[0][0])
 
 
+def test_a_checkpoint_that_a_killed_process_left_unfinished_is_removed(unfinished):
+    left = unfinished / "checkpoints" / ".last.pt.1.tmp"
+    left.write_bytes(b"half")
+    assert train(*DIGITS).status == "finished"
+    assert not left.exists()
+
+
 def open_lock():
     with lock(Path(".")):
         pass
