@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.conf import HydraConf
@@ -66,12 +68,14 @@ class Jobs:
 
     Attributes:
         overrides: the command line in Hydra's own terms.
+        command: the words after `pgt train` that stand for these jobs, whatever the current folder is.
         configs: of the jobs, in Hydra's order. If a sweeper chooses the values: jobs that between them have each value
             that it can choose from, and both ends of each interval.
         hydra: Hydra's own config, of the last job.
     """
 
     overrides: list[str]
+    command: list[str]
     configs: list[Config]
     hydra: HydraConf
 
@@ -101,7 +105,9 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
     with _searched(overrides) as rest:
         spelled = _spell_out(rest, multirun)
         jobs = expand(spelled, multirun)
-        configs = []
+        given = _for_sweeper(spelled)
+        configs: list[Config] = []
+        plugins: list[Any] = []
         with _hydra():
             for job in jobs:
                 try:
@@ -109,9 +115,12 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
                 except InputError as error:
                     where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
                     raise InputError(f"{error}{where}") from None
-            own = HydraConfig.get()
+                own = HydraConfig.get()
+                if (chosen := _plugins(own)) not in plugins:
+                    plugins.append(chosen)
+            _refuse_plugins_of_jobs(plugins, given)
         _refuse_doubles(configs, jobs)
-        return Jobs([*_other_folders(), *_for_sweeper(spelled)], configs, own)
+        return Jobs([*_other_folders(), *given], [*_own_files(), *given], configs, own)
 
 
 def compose_job(job: Sequence[str]) -> Config:
@@ -163,6 +172,35 @@ def instead_of_flag(flag: str, following: str) -> str:
     return " or ".join(f"{key}={value}" for key in keys)
 
 
+def _plugins(settings: HydraConf) -> Any:
+    """The launcher and the sweeper of a job, with their options."""
+    return OmegaConf.to_container(OmegaConf.masked_copy(settings, ["launcher", "sweeper"]))  # type: ignore[arg-type]
+
+
+def _refuse_plugins_of_jobs(plugins: Sequence[Any], overrides: Sequence[str]) -> None:
+    """Refuse a sweep whose jobs choose another launcher or sweeper, or other options, than Hydra uses.
+
+    Hydra takes them from a config without the swept choices, such as the experiments of `experiment=a,b`.
+
+    Args:
+        plugins: `_plugins` of the jobs, each different one once.
+        overrides: those that Hydra gets.
+    """
+    parsed = [parse(text) for text in overrides]
+    if not any(one.is_sweep_override() and is_group(one.key_or_group) for one in parsed):
+        return
+    shared = [text for one, text in zip(parsed, overrides, strict=True) if not one.is_sweep_override()]
+    try:
+        used = [_plugins(_composed(tuple(shared), sources()).hydra)]
+    except InputError:  # an option of a launcher that only these choices name
+        used = []
+    if plugins != used:
+        raise InputError(
+            "all jobs of a sweep share a launcher, a sweeper and their options, and these experiments choose some: "
+            "give them on the command line, as in hydra/launcher=slurm, or give each experiment a command of its own"
+        )
+
+
 def _refuse_doubles(configs: Sequence[Config], jobs: Sequence[Sequence[str]]) -> None:
     """Refuse a sweep that names a run twice, as when method.alpha overrides the α of method=baseline, too."""
     seen: dict[str, Sequence[str]] = {}
@@ -202,8 +240,20 @@ def _searched(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _other_folders() -> list[str]:
     """The override by which Hydra finds more folders than that of the primary config."""
-    others = [f"file://{folder}" for folder in search_path()[1]]
-    return [f"hydra.searchpath={written(others)}"] if others else []
+    return _searching_in(search_path()[1])
+
+
+def _own_files() -> list[str]:
+    """The words by which `pgt train` finds the user's own files that it finds now."""
+    found = sources()
+    if found.primary == Sources.primary:
+        return _searching_in(found.own)
+    first = [word for folder in found.own[:1] for word in ("--config-dir", str(folder))]
+    return ["--config-name", found.primary, *first, *_searching_in(found.own[1:])]
+
+
+def _searching_in(folders: Sequence[Path]) -> list[str]:
+    return [f"hydra.searchpath={written([f'file://{folder}' for folder in folders])}"] if folders else []
 
 
 def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
@@ -259,7 +309,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
     """The override lists of the jobs of a command line, in Hydra's order.
 
     Raises:
-        InputError: an override that does not parse, or a sweep over Hydra's own settings.
+        InputError: an override that does not parse, a sweep over Hydra's own settings, or one without values.
         SeveralRuns: a sweep without `multirun`.
     """
     values = []
@@ -278,8 +328,10 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
             if key in SEVERAL:
                 mend = f", or for all of them together write {key}=[{text.partition('=')[2]}]"
             raise SeveralRuns(f"'{text}' is a sweep", f"give {key} one value{mend}")
+        elif swept := _swept(parsed):
+            values.append([f"{parsed.get_key_element()}={value}" for value in swept])
         else:
-            values.append([f"{parsed.get_key_element()}={value}" for value in _swept(parsed)])
+            raise InputError(f"'{text}' is a sweep without a value: name some, as in {parsed.key_or_group}=range(0,3)")
     if _searching(overrides):  # the product may be vast, and the sweeper tries only a part of it
         most = max(map(len, values))
         return [[each[min(index, len(each) - 1)] for each in values] for index in range(most)]

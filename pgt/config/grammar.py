@@ -35,6 +35,8 @@ def parse(text: str) -> Override:
 
 def _mend(text: str) -> str:
     """Advice on how to write a word that is no override."""
+    if re.match(r"[^=]+=(\{|\[\s*[\[{])", text):
+        return "write quotes around each text in it, as in {name: 'a b'}"
     if "=" in text.strip("="):
         words = re.split(r"\s+(?=[+~]{0,2}[\w./@]+=)", text)
         several = f"for {len(words)} overrides write {' '.join(words)} as {len(words)} words; for one "
@@ -48,15 +50,27 @@ def _mend(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The override with its value in quotes, for the grammar and for a shell."""
+    """The override with its value, or each element of a list, in quotes, for the grammar and for a shell."""
     key, equals, value = text.partition("=")
-    value = os.path.expanduser(value)
     if not (equals and re.fullmatch(r"[+~]{0,2}[\w./@-]+", key)):
         return "key=value"
-    single, double = (f"{key}={QuotedString(value, quote).with_quotes()}" for quote in (Quote.single, Quote.double))
+    single, double = (f"{key}={_in_quotes(value, quote)}" for quote in (Quote.single, Quote.double))
     if not set(value) & {*"\"$`\\!'"}:
         return f'"{single}"'
     return shlex.quote(single) if "'" in value else f"'{double}'"
+
+
+def _in_quotes(value: str, quote: Quote) -> str:
+    if re.fullmatch(r"\[[^\[\]]*\]", value):
+        elements = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,])+""", value[1:-1])
+        return f"[{','.join(_in_quotes(_bare(element), quote) for element in elements)}]"
+    return QuotedString(os.path.expanduser(value), quote).with_quotes()
+
+
+def _bare(element: str) -> str:
+    """An element of a list without the quotes that it has already."""
+    found = re.fullmatch(r"""\s*(["']?)(.*?)\1\s*""", element, re.DOTALL)
+    return found[2] if found else element
 
 
 def key_of(text: str) -> str:

@@ -12,6 +12,27 @@ from pgt.config.resources import choices, groups, is_folder, read_conf, sources
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 """The groups of Hydra's that are chosen on a command line."""
 
+LOGS = "pgt names the files of a job, which are in the folder of the sweep"
+OUTPUT = "pgt reads what sbatch prints"
+REQUEUED = "a job that is stopped is always requeued, and its run goes on"
+TAKEN = {
+    "array": "pgt makes the array, and hydra.launcher.parallel limits how many of its jobs train at a time",
+    "chdir": "data and runs are found from the folder in which the command is given",
+    "comment": "pgt finds the jobs of its runs by it",
+    "error": LOGS,
+    "no_requeue": REQUEUED,
+    "ntasks_per_node": "write hydra.launcher.tasks_per_node",
+    "open_mode": LOGS,
+    "output": LOGS,
+    "parsable": OUTPUT,
+    "quiet": OUTPUT,
+    "requeue": REQUEUED,
+    "signal": "write hydra.launcher.warning=SECONDS",
+    "test_only": OUTPUT,
+    "wrap": "a job trains a run",
+}
+"""The options of sbatch that `hydra/launcher=slurm` sets itself, or that would mislead it, each with the reason."""
+
 
 def unknown(keys: Iterable[str], known: Set[str]) -> str:
     """Name unknown keys, each with the nearest known key or the choice of a group that has it."""
@@ -53,7 +74,11 @@ def _hint_of_hydra(key: str, known: Set[str]) -> str:
     if owners := _owners(above.replace(".", "/"), last):
         return f": it goes with {owners}"
     beside = sorted(name for name in known if name.rpartition(".")[0] == above and "_target_" not in name)
+    if key in known:  # an empty mapping
+        return f": it takes new keys with a plus, +{key}=..."
     sbatch = above == "hydra.launcher" and f"{above}.partition" in known
+    if sbatch and last in TAKEN:
+        return f": {TAKEN[last]}"
     more = f"; an option of sbatch needs a plus, +{key}=..." if sbatch else ""
     if nearest := difflib.get_close_matches(key, beside or sorted(known), n=1, cutoff=0.85):
         return f": did you mean '{nearest[0]}'?{more}"

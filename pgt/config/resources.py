@@ -56,7 +56,7 @@ def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterato
     before, path = _sources, list(sys.path)
     try:
         _make_importable(Path.cwd())
-        added = [folder for folder in map(_own_folder, folders) if folder not in before.own]
+        added = [folder for folder in map(_own_folder, folders) if folder not in (conf_dir(), *before.own)]
         for folder in added:
             _refuse_doubles(folder)
             _make_importable(folder)

@@ -119,7 +119,7 @@ def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = {}) -> int:
     if submits and jobs.searches:
         raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
     flags = ["-m"] if multirun else []
-    sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.overrides])
+    sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.command])
     if "wait" in options:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in jobs.overrides}
@@ -132,11 +132,10 @@ def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = {}) -> int:
         added = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
         function = update_wrapper(partial(task, sweep=sweep), task)
         _hydra("pgt train", [*flags, *added, *jobs.overrides], function)
-        if submits:
-            return 0
-        if jobs.searches:
+        if submits or jobs.searches:
             found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
-            return _exit_code([code_in(found[number]) for number in sorted(found)])
+            codes = [code_in(found[number]) for number in sorted(found)]  # of a submission, those that were refused
+            return max(codes, default=0) if submits else _exit_code(codes)
     if _in_turn(jobs.hydra):
         _share(jobs.configs)
     return _exit_code([_code_of(config) for config in jobs.configs])

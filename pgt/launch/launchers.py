@@ -13,7 +13,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from pgt.config.compose import compose_job
+from pgt.config.grammar import key_of
 from pgt.config.identity import identity
+from pgt.config.launchers import hydra_overrides
 from pgt.config.resources import own_conf
 from pgt.core.errors import InputError
 from pgt.launch import local, slurm
@@ -54,11 +56,14 @@ class LocalLauncher(Launcher):
         sweep = Path(self._config.hydra.sweep.dir)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         jobs, objectives = list[LaunchedJob](), dict[int, float]()
+        # Without them, a job's config would lack the launcher whose options an experiment's file sets.
+        shared = [text for text in hydra_overrides(self._config) if key_of(text) != "hydra.searchpath"]
         with own_conf([str(folder) for folder in self._config.hydra.searchpath]):
             for number, overrides in zip(numbers, job_overrides, strict=True):
                 name = label(number, self._sweep.total)
                 try:
-                    config = compose_job(overrides)
+                    config = compose_job([*shared, *overrides])
+                    (sweep / str(number)).unlink(missing_ok=True)  # the last time, it may have been refused
                     jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
                 except (InputError, OSError) as error:
                     objectives[number] = refused(sweep, number, name, error)

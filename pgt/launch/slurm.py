@@ -32,6 +32,9 @@ from pgt.runs.sweeps import ask_slurm, link, queued
 POLL_SECONDS = 5.0
 """Time between two looks at the queue."""
 
+TRAINING_ONLY = re.compile(r"node\w*|ntasks\w*|\w*gpu\w*|gres\w*|tres\w*|exclusive|dependency|job_name|signal|requeue")
+"""The options of sbatch that are not for the last job, of `hydra.launcher.then`."""
+
 REQUEUE = [
     "code=$?",
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
@@ -60,23 +63,28 @@ def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | 
     largest = _max_array_size()
     if any(job.config.trainer.force for job in jobs):
         raise InputError("trainer.force=true would start a requeued run over each time: leave it out")
-    busy = queued()
-    idle = [job for job in jobs if job.folder.resolve() not in busy]
-    left = [job for job in idle if not ended(job.folder)]
+    queue = queued(ending=True)
+    going = [job for job in jobs if not ended(job.folder)]
+    busy = {job.number: queue[run] for job in going if (run := job.folder.resolve()) in queue}
+    left = [job for job in going if job.number not in busy]
     submission = _Submission(sweep, **options)
     ids = submission.submit(left, largest)
-    counts = {"ended": len(idle) - len(left), "in the queue already": len(jobs) - len(idle)}
+    counts = {"ended": len(jobs) - len(going), "in the queue already": len(busy)}
     said = [f"{count} {what}" for what, count in counts.items() if count]
     said.append(f"{len(left)} submitted" + f" as job {', '.join(ids)}" * bool(ids))
     print(f"{counted(len(jobs), 'run')}: {', '.join(said)}")
+    if ending := sum(job.ending for job in busy.values()):
+        again = "unless Slurm requeues them, give this command again in a minute"
+        print(f"jobs of these that are ending: {ending}; {again}")
     if ids:
         print(f"`squeue --me --jobs={','.join(ids)}` shows them, `scancel {' '.join(ids)}` ends them")
         print(f"logs, and the code that they run: {os.path.relpath(sweep)}", flush=True)
-        if then:
-            last = submission.submit_last(then, ids)
-            print(f"`{then}` follows as job {last}, output in {os.path.relpath(sweep / 'then.log')}", flush=True)
+    arrays = dict.fromkeys([*ids, *(job.id.partition("_")[0] for job in busy.values())])
+    if then and arrays:
+        last = submission.submit_last(then, [*arrays])
+        print(f"`{then}` follows as job {last}, output in {os.path.relpath(sweep / 'then.log')}", flush=True)
     elif then:
-        print(f"`{then}` is not submitted: no job is left that it could follow", flush=True)
+        print(f"`{then}` is not submitted: all runs have ended", flush=True)
     if not wait:
         return [math.nan] * len(jobs)
     for job in jobs:
@@ -89,7 +97,7 @@ def _wait(runs: set[Path]) -> None:
     """Wait until no job of the queue trains, or is to train, any of these runs."""
     while True:
         with suppress(InputError):  # Slurm may be busy for a while
-            if not runs & queued().keys():
+            if not runs & queued(ending=True).keys():
                 return
         time.sleep(POLL_SECONDS)
 
@@ -129,7 +137,8 @@ class _Submission:
     ) -> None:
         self._sweep, self._code = sweep, sweep.absolute() / "code"
         self._parallel, self._python = parallel, python
-        self._options = {key: value for key, value in sbatch.items() if value is not None}
+        given = {key.replace("-", "_"): value for key, value in sbatch.items()}
+        self._options = {key: value for key, value in given.items() if value is not None and value is not False}
         if int(self._options.get("nodes", 1)) > 1:
             gpus = str(self._options.get("gpus_per_node", 1)).rpartition(":")[2]  # 2, of a100:2, too
             self._options["ntasks_per_node"] = tasks_per_node or max(1, int(gpus))
@@ -202,27 +211,38 @@ class _Submission:
                 submitted = executor.map_array(work, jobs)
         except FailedJobError as error:
             shutil.rmtree(folder)
-            raise InputError(f"Slurm refuses the jobs: {_last_line(str(error))}") from None
+            raise InputError(f"Slurm refuses the jobs: {_reason(str(error))}") from None
         return str(submitted[0].job_id).partition("_")[0]
 
     def submit_last(self, line: str, after: Sequence[str]) -> str:
         """Submit a line of shell as a job that begins when other jobs have ended; returns its id.
 
+        Args:
+            after: ids of these jobs.
+
         Raises:
             InputError: Slurm refuses the job.
         """
+        frozen = self._code.exists()
+        if not frozen:
+            self._freeze()
         options = [f"--dependency=afterany:{':'.join(after)}", f"--output={self._sweep / 'then.log'}"]
-        options += [f"--{key}={self._options[key]}" for key in ("partition", "account", "qos") if key in self._options]
+        shared = {key: value for key, value in self._options.items() if not TRAINING_ONLY.fullmatch(key)}
+        options += [f"--{key.replace('_', '-')}" + f"={value}" * (value is not True) for key, value in shared.items()]
         script = "\n".join([*self._lines, line])
         command = ["sbatch", "--parsable", "--job-name=pgt-then", *options, f"--wrap={script}"]
         done = subprocess.run(command, capture_output=True, text=True)  # nosec B603  # the user's own line and options
         if done.returncode:
-            raise InputError(f"Slurm refuses the last job; the others are submitted: {_last_line(done.stderr)}")
+            if not frozen:
+                shutil.rmtree(self._code)
+            raise InputError(f"Slurm refuses the last job; the others are submitted: {_reason(done.stderr)}")
         return done.stdout.strip().partition(";")[0]
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it does not say why"])[-1]
+def _reason(text: str) -> str:
+    """What sbatch prints, in one line. The plugin of a site gives its reason before sbatch's own last line."""
+    lines = (re.sub(r"^sbatch: (error|fatal): ", "", line).strip() for line in text.splitlines())
+    return "; ".join(filter(None, lines)) or "it does not say why"
 
 
 def work(job: LaunchedJob) -> None:

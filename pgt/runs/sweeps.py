@@ -50,6 +50,8 @@ class SweepList:
 def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[str, Any]]) -> None:
     """Write the list of a sweep's runs into its folder, which may not be there yet.
 
+    A sweep that goes in steps adds those of each step. The time of the file stays that of the first one.
+
     Args:
         command: `pgt train` and its words.
         runs: the identity of each run (see `pgt.config.identity`) by its folder.
@@ -63,7 +65,12 @@ def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[
         for run, identity in runs.items()
     }
     sweep.mkdir(parents=True, exist_ok=True)
-    write_json(sweep / LIST, {"command": list(command), "runs": listed})
+    path = sweep / LIST
+    begun = path.stat() if path.exists() else None
+    before = json.loads(path.read_text())["runs"] if begun else {}
+    write_json(path, {"command": list(command), "runs": before | listed})
+    if begun:
+        os.utime(path, ns=(begun.st_atime_ns, begun.st_mtime_ns))
 
 
 def read_sweeps(root: Path) -> list[SweepList]:
@@ -108,6 +115,7 @@ def claim(sweep: Path, command: Sequence[str]) -> None:
         before = None
     if before != list(command) and any(re.fullmatch(r"\d+|code|array\d+", path.name) for path in sweep.iterdir()):
         raise InputError(f"hydra.sweep.dir={sweep} has the jobs of another command: name a new folder, or leave it out")
+    (sweep / LIST).unlink(missing_ok=True)  # of the last time
     write_json(sweep / COMMAND, list(command))
 
 
@@ -131,18 +139,23 @@ class SlurmJob:
 
     Attributes:
         id: `12`, or `12_3` in an array.
-        running: whether it has begun; otherwise it waits.
+        running: whether it trains; otherwise it waits, or is ending.
+        ending: whether it has been left by its processes. Slurm may requeue it, and does not tell.
     """
 
     id: str
     running: bool
+    ending: bool = False
 
 
-def queued() -> dict[Path, SlurmJob]:
+def queued(ending: bool = False) -> dict[Path, SlurmJob]:
     """The runs that jobs of this user in Slurm's queue train or are to train, with these jobs.
 
     The comment of a job is a folder whose links, named by the numbers of the array's jobs, lead to the runs. Without
     Slurm there are none.
+
+    Args:
+        ending: also those of jobs that are ending, since some may have been requeued.
 
     Returns:
         A job by the run's folder, which is absolute and resolved.
@@ -155,7 +168,8 @@ def queued() -> dict[Path, SlurmJob]:
     arrays: dict[str, dict[int, Path]] = {}
     for text in shown.splitlines():
         job, state, comment = text.split("|", 2)
-        if state == "COMPLETING" or not re.search(r"/array\d+$", comment):  # it may have been cancelled
+        ends = state == "COMPLETING"
+        if (ends and not ending) or not re.search(r"/array\d+$", comment):
             continue
         if comment not in arrays:
             runs = runs_of(Path(comment)) if Path(comment).is_dir() else {}
@@ -163,7 +177,7 @@ def queued() -> dict[Path, SlurmJob]:
             arrays[comment] = {number: parents[run.parent] / run.name for number, run in runs.items()}
         run = arrays[comment].get(int(job.partition("_")[2] or 0))
         if run is not None:
-            found[run] = SlurmJob(job, state == "RUNNING")
+            found[run] = SlurmJob(job, state == "RUNNING", ends)
     return found
 
 

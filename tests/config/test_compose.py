@@ -3,7 +3,7 @@ import shlex
 
 import pytest
 
-from pgt.config.compose import compose_all, expand
+from pgt.config.compose import compose_all, compose_jobs, expand
 from pgt.config.identity import group_id, identity, run_id
 from pgt.config.resources import choices, conf_dir, read_conf
 from pgt.core.errors import InputError
@@ -236,6 +236,18 @@ LOCAL, SLURM = "hydra/launcher=local", "hydra/launcher=slurm"
         ([f"{LOCAL},slurm"], ["gives several values", "give hydra/launcher one value"]),
         ([SLURM, "hydra.launcher.partition=a,b"], ["one value, or if the comma", "\"hydra.launcher.partition='a,b'\""]),
         (["hydra.swep.dir=x"], ["unknown key 'hydra.swep.dir': did you mean 'hydra.sweep.dir'?"]),
+        (["hydra.job.env_set={A:1}"], ["it takes new keys with a plus, +hydra.job.env_set=..."]),
+        (["~hydra/launcher"], ["write hydra/launcher=basic"]),
+        (["~hydra/sweeper"], ["write hydra/sweeper=basic"]),
+        ([SLURM, "+hydra.launcher.comment=mine"], ["leave out hydra.launcher.comment: pgt finds the jobs"]),
+        ([SLURM, "+hydra.launcher.signal=USR2@60"], ["hydra.launcher.signal: write hydra.launcher.warning=SECONDS"]),
+        ([SLURM, "hydra.launcher.signal=USR2@60"], ["hydra.launcher.signal': write hydra.launcher.warning=SECONDS"]),
+        ([SLURM, "+hydra.launcher.no-requeue=true"], ["leave out hydra.launcher.no-requeue: a job that is stopped"]),
+        ([SLURM, "+hydra.launcher.array=0-3", "+hydra.launcher.output=x"], ["launcher.array: ", "launcher.output: "]),
+        (
+            [SLURM, "hydra.launcher.then='pgt report'", "hydra.sweeper.max_batch_size=2"],
+            ["leave out hydra.launcher.then", "hydra.sweeper.max_batch_size"],
+        ),
     ],
 )
 def test_options_of_launchers_are_checked_with_the_command_line(overrides, facts):
@@ -252,6 +264,8 @@ def test_options_of_launchers_are_checked_with_the_command_line(overrides, facts
         [LOCAL, "hydra.launcher.gpus_per_job=0", "hydra.launcher.cpus_per_job=2"],
         [SLURM],
         [SLURM, "+hydra.launcher.mail_type=END", "hydra.launcher.gpus_per_node=a100:2", "hydra.launcher.nodes=2"],
+        [SLURM, "hydra.launcher.time=240"],
+        [SLURM, "hydra.launcher.time=4:00:00", "+hydra.launcher.comment=null"],
     ],
 )
 def test_options_of_launchers_that_can_be_used_are_taken(overrides):
@@ -306,6 +320,25 @@ def test_a_comma_in_a_value_is_shown_in_quotes():
     mended = shlex.split(said.rpartition("write ")[2])
     assert compose("data=imagefolder", *mended).data.root == "/images,2"
     assert "'/" not in refused("model=resnet20,resnet50")
+
+
+@pytest.mark.parametrize(
+    ("value", "elements"),
+    [
+        ("[module load cuda,source ~/venv/bin/activate]", ["module load cuda", "source ~/venv/bin/activate"]),
+        ("['a (b)', c(d]", ["a (b)", "c(d"]),
+        ("""["it's, so",x#y]""", ["it's, so", "x#y"]),
+    ],
+)
+def test_a_list_that_needs_quotes_is_shown_with_quotes_around_each_element(value, elements):
+    said = refused(SLURM, f"hydra.launcher.setup={value}")
+    [mended] = shlex.split(said.partition(": write ")[2])
+    assert compose_jobs([SLURM, mended]).hydra.launcher.setup == elements
+
+
+def test_a_sweep_without_values_is_refused():
+    with pytest.raises(InputError, match=r"'seed=range\(0\)' is a sweep without a value"):
+        compose_all(["seed=range(0)"], multirun=True)
 
 
 def test_a_home_folder_is_named_in_full(monkeypatch):

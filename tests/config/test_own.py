@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from pgt.cli.main import main
-from pgt.config.compose import compose_all
+from pgt.config.compose import compose_all, compose_jobs
 from pgt.config.resources import choices, own_conf
 from pgt.core.errors import InputError
+from pgt.launch.jobs import own_files, parse
 from pgt.runs.folder import find
 from tests.conftest import TINY
 
@@ -69,6 +70,68 @@ def test_own_experiments_train_and_stand_in_plan_table_and_status(capsys):
     assert "did you mean my/grid?" in capsys.readouterr().err
     assert main(["train", "experiment=my/grid", "method.alpha=1", "--cfg", "job", *own]) == 0
     assert "label_smoothing: 0.1" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_own")
+def test_the_stored_command_stands_for_the_same_jobs(monkeypatch):
+    """`pgt status --retry-failed` gives it again."""
+    write("other/recipe/short", "defaults: [demo]\nepochs: 3\n")
+    for words in (
+        ["method=mine", "--config-dir", "own", "--config-name", "start"],
+        ["--config-dir", "own", "--config-name", "start", "hydra.searchpath=[own/other]", "recipe=short"],
+        ["method=mine", "--config-dir", "own"],
+    ):
+        given = parse(words)
+        with own_files(given):
+            jobs = compose_jobs(given.overrides)
+        with monkeypatch.context() as patch:
+            patch.chdir("/")
+            again = parse(jobs.command)
+            with own_files(again):
+                assert compose_jobs(again.overrides).configs == jobs.configs
+        assert jobs.configs[0].seed == (7 if "start" in words else 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults:\n  - override /hydra/launcher: slurm\n",
+        "defaults:\n  - override /hydra/sweeper: optuna\n",
+        "defaults:\n  - override /hydra/launcher: local\nhydra: {launcher: {cpus_per_job: 1}}\n",
+    ],
+)
+@pytest.mark.parametrize("swept", ["my/a,my/b", "my/all", "glob(my/*)", "demo/nobn,my/a", "my/a,demo/nobn"])
+def test_experiments_that_choose_a_launcher_do_not_share_a_sweep(text, swept):
+    for name in "ab":
+        write(f"experiment/my/{name}", f"# @package _global_\n{text}")
+    with own_conf(["own"]):
+        with pytest.raises(InputError, match="these experiments choose some: give them on the command line"):
+            compose_all([f"experiment={swept}"], multirun=True)
+        assert compose_all(["experiment=my/a", "method=baseline,pgt"], multirun=True)
+
+
+def test_options_of_a_launcher_in_several_experiments_must_be_the_same():
+    for name, seed, partition in (("a", 1, "gpu"), ("b", 2, "cpu")):
+        options = f"hydra: {{launcher: {{partition: {partition}}}}}"
+        write(f"experiment/my/{name}", f"# @package _global_\nseed: {seed}\n{options}\n")
+    with own_conf(["own"]):
+        for more in ([], ["hydra.launcher.qos=high"]):
+            with pytest.raises(InputError, match="these experiments choose some"):
+                compose_all(["experiment=my/a,my/b", "hydra/launcher=slurm", *more], multirun=True)
+        given = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+        assert compose_all(["experiment=my/a,my/b", *given], multirun=True)
+
+
+@pytest.mark.parametrize("time", ["4:00:00", "10:30", "240"])
+def test_a_time_in_a_file_needs_quotes(time):
+    """YAML reads the first two as numbers of seconds, which would be minutes to sbatch."""
+    write("hydra/launcher/mine", f"defaults: [slurm]\ntime: {time}\n")
+    write("hydra/launcher/quoted", f"defaults: [slurm]\ntime: '{time}'\n")
+    with own_conf(["own"]):
+        with pytest.raises(InputError, match=r"hydra.launcher.time must be in quotes in a file: '4:00:00', or '240'"):
+            compose_all(["hydra/launcher=mine"])
+        assert compose_jobs(["hydra/launcher=quoted"]).hydra.launcher.time == time
+        assert compose_jobs(["hydra/launcher=mine", "hydra.launcher.time=240"]).hydra.launcher.time == 240
 
 
 @pytest.mark.parametrize(

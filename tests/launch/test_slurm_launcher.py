@@ -11,9 +11,10 @@ import pytest
 
 from pgt.cli.main import main
 from pgt.data.tree import read_tree
+from pgt.launch import launchers
 from pgt.reproduction.published import all_rows
 from pgt.runs.folder import DIVERGED, FINISHED, find
-from pgt.runs.sweeps import queued, runs_of
+from pgt.runs.sweeps import queued, read_sweeps, runs_of
 from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins, pgt
 from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
@@ -35,18 +36,39 @@ def statuses():
     return sorted(summary.status for _, summary in find(Path("runs")))
 
 
+def stand_in(**programs):
+    """Write programs of Slurm that do what a line of shell does."""
+    for name, line in programs.items():
+        path = Path("bin", name)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+
+
 @pytest.fixture
 def submitted(monkeypatch):
     """A stand-in for Slurm that takes every job; gives the names of the scripts that it got."""
-    folder = Path("bin")
-    folder.mkdir()
-    says = {"scontrol": "echo MaxArraySize=3", "squeue": "", "srun": "",
-            "sbatch": 'echo "$@" >> submitted; echo Submitted batch job 7'}  # fmt: skip
-    for name, line in says.items():
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder.absolute()}:{os.environ['PATH']}")
+    Path("bin").mkdir()
+    stand_in(
+        scontrol="echo MaxArraySize=3",
+        squeue="",
+        srun="",
+        sbatch='[ "$1" != --parsable ] || { printf "%s\\n" "$@" > last; echo 9; exit; }\n'
+        'echo "$@" >> submitted; echo Submitted batch job 7',
+    )
+    monkeypatch.setenv("PATH", f"{Path('bin').absolute()}:{os.environ['PATH']}")
     return lambda: Path("submitted").read_text().splitlines()
+
+
+def options_of(script):
+    """The options of sbatch in a script, with their values."""
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", Path(script).read_text(), re.MULTILINE))
+
+
+def in_the_queue(*states, job=8):
+    """Let the queue have an array with a job in each of these states."""
+    [array] = Path("runs/.sweeps").glob("*/array0")
+    rows = [f"{job}_{index}|{state}|{array.absolute()}" for index, state in enumerate(states) if state]
+    stand_in(squeue="\n".join(f"echo '{row}'" for row in rows))
 
 
 def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeypatch):
@@ -98,8 +120,98 @@ def test_a_folder_for_the_sweep_is_taken_again_by_the_same_command_only(submitte
 def test_a_last_job_with_nothing_to_follow_is_said_to_be_left_out(submitted, capsys):
     assert main(("train", *SHORT)) == 0
     assert main(("train", *SHORT, *LAUNCHER, "hydra.launcher.then='pgt report'")) == 0
-    assert "`pgt report` is not submitted" in capsys.readouterr().out
+    assert "`pgt report` is not submitted: all runs have ended" in capsys.readouterr().out
     assert not Path("submitted").exists()
+
+
+def test_the_last_job_follows_all_jobs_of_the_sweep_and_gets_their_options_but_not_their_gpus(submitted, capsys):
+    sweep = ("train", "-m", *SHORT, *LAUNCHER, "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2",
+             "hydra.launcher.nodes=2", "hydra.launcher.dependency=afterok:1", "+hydra.launcher.mail_type=END",
+             "+hydra.launcher.exclusive=true", "+hydra.launcher.overcommit=true", "+hydra.launcher.hold=false",
+             "hydra.launcher.then='pgt report'")  # fmt: skip
+    assert main((*sweep, "seed=0,1")) == 0
+    options = options_of(submitted()[0])
+    assert (options["exclusive"], options["overcommit"], "hold" in options) == ("", "", False)
+
+    def last():
+        given, _, script = Path("last").read_text().partition("--wrap=")
+        assert script.endswith("\npgt report\n")
+        return {*given.split()}
+
+    shared = {"--parsable", "--job-name=pgt-then", "--partition=gpu", "--time=10", "--cpus-per-task=1",
+              "--mail-type=END", "--overcommit"}  # fmt: skip
+    assert {word for word in last() if not word.startswith("--output=")} == {*shared, "--dependency=afterany:7"}
+    in_the_queue("PENDING", "RUNNING")
+    assert main((*sweep, "seed=0,1,2")) == 0
+    assert "--dependency=afterany:7:8" in last()
+    assert main((*sweep, "seed=0,1")) == 0
+    assert "2 runs: 2 in the queue already, 0 submitted\n`pgt report` follows as job 9" in capsys.readouterr().out
+    assert "--dependency=afterany:8" in last()
+    [output] = [Path(word.partition("=")[2]) for word in last() if word.startswith("--output=")]
+    assert (output.parent / "code/pgt/conf/train.yaml").exists()
+
+
+def test_a_job_that_is_ending_may_be_requeued_and_is_not_submitted_again(submitted, capsys):
+    sweep = ("train", "-m", *SHORT, *LAUNCHER, "seed=0,1")
+    assert main(sweep) == 0
+    in_the_queue("COMPLETING", None)
+    assert main(sweep) == 0
+    said = capsys.readouterr().out
+    assert "2 runs: 1 in the queue already, 1 submitted as job 7" in said
+    assert "are ending: 1; unless Slurm requeues them, give this command again" in said
+
+
+def test_what_the_plugin_of_a_site_says_is_shown(submitted, capsys):
+    lines = ["say how long: --time", "Batch job submission failed: Unspecified error"]
+    stand_in(sbatch="\n".join([*(f"echo 'sbatch: error: {line}' >&2" for line in lines), "exit 1"]))
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1")) == 2
+    assert capsys.readouterr().err == f"pgt: Slurm refuses the jobs: {'; '.join(lines)}\n"
+    assert list(Path("runs").glob(".sweeps/*")) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["-m", "seed=0,1"]])
+def test_an_experiments_options_go_with_a_launcher_of_the_command_line(submitted, flags):
+    file = Path("own/experiment/mine.yaml")
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nhydra: {launcher: {partition: gpu, gpus_per_node: 1, time: '4:00:00'}}\n")
+    words = ("experiment=mine", "hydra/launcher=slurm", "--config-dir", "own")
+    assert main(("train", *flags, *SHORT, *words)) == 0
+    [script] = submitted()
+    options = options_of(script)
+    assert (options["partition"], options["gpus-per-node"], options["time"]) == ("gpu", "1", "4:00:00")
+    assert options.get("array") == ("0-1%2" if flags else None)
+
+
+def test_jobs_of_a_primary_config_of_ones_own_are_submitted(submitted):
+    Path("own").mkdir()
+    Path("own/start.yaml").write_text("defaults: [train, _self_]\nhydra: {launcher: {partition: gpu}}\n")
+    words = ("--config-dir", "own", "--config-name", "start")
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1", *words)) == 0
+    assert options_of(submitted()[0])["partition"] == "gpu"
+
+
+def test_a_job_that_is_refused_shows_in_the_exit_code(submitted, capsys, monkeypatch):
+    folder_of = launchers.folder_of
+
+    def gone(config):
+        if config.seed == 1:
+            raise FileNotFoundError(2, "No such file", "a")
+        return folder_of(config)
+
+    sweep = ("train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2", "hydra.sweep.dir=mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(launchers, "folder_of", gone)
+        assert main(sweep) == 2
+    assert "[2/3] a: No such file" in capsys.readouterr().err
+    assert len(submitted()) == 1
+    assert main(sweep) == 0  # what was refused the last time is none of its faults
+
+
+def test_a_sweep_in_steps_lists_all_its_runs(submitted):
+    assert main(("train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2", "hydra.sweeper.max_batch_size=2")) == 0
+    assert len(submitted()) == 2
+    [sweep] = read_sweeps(Path("runs"))
+    assert sorted(about["seed"] for about in sweep.runs.values()) == [0, 1, 2]
 
 
 def test_without_slurm_one_line_says_so(capsys, monkeypatch):

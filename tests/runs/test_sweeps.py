@@ -1,12 +1,13 @@
 """The folder of a sweep, and what Slurm's queue says of its runs."""
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
 from pgt.core.errors import InputError
-from pgt.runs.sweeps import SlurmJob, link, new_sweep, queued, runs_of
+from pgt.runs.sweeps import LIST, SlurmJob, link, new_sweep, queued, read_sweeps, runs_of, write_list
 
 
 @pytest.fixture
@@ -41,8 +42,18 @@ def test_the_queue_names_runs_by_array_and_leaves_out_what_is_ending_or_foreign(
     squeue("\n".join(row.format(array) for row in rows[:3]) + f"\n{rows[4]}\n")
     runs = Path("runs/demo").resolve()
     assert queued() == {runs / "a": SlurmJob("7_0", True), runs / "b": SlurmJob("7_1", False)}
+    assert queued(ending=True) == queued() | {runs / "c": SlurmJob("7_2", False, ending=True)}
     squeue(rows[3].format(array))  # an array of one job is a job
     assert queued() == {runs / "a": SlurmJob("8", True)}
+
+
+def test_the_list_of_a_sweep_grows_with_its_steps_and_keeps_its_time():
+    sweep, about = new_sweep(Path("runs")), {"seed": 0, "method": {"alpha": 1.0, "transforms": []}}
+    write_list(sweep, ["pgt train"], {Path("runs/demo/a"): about})
+    os.utime(sweep / LIST, (1000, 1000))
+    write_list(sweep, ["pgt train"], {Path("runs/demo/b"): about})
+    [found] = read_sweeps(Path("runs"))
+    assert ([*found.runs], found.started) == ([Path("demo/a"), Path("demo/b")], 1000)
 
 
 def test_without_slurm_nothing_is_queued_and_a_slurm_that_fails_is_said(squeue, monkeypatch):
