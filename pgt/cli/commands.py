@@ -166,7 +166,7 @@ def table(options: Namespace) -> None:
         if form == "csv":
             found = [paper_tables.paper_data(runs, numbers)]
         else:
-            found = [paper_tables.paper_table(runs, number) for number in numbers]
+            found = [paper_tables.paper_table(runs, number, narrow=form == "terminal") for number in numbers]
     else:
         groups = read_groups(options.runs, options.what)
         found = [tables.experiment_data(groups) if form == "csv" else tables.experiment_table(groups, options.what)]

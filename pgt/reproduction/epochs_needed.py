@@ -24,12 +24,14 @@ def about_correction(groups: Sequence[Group]) -> bool:
 def epochs_needed(group: Group) -> tuple[Sample | None, int]:
     """Return mean and deviation over the seeds that come to the best of the baseline's run, and how many do not.
 
-    A baseline is compared with itself. A seed without a finished run on both sides does not count.
+    A baseline that is compared with no other is compared with itself. A seed without a finished run on both sides does
+    not count.
 
     Raises:
         InputError: the records of a run are damaged.
     """
-    bests = by_seed(group.runs if group.method == "baseline" else group.baseline, BEST)
+    itself = group.method == "baseline" and group.baseline.empty
+    bests = by_seed(group.runs if itself else group.baseline, BEST)
     found = [
         _first(Path(run), int(epochs), bests[seed])
         for seed, run, epochs in zip(group.finished.seed, group.finished.run, group.finished.epochs, strict=True)

@@ -94,7 +94,8 @@ def _render(table: Table, form: str) -> str:
     from tabulate import tabulate
 
     styles = {"terminal": "simple", "markdown": "github", "latex": "latex_booktabs"}
-    body = tabulate(table.rows, table.headers, tablefmt=styles[form], disable_numparse=True)
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in table.rows] if form == "markdown" else table.rows
+    body = tabulate(rows, table.headers, tablefmt=styles[form], disable_numparse=True)
     if form == "latex":
         notes = "\n".join(map(str, [table.title, LATEX_NEEDS, *table.notes])).strip()
         return "\n".join([*(f"% {line}" for line in notes.splitlines()), body.translate(LATEX)])

@@ -15,9 +15,9 @@ from pgt.config.resources import choices, read_conf
 from pgt.core.errors import InputError
 from pgt.reproduction.formats import Note
 from pgt.reproduction.statistics import Difference, Sample, difference, paired_difference, sample
-from pgt.runs.folder import FINISHED, UNFINISHED
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED
 from pgt.runs.frame import config_names, frame, records
-from pgt.runs.labels import with_alpha
+from pgt.runs.labels import experiment_name, run_title, with_alpha
 
 METHODS = {
     "baseline": "baseline",
@@ -33,6 +33,28 @@ METHODS = {
 TRAIN, LAST, BEST = "train_top1", "test_top1_final", "test_top1_best"
 """Training top-1 of the last epoch, test top-1 of the last and of the best epoch, percent. Verdicts go by the best."""
 
+Smoothing = tuple[float, str]
+"""Label smoothing: ε, and how it is spread over the classes (`method.smoothing`; empty if ε is 0)."""
+
+PLAIN: Smoothing = (0.0, "")
+"""No label smoothing."""
+
+
+def smoothing(run: Mapping[str, Any]) -> Smoothing:
+    """The label smoothing of a run, a row of the frame."""
+    epsilon = float(run["method.label_smoothing"])
+    return (epsilon, run["method.smoothing"]) if epsilon else PLAIN
+
+
+def baseline_smoothing(method: str, own: Smoothing) -> Smoothing | None:
+    """The label smoothing of the baseline that a method is compared with; None for the plain baseline, which has none.
+
+    A method is compared with the baseline of the same label smoothing, label smoothing alone with the plain baseline.
+    """
+    if method != "baseline":
+        return own
+    return None if own == PLAIN else PLAIN
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -45,6 +67,12 @@ class Comparison:
     def seeds(self) -> list[int]:
         """The seeds of the finished runs."""
         return sorted(by_seed(self.runs, "epochs"))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of finished (`n`), diverged and unfinished runs, as columns of data."""
+        others = unfinished(self.runs)
+        return {"n": len(self.seeds), **{status: others.get(status, 0) for status in (DIVERGED, UNFINISHED)}}
 
     @property
     def count(self) -> str:
@@ -60,6 +88,11 @@ class Comparison:
         """The difference to the baseline, seed by seed; None if no seed has both."""
         return paired_difference(by_seed(self.runs, name), by_seed(self.baseline, name))
 
+    @property
+    def gap(self) -> Sample | None:
+        """Training top-1 of the last epoch minus test top-1 of the best; None without a finished run."""
+        return paired_difference(by_seed(self.runs, TRAIN), by_seed(self.runs, BEST))
+
     def difference(self, name: str) -> Difference | None:
         """The difference to the baseline with its interval; None if either side has no finished run."""
         return difference(by_seed(self.runs, name), by_seed(self.baseline, name))
@@ -69,10 +102,13 @@ class Comparison:
 class Group(Comparison):
     """The seeds of one setting of an experiment, beside those of the experiment's baseline of the same recipe.
 
+    `baseline_smoothing` says which label smoothing that baseline has.
+
     Attributes:
         experiment, method, alpha: as in `pgt.runs.frame`.
         setting: what else tells it from other groups of the experiment, as `recipe.epochs=2`; empty if nothing does.
         recipe: every config value outside the method, as text. A group and its baseline have the same.
+        smoothing: its label smoothing.
     """
 
     experiment: str
@@ -80,6 +116,7 @@ class Group(Comparison):
     alpha: float
     setting: str
     recipe: tuple[str, ...]
+    smoothing: Smoothing
 
     @property
     def label(self) -> str:
@@ -90,14 +127,27 @@ class Group(Comparison):
     def finished(self) -> pd.DataFrame:
         return finished(self.runs)
 
+    @property
+    def titled(self) -> list[tuple[str, dict[str, Any]]]:
+        """Title and row of each run: finished ones first, then by seed. The title says the status of the others."""
+        order = self.runs.assign(later=self.runs.status != FINISHED).sort_values(["later", "seed"], kind="stable")
+        runs = records(order[self.runs.columns])
+        ends = ["" if run["status"] == FINISHED else f" ({run['status']})" for run in runs]
+        return [
+            (run_title(self.experiment, self.label, run["seed"]) + end, run)
+            for run, end in zip(runs, ends, strict=True)
+        ]
+
 
 def read_runs(root: Path, experiment: str | None) -> pd.DataFrame:
     """The frame of an experiment's runs, or of those of a folder of experiments; of all runs for None.
 
+    A run is there once in its experiment, however many folders hold it.
+
     Raises:
         InputError: there is no run of it.
     """
-    runs = frame(root, experiment)
+    runs = farthest(frame(root, experiment), ["experiment", "run_id"])
     if runs.empty:
         raise no_runs(root, experiment)
     return runs
@@ -132,7 +182,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
                 head = heads[group_id]
                 recipe = tuple(str(head[name]) for name in others)
                 named = head["experiment"], head["method"], head["alpha"], overrides({key: head[key] for key in told})
-                found.append(Group(members, members[:0], *named, recipe))
+                found.append(Group(members, members[:0], *named, recipe, smoothing(head)))
     order = list(METHODS)
     found.sort(
         key=lambda group: (
@@ -145,8 +195,9 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
     bases = [group for group in found if group.method == "baseline" and not group.finished.empty]
 
     def baseline(group: Group) -> pd.DataFrame:
-        alike = (b for b in bases if (b.experiment, b.recipe) == (group.experiment, group.recipe) and b is not group)
-        return next((base.runs for base in alike), group.baseline)
+        wanted = group.experiment, group.recipe, baseline_smoothing(group.method, group.smoothing)
+        alike = (base.runs for base in bases if (base.experiment, base.recipe, base.smoothing) == wanted)
+        return next(alike, group.baseline)
 
     return [replace(group, baseline=baseline(group)) for group in found]
 
@@ -163,7 +214,7 @@ def telling(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ())
     A column is taken if it separates runs that are equal in `known` and in the columns taken before it. So a key that
     always changes together with an earlier one (`model.interpolation` with `model.name`) is left out.
     """
-    texts = runs[[*known, *varying(runs, [name for name in names if name not in known])]].astype(str)
+    texts = runs[[*known, *varying(runs, [name for name in names if name not in known])]].map(str)
     found, count = [*known], len(texts[[*known]].drop_duplicates()) if known else 1
     for name in texts.columns[len(known) :]:
         if (more := len(texts[[*found, name]].drop_duplicates())) > count:
@@ -182,8 +233,12 @@ def unlike(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[tuple[s
     return [(key, values.get(key), others.get(key)) for key in keys if values.get(key) != others.get(key)]
 
 
-def farthest(runs: pd.DataFrame, by: str = "run_id") -> pd.DataFrame:
-    """Each run once, however many folders it lies in: the copy that has come farthest."""
+def farthest(runs: pd.DataFrame, by: str | Sequence[str] = "run_id") -> pd.DataFrame:
+    """Each run once, however many folders it lies in: the copy that has come farthest.
+
+    Args:
+        by: the columns that copies of a run have in common.
+    """
     order = runs.assign(ended=runs.status != UNFINISHED)
     order = order.sort_values(["ended", "epochs"], ascending=False, kind="stable")
     return runs.loc[sorted(order.drop_duplicates(by).index)]
@@ -215,6 +270,15 @@ def by_seed(runs: pd.DataFrame, name: str) -> dict[int, float]:
 def data_of(runs: pd.DataFrame) -> str:
     """The data sets that runs were measured on."""
     return ", ".join((runs["data.name"] + " (" + runs.manifest + ")").unique())
+
+
+def experiment_override(runs: pd.DataFrame) -> str:
+    """The override that trains the experiments of runs: `experiment=demo/bn,demo/nobn`.
+
+    It is `...` if some of the runs have no experiment, since nobody else knows their overrides.
+    """
+    names = list(dict.fromkeys(runs.experiment))
+    return "..." if experiment_name(None) in names else f"experiment={','.join(names)}"
 
 
 def joined(*parts: str) -> str:

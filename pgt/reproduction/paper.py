@@ -68,16 +68,25 @@ class Line(Comparison):
     def verdict(self) -> Verdict:
         """The verdict by the best epoch: on a baseline by its accuracy, on a method by its difference.
 
-        If runs of a row diverged, the verdict says so: without batch norm that is a result and not an accident.
+        If runs of a row or of its baseline diverged, the verdict says so: without batch norm that is a result and not
+        an accident, and a mean of the others would be one of chosen runs.
         """
         best, claim = self.measured(BEST), published.difference(self.row)
-        if diverged := unfinished(self.runs).get(DIVERGED):
-            return Verdict(DIVERGED, f"{diverged} of {diverged + len(self.seeds)}")
+        if own := _diverged(self.runs):
+            return Verdict(DIVERGED, own)
         if best is None:
             return Verdict(NOT_RUN)
+        if base := _diverged(self.baseline):
+            return Verdict(DIVERGED, f"baseline: {base} diverged")
         if claim is None:
             return judge_accuracy(self.row.test_top1, best)
         return judge_difference(claim, self.difference(BEST))
+
+
+def _diverged(runs: pd.DataFrame) -> str:
+    """How many of the runs that have ended diverged: `2 of 5`; empty if none did."""
+    diverged = unfinished(runs).get(DIVERGED, 0)
+    return f"{diverged} of {diverged + len(finished(runs))}" if diverged else ""
 
 
 Filling = Mapping[tuple[Row, Arm], Sequence[pd.DataFrame]]
@@ -226,7 +235,8 @@ def _label(row: Row, arm: Arm, runs: pd.DataFrame, several: bool) -> str:
 
 def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling, nothing: pd.DataFrame) -> pd.DataFrame:
     """The runs that a line is compared with: of the baseline's row, by the same recipe, alike but for the method and
-    the decoder; the most alike if there are several. The hook's group size makes no difference to a baseline."""
+    the decoder; of several, one with finished runs, and the most alike. The hook's group size makes no difference to a
+    baseline."""
     base = published.baseline(row)
     free = {DECODER, *(["recipe.local_batch"] if arm.implementation == HOOK else [])}
 
@@ -234,5 +244,5 @@ def _baseline(row: Row, arm: Arm, config: Mapping[str, Any], filling: Filling, n
         return {key for key, _, _ in unlike(config, _config(runs)) if not key.startswith("method.")}
 
     found = filling.get((base, Arm(arm.recipe, EXACT)), []) if base else []
-    alike = [runs for runs in found if differing(runs) <= free and not finished(runs).empty]
-    return min(alike, key=lambda runs: len(differing(runs)), default=nothing)
+    alike = [runs for runs in found if differing(runs) <= free]
+    return min(alike, key=lambda runs: (finished(runs).empty, len(differing(runs))), default=nothing)

@@ -13,7 +13,7 @@ from pgt.reproduction.formats import Column, Note, Table, data_table, sample_dat
 from pgt.reproduction.groups import BEST, LAST, METHODS, TRAIN, finished, joined, warnings
 from pgt.reproduction.paper import ARMS, EXACT, Arm, Line, expected, measure, truncation
 from pgt.reproduction.published import NOTES, Row
-from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED, signed
+from pgt.reproduction.statistics import CONFIDENCE, MARGIN, NOT_RUN, POWER, UNDECIDED, Difference, signed
 from pgt.runs.folder import UNFINISHED
 
 NETWORKS = {
@@ -38,10 +38,10 @@ RULE = (
     "(*smaller*, *larger*: it excludes the published size), *not reproduced* when it does not and the published "
     "difference lies beyond it, else *undecided*, with the pairs that a paired t-test needs to show the published "
     f"difference at a power of {POWER:.0%}. A baseline is *reproduced* when the interval of its mean lies within "
-    f"{MARGIN:g} points of the published accuracy, *not reproduced* when it lies wholly outside. A row of which runs "
-    "diverged says so in the place of a verdict. Label smoothing is compared with the plain baseline, PGT with label "
-    "smoothing with label smoothing alone. Adding seeds until the verdict is decided makes a false *reproduced* more "
-    "likely than the interval says (docs/reproduction.md)."
+    f"{MARGIN:g} points of the published accuracy, *not reproduced* when it lies wholly outside. If runs of a row or "
+    "of its baseline diverged, the row says so in the place of a verdict. Label smoothing is compared with the plain "
+    "baseline, PGT with label smoothing with label smoothing alone. Adding seeds until the verdict is decided makes a "
+    "false *reproduced* more likely than the interval says (docs/reproduction.md)."
 )
 
 
@@ -54,6 +54,14 @@ def _marked(row: Row) -> str:
     """The published test accuracy, with the numbers of the notes about it."""
     marks = f" [{', '.join(map(str, row.notes))}]" if row.notes else ""
     return f"{row.test_top1:.3f}{marks}"
+
+
+def _points(value: float | None, digits: int) -> str:
+    """A published difference; empty if there is none."""
+    return "" if value is None else signed(value, digits)
+
+
+OURS = f"ours [{CONFIDENCE:.0%}]"
 
 
 def _verdict(line: Line) -> str:
@@ -85,19 +93,38 @@ NUMBERS: Sequence[Column[Line]] = (
     _published("authors' README", lambda row: "" if row.readme_top1 is None else f"{row.readme_top1:.3f}"),
     ("ours, best epoch", lambda line: str(line.measured(BEST) or "")),
     ("ours, last epoch", lambda line: str(line.measured(LAST) or "")),
-    _published("Diff: paper", lambda row: "" if (claim := published.difference(row)) is None else signed(claim, 3)),
-    (f"ours [{CONFIDENCE:.0%}]", lambda line: str(line.difference(BEST) or "")),
-    ("Verdict", _verdict),
+    _published("Diff: paper", lambda row: _points(published.difference(row), 3)),
+    (OURS, lambda line: str(line.difference(BEST) or "")),
 )
 """Header and cell of the columns that follow in every table."""
 
+TRAIN_DIFF: Sequence[Column[Line]] = (
+    _published("Train diff: paper", lambda row: _points(published.train_difference(row), 2)),
+    (OURS, lambda line: str(line.difference(TRAIN) or "")),
+)
+GAP: Sequence[Column[Line]] = (
+    _published("Gap: paper", lambda row: _points(published.gap(row), 3)),
+    ("ours", lambda line: gap.signed() if (gap := line.gap) else ""),
+)
+MORE: Mapping[int, Sequence[Column[Line]]] = {1: TRAIN_DIFF, 2: TRAIN_DIFF, 3: GAP}
+"""Header and cell of the columns of each table that compare training accuracies."""
 
-def paper_table(runs: pd.DataFrame, number: int) -> Table:
-    """One of the paper's tables, filled by runs as `pgt.runs.frame` gives them."""
+GAP_NOTE = "Gap: training top-1 minus test top-1; of ours, that of the last epoch minus that of the best, seed by seed."
+
+
+def paper_table(runs: pd.DataFrame, number: int, narrow: bool = False) -> Table:
+    """One of the paper's tables, filled by runs as `pgt.runs.frame` gives them.
+
+    Args:
+        narrow: leave out the columns `MORE`, with which the lines are too long for a terminal.
+    """
     lines, strays = measure(runs, number)
+    more = () if narrow else MORE[number]
     touching = {mark for line in lines for mark in line.row.notes}
     told = [f"[{mark}] {doubt.text}" for mark, doubt in NOTES.items() if mark in touching or not doubt.about]
     notes = [Note(RULE), Note(items=told)]
+    if more == GAP:
+        notes.append(Note(GAP_NOTE))
     if strays:
         outside = [f"{n} run{'s' if n > 1 else ''} of {name}: {how}" for (name, how), n in strays.items()]
         notes.append(Note("Not in the table:", outside))
@@ -107,7 +134,7 @@ def paper_table(runs: pd.DataFrame, number: int) -> Table:
         if all(line.verdict.name == NOT_RUN for line in lines):
             head += f" `pgt train -m experiment=table{number}/all recipe=paper,authors seed=0`, or one by one:"
         notes.append(Note(head, commands))
-    return table(lines, (*KEYS[number], *NUMBERS), TITLES[number], notes)
+    return table(lines, (*KEYS[number], *NUMBERS, *more, ("Verdict", _verdict)), TITLES[number], notes)
 
 
 def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
@@ -116,8 +143,7 @@ def paper_data(runs: pd.DataFrame, tables: Sequence[int]) -> Table:
 
 
 def _data(line: Line) -> dict[str, object]:
-    row, claim, gain, verdict = line.row, published.difference(line.row), line.difference(BEST), line.verdict
-    train = line.difference(TRAIN)
+    row, verdict = line.row, line.verdict
     return {
         "table": row.table,
         "row": row.number,
@@ -132,24 +158,39 @@ def _data(line: Line) -> dict[str, object]:
         "implementation": line.arm.implementation,
         "setting": line.setting,
         "seeds": " ".join(map(str, line.seeds)),
-        "n": len(line.seeds),
+        **line.counts,
         "train_top1_paper": row.train_top1,
+        "train_diff_paper": _rounded(published.train_difference(row)),
         "test_top1_paper": row.test_top1,
         "test_top1_readme": row.readme_top1,
-        "test_diff_paper": None if claim is None else round(claim, 3),
+        "test_diff_paper": _rounded(published.difference(row)),
+        "gap_paper": _rounded(published.gap(row)),
         **sample_data(TRAIN, line.measured(TRAIN)),
+        **_difference_data("train_diff", line.difference(TRAIN)),
         **sample_data(BEST, line.measured(BEST)),
+        **_difference_data(f"{BEST}_diff", line.difference(BEST)),
         **sample_data(LAST, line.measured(LAST)),
-        "test_diff": gain and gain.mean,
-        "test_diff_low": gain and gain.low,
-        "test_diff_high": gain and gain.high,
-        "test_diff_n": gain and gain.n,
-        "test_diff_paired": gain and gain.paired,
-        "train_diff": train and train.mean,
+        **sample_data("gap", line.gap),
         "verdict": verdict.name,
         "verdict_detail": verdict.detail,
         "seeds_needed": verdict.seeds,
         "notes": " ".join(map(str, row.notes)),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """A difference of published numbers, with as many digits as these have."""
+    return None if value is None else round(value, 3)
+
+
+def _difference_data(name: str, value: Difference | None) -> dict[str, object]:
+    """A difference with its confidence interval as five columns of data."""
+    return {
+        name: value and value.mean,
+        f"{name}_low": value and value.low,
+        f"{name}_high": value and value.high,
+        f"{name}_n": value and value.n,
+        f"{name}_paired": value and value.paired,
     }
 
 

@@ -189,6 +189,17 @@ def difference(row: Row) -> float | None:
     return row.test_top1 - other.test_top1 if other else None
 
 
+def train_difference(row: Row) -> float | None:
+    """Published training top-1 minus its baseline's, points."""
+    other = baseline(row)
+    return row.train_top1 - other.train_top1 if other else None
+
+
+def gap(row: Row) -> float:
+    """Published training top-1 minus test top-1, points."""
+    return row.train_top1 - row.test_top1
+
+
 def read(name: str) -> list[dict[str, str]]:
     """The lines of one of the CSV files of published numbers, in results/published/."""
     with (repository_folder("results/published") / f"{name}.csv").open(newline="") as file:

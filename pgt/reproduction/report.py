@@ -22,7 +22,17 @@ from pgt.reproduction.chart import Chart
 from pgt.reproduction.figures import grid
 from pgt.reproduction.figures.style import COLOURS
 from pgt.reproduction.formats import Table
-from pgt.reproduction.groups import BEST, Comparison, Group, finished, grouped, read_runs, unlike
+from pgt.reproduction.groups import (
+    BEST,
+    Comparison,
+    Group,
+    baseline_smoothing,
+    finished,
+    grouped,
+    read_runs,
+    smoothing,
+    unlike,
+)
 from pgt.reproduction.settings import by_epoch, foremost, method_names, recipe_names, settings
 from pgt.runs.folder import FINISHED, read_epochs, read_starts
 from pgt.runs.frame import records
@@ -127,7 +137,7 @@ def page(root: Path, experiment: str | None, drawn: bool) -> str:
         rule=_html(paper_tables.RULE),
         papers=papers,
         experiments=[_experiment(name, members) for name, members in own.items()],
-        pictures=list(_pictures(root, own)) if drawn else [],
+        pictures=list(_pictures(root, own, with_papers=experiment is None)) if drawn else [],
         undrawn=[name for name, members in own.items() if drawn and _count(members) > MOST_DRAWN],
         sections=_sections(runs, groups),
         size=chart,
@@ -186,11 +196,19 @@ def _means(runs: pd.DataFrame) -> tuple[Chart | None, str]:
     return chart.chart(curves), " ".join(filter(None, ("Test top-1 (%) by epoch, mean over seeds.", chosen, few)))
 
 
-def _pictures(root: Path, own: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, str]]:
-    """(title, `data:` address) of each figure that there are runs for: the paper's own, and other experiments'."""
-    wanted: list[tuple[int, str | None]] = [(number, None) for number in figures.NUMBERS if number != 2]  # of no runs
+def _pictures(root: Path, own: Mapping[str, Sequence[Group]], with_papers: bool) -> Iterator[tuple[str, str]]:
+    """(title, `data:` address) of each figure that there are runs for.
+
+    Args:
+        own: the groups of each experiment that is not a row of the paper's tables.
+        with_papers: whether to draw the paper's figures, from all runs of the folder.
+    """
+    wanted: list[tuple[int, str | None]] = []
+    if with_papers:
+        wanted = [(number, None) for number in figures.NUMBERS if number != 2]  # which is of no runs
     for name, groups in own.items():
-        if _count(groups) <= MOST_DRAWN and name not in grid.EXPERIMENTS.values():
+        drawn = with_papers and name in grid.EXPERIMENTS.values()
+        if _count(groups) <= MOST_DRAWN and not drawn:
             wanted += [(number, name) for number in (4, 5, 8, 10)]
     for number, experiment in wanted:
         try:
@@ -222,12 +240,16 @@ def _sections(runs: pd.DataFrame, groups: Sequence[Group]) -> list[Section]:
 
 
 def _baseline(run: Run, baselines: Sequence[Run]) -> Run | None:
-    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with."""
+    """The baseline's run of the same seed: of the same experiment, or of the row that the paper compares with.
+
+    `baseline_smoothing` says which label smoothing it has.
+    """
+    wanted = baseline_smoothing(run["method"], smoothing(run))
     rows = [r for r in published.all_rows() if run["experiment"] in (r.experiment, paper.truncation(r.experiment))]
     names = {run["experiment"], *(base.experiment for base in map(published.baseline, rows) if base)}
     found = [other for other in baselines if other["experiment"] in names and other["seed"] == run["seed"]]
-    others = [other for other in found if other["run_id"] != run["run_id"]]
-    return min(others, key=lambda other: len(unlike(_config(run), _config(other))), default=None)
+    alike = [other for other in found if smoothing(other) == wanted]
+    return min(alike, key=lambda other: len(unlike(_config(run), _config(other))), default=None)
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()
     told = telling(runs, names, known)
     if not told:
         return {"": runs}
-    parts = [members for _, members in runs.groupby([runs[name].astype(str) for name in told], sort=False)]
+    keys = [runs[name].map(str) for name in told]  # astype(str) leaves None as missing, and groupby drops such rows
+    parts = [members for _, members in runs.groupby(keys, sort=False)]
     values = [_first(members, told) for members in parts]
     taken = Counter(map(label, values))
     labels = [label(each, exact=taken[label(each)] > 1) for each in values]
@@ -36,14 +37,21 @@ def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()
     return dict(sorted(found.items(), key=lambda item: [_order(*pair) for pair in _first(item[1], told).items()]))
 
 
+OF_RECIPE = "method.smoothing"
+"""A key of the method that a recipe sets, whether or not there is label smoothing."""
+
+
 def recipe_names(runs: pd.DataFrame) -> list[str]:
     """The columns that say how runs were trained, the method apart."""
-    return ["experiment", *(name for name in config_names(runs) if not name.startswith("method."))]
+    names = config_names(runs)
+    outside = [name for name in names if not name.startswith("method.")]
+    return ["experiment", *outside, *(name for name in names if name == OF_RECIPE)]
 
 
 def method_names(runs: pd.DataFrame) -> list[str]:
     """The columns that say which method runs have."""
-    return ["method", "alpha", *(name for name in config_names(runs) if name.startswith("method."))]
+    own = [name for name in config_names(runs) if name.startswith("method.") and name != OF_RECIPE]
+    return ["method", "alpha", *own]
 
 
 def _first(runs: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
@@ -55,20 +63,29 @@ def label(values: Mapping[str, Any], exact: bool = False) -> str:
     """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. A key is its last part, unless two keys share it.
 
     Args:
-        exact: give numbers with all digits, not with six.
+        exact: give numbers with all digits, not with six, and the keys that a method does not have.
     """
+    if "method" in values:
+        values = {key: value for key, value in values.items() if not _usual(key, value, exact)}
     ends = [key.rpartition(".")[2] for key in values]
     parts = []
     for key, end in zip(values, ends, strict=True):
         value = values[key]
         if key in ("alpha", "method.alpha"):
-            parts.append("" if value == 1 and "method" in values else f"α={number(value, exact)}")
+            parts.append(f"α={number(value, exact)}")
         elif key in ("experiment", "method") or (end == "name" and value is not None):
             parts.append(str(value))
         else:
             short = key if ends.count(end) > 1 else end
             parts.append(f"{short}={number(value, exact)}")
     return joined(*parts)
+
+
+def _usual(key: str, value: Any, exact: bool) -> bool:
+    """Whether a value needs no word beside the method: α = 1, no label smoothing, or a key that it does not have."""
+    if value is None:
+        return key.startswith("method.") and not exact
+    return (key in ("alpha", "method.alpha") and value == 1) or (key == "method.label_smoothing" and value == 0)
 
 
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:

@@ -83,7 +83,7 @@ def _data(group: Group) -> dict[str, object]:
         "alpha": group.alpha,
         "setting": group.setting,
         "seeds": " ".join(map(str, group.seeds)),
-        "n": len(group.seeds),
+        **group.counts,
         **sample_data(TRAIN, group.measured(TRAIN)),
         **_difference_data("train_diff", group.paired(TRAIN)),
         **sample_data(LAST, group.measured(LAST)),

@@ -47,6 +47,16 @@ def test_the_numbers_are_in_the_csv():
     assert rows["gcode+gcw"]["epochs_to_baseline"] == ""
 
 
+def test_label_smoothing_is_measured_by_the_plain_baseline_and_a_method_by_its_own():
+    for epsilon, last in ((0, 81), (0.1, 71)):
+        overrides = [f"method.label_smoothing={epsilon}"]
+        plant("demo/bn", "baseline", 0, 91, last - 1, curve=(60, last), overrides=overrides)
+        plant("demo/bn", "gcw", 0, 91, 74, curve=(75, 60), overrides=overrides)
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn")
+    column = list(printed.headers).index(HEADER)
+    assert [row[column] for row in printed.rows] == ["2.00 (n=1)", "1 never", "1 never", "1.00 (n=1)"]
+
+
 def test_other_experiments_have_no_such_column():
     plant("demo/bn", "baseline", 0, 91, 90, curve=(60, 91))
     plant("demo/bn", "pgt", 0, 91, 90, curve=(60, 91))

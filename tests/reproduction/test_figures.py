@@ -10,6 +10,7 @@ from html import unescape
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -31,6 +32,12 @@ def trained(tmp_path_factory):
         train(*TINY, "model=resnet20", "recipe.epochs=2", "method=pgt", f"method.alpha={alpha}",
               "record.norms_every=1", f"paths.runs={root}")  # fmt: skip
     return root
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    figures.style.pyplot().close("all")
 
 
 def drawn(path):
@@ -103,6 +110,83 @@ def test_epochs_to_the_baselines_end():
     figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     assert labels == ["baseline: in epoch 4", "gc: never", "pgt: in epoch 2"]
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_without_a_baseline_no_line_is_called_one():
+    plant("demo/bn", "pgt", 0, 95.0, 94.0, curve=(60, 91, 93, 95))
+    plant("demo/bn", "gc", 0, 70.0, 69.0, curve=(40, 50, 60, 70))
+    figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
+    assert legend(figure.axes[2]) == ["gc", "pgt"]
+    assert figure.axes[2].get_title() == "No baseline to reach"
+    assert "baseline" not in figure._suptitle.get_text()
+
+
+def test_a_method_with_label_smoothing_has_to_reach_label_smoothing_alone():
+    for epsilon, base in ((0, 81), (0.1, 71)):
+        for method, curve in (("baseline", (50, base)), ("pgt", (73, 74))):
+            plant("demo/bn", method, 0, 90.0, 80.0, curve=curve, overrides=[f"method.label_smoothing={epsilon}"])
+    [axis] = curves.accuracy_by_epoch(Path("runs"), "demo/bn").axes[2:]
+    assert legend(axis) == [
+        "baseline: in epoch 2",
+        "baseline label_smoothing=0.1: never",
+        "pgt: never",
+        "pgt label_smoothing=0.1: in epoch 1",
+    ]
+    title = " ".join(axis.get_title().split())
+    assert title == "Reaching 80.00 % (baseline), 70.00 % (baseline label_smoothing=0.1)"
+
+
+def test_every_method_of_a_sweep_over_thresholds_is_shown():
+    """The methods have different keys: a baseline's threshold is null."""
+    plant("demo/nobn", "baseline", 0, 90.0, 80.0, curve=(50, 81))
+    for norm, factor in ((1, 0.01), (2, 0.02)):
+        plant("demo/nobn", "gc", 0, 90.0, 80.0, curve=(50, 81), overrides=[f"method.transforms.0.max_norm={norm}"])
+        overrides = [f"method.transforms.0.clip_factor={factor}"]
+        plant("demo/nobn", "agc", 0, 90.0, 80.0, curve=(50, 81), overrides=overrides)
+    labels = ["baseline", "gc max_norm=1", "gc max_norm=2", "agc clip_factor=0.01", "agc clip_factor=0.02"]
+    figure = figures.draw(4, Path("runs"), "demo/nobn")
+    assert legend(figure.axes[2]) == [f"{label}: in epoch 2" for label in labels]
+    [axis] = figures.draw("sweep", Path("runs"), "demo/nobn", sweep.Axes("method")).axes
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["baseline", "gc", "agc"]
+    assert sorted(x for bars in axis.containers for x in bars.lines[0].get_xdata()) == [0, 1, 1, 2, 2]
+    page = report.page(Path("runs"), "demo/nobn", drawn=False)
+    assert all(f"{label} (n=1)" in page for label in labels)
+
+
+@pytest.mark.parametrize("y", ["", "method"])
+def test_null_is_a_place_of_an_axis(y):
+    for method, batch in itertools.product(("baseline", "pgt"), ("null", 32)):
+        plant("demo/nobn", method, 0, 90.0, 80.0, curve=(50,), overrides=[f"recipe.local_batch={batch}"])
+    axis = figures.draw("sweep", Path("runs"), "demo/nobn", sweep.Axes("recipe.local_batch", y)).axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["null", "32"]
+    if y:
+        assert axis.images[0].get_array().filled(np.nan).tolist() == [[80, 80], [80, 80]]
+    else:
+        assert [list(bars.lines[0].get_xdata()) for bars in axis.containers] == [[0, 1], [0, 1]]
+
+
+def test_copies_of_a_run_count_once_in_figures_and_the_report():
+    for alpha, seed in itertools.product((1, 0.5), (0, 1)):
+        plant("demo/bn", "pgt", seed, 90.0, 80.0 + seed, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
+    for path in [*Path("runs/demo/bn").iterdir()][:2]:
+        shutil.copytree(path, Path("runs/copies") / path.name)
+    shutil.copytree("runs/copies", "runs/demo/bn/copies")
+    assert "n = 2." in figures.draw(10, Path("runs"), "demo/bn")._supxlabel.get_text()
+    assert "n = 2." in figures.draw(4, Path("runs"), "demo/bn")._supxlabel.get_text()
+    page = report.page(Path("runs"), None, drawn=False)
+    assert page.count("(n=2)") == 2
+    assert "4 runs, 4 of them finished" in page
+
+
+def test_a_mean_that_is_not_known_is_not_drawn_as_0():
+    _, axis = figures.style.pyplot().subplots()
+    grid.errorbars(axis, pd.DataFrame({"alpha": [1.0, 0.5], "loss": [np.nan, 2.0]}), "alpha", "loss", "", 0)
+    [bars] = axis.containers
+    assert list(bars.lines[0].get_ydata()) == pytest.approx([2.0, np.nan], nan_ok=True)
 
 
 def plant_sweep(rates=(0.1, 0.2), alphas=(1, 0.5), seeds=(0, 1), top1=lambda rate, alpha, seed: 80 + 10 * rate + seed):
@@ -239,8 +323,75 @@ def test_the_papers_own_panels_take_their_runs(monkeypatch):
     plant("table1/resnet50_cosine_baseline", "baseline", 0, 79.0, 76.5, curve=(30, 50, 76.5))
     plant("fig4/resnet50_pgt_60", "pgt", 0, 79.0, 76.5, curve=(40, 77.6))
     figure = figures.draw(4, Path("runs"), None)
-    titles = [axis.get_title() for axis in figure.axes]
+    titles = [" ".join(axis.get_title().split()) for axis in figure.axes]
     assert titles[:2] == ["ResNet-50", "ResNet-50, 60 epochs against 100"]
+
+
+SHORT = "trainer.precision=bf16", "recipe.epochs=10"
+
+
+def test_a_panel_of_the_paper_is_split_by_what_else_differs(monkeypatch):
+    monkeypatch.setenv("IMAGENET", ".")
+    for overrides, last in (((), 81), (("recipe=authors",), 71), (SHORT, 31)):
+        plant("table1/resnet18_cosine_baseline", "baseline", 0, 70.0, 70.0, curve=(20, last), overrides=overrides)
+        plant("table1/resnet18_cosine_pgt", "pgt", 0, 70.0, 70.0, curve=(20, last), overrides=overrides)
+    figure = figures.draw(4, Path("runs"), None)
+    axes = np.array(figure.axes).reshape(3, 3)
+    titles = [" ".join(axis.get_title().split()) for axis in axes[0]]
+    assert titles == [
+        "ResNet-18, epochs=10 lr_peak=0.4",
+        "ResNet-18, epochs=100 lr_peak=0.1",
+        "ResNet-18, epochs=100 lr_peak=0.4",
+    ]
+    reached = [axis.get_title() for axis in axes[2]]
+    assert reached == [f"Reaching {goal:.2f} % (baseline)" for goal in (30, 70, 80)]
+    assert "n = 1." in figure._supxlabel.get_text()
+
+
+def test_the_panel_of_60_epochs_against_100_has_no_others(monkeypatch):
+    monkeypatch.setenv("IMAGENET", ".")
+    for recipe, epochs in itertools.product(("paper", "authors"), (100, 20)):
+        overrides = f"recipe={recipe}", f"recipe.epochs={epochs}"
+        plant("table1/resnet50_cosine_baseline", "baseline", 0, 79.0, 76.5, curve=(30, epochs), overrides=overrides)
+    plant("fig4/resnet50_pgt_60", "pgt", 0, 79.0, 76.5, curve=(40, 77.6), overrides=["recipe=authors"])
+    axes = np.array(figures.draw(4, Path("runs"), None).axes).reshape(3, -1)
+    titles = [" ".join(axis.get_title().split()) for axis in axes[0]]
+    assert titles[-2:] == [f"ResNet-50, 60 epochs against 100, lr_peak={rate}" for rate in (0.1, 0.4)]
+    assert legend(axes[2][-2]) == ["baseline: in epoch 2", "pgt: never"]
+    assert axes[2][-2].get_title() == "Reaching 99.00 % (baseline)"
+
+
+def restate(root, alpha, status):
+    """Give the run of this α another status."""
+    for path in Path(root).rglob("summary.json"):
+        values = json.loads(path.read_text())
+        if values["identity"]["method"]["alpha"] == alpha:
+            path.write_text(json.dumps(values | {"status": status}))
+
+
+def test_a_run_of_which_norms_are_shown_says_that_it_is_not_finished(trained):
+    shutil.copytree(trained, "runs")
+    restate("runs", 0.25, "diverged")
+    titles = [axis.get_title() for axis in figures.draw(5, Path("runs"), "custom").axes]
+    assert [" ".join(title.split()[:3]) for title in titles[:2]] == ["custom baseline seed", "custom pgt α=0.25"]
+    assert ["(diverged), on" in " ".join(title.split()) for title in titles[:2]] == [False, True]
+
+
+def test_the_commands_of_messages_name_experiments_that_can_be_trained():
+    for experiment in ("demo/bn", "demo/nobn"):
+        plant(experiment, "baseline", 0, 90.0, 89.0, curve=(50, 70))
+    for number in (5, 8):
+        with pytest.raises(InputError, match="pgt train -m experiment=demo/bn,demo/nobn "):
+            figures.draw(number, Path("runs"), "demo")
+    [run] = Path("runs/demo/bn").iterdir()
+    with pytest.raises(InputError, match=r"pgt train -m experiment=demo/bn record\.norms_every"):
+        figures.draw(5, Path("runs"), f"demo/bn/{run.name}")
+    with pytest.raises(InputError, match="did you mean demo/bn"):
+        figures.draw(5, Path("runs"), "demo/bm")
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"experiment": None}))
+    with pytest.raises(InputError, match=r"pgt train -m \.\.\. record\.norms_every"):
+        figures.draw(5, Path("runs"), f"demo/bn/{run.name}")
 
 
 def test_zeroed_out_filters_are_named_in_the_figure(trained):
@@ -382,6 +533,25 @@ def test_a_report_of_one_experiment_and_of_many_runs(monkeypatch, capsys):
     assert "pgt figure 10 demo/bn" in text
     assert main(["report", "demo/bm"]) == 2
     assert "no runs under runs/demo/bm" in capsys.readouterr().err
+
+
+def test_a_report_of_one_experiment_has_no_figures_of_others(monkeypatch):
+    monkeypatch.setenv("IMAGENET", ".")
+    plant("table1/resnet18_cosine_baseline", "baseline", 0, 70.0, 70.0, curve=(20, 70))
+    plant("demo/bn", "baseline", 0, 90.0, 80.0, curve=(50,))
+    assert "<figcaption>Figure 4</figcaption>" in report.page(Path("runs"), None, drawn=True)
+    text = report.page(Path("runs"), "demo", drawn=True)
+    assert re.findall("<figcaption>(.*?)</figcaption>", text) == ["demo/bn, drawn as Figure 4"]
+
+
+def test_a_run_of_the_report_differs_from_its_own_baseline():
+    for epsilon, method in itertools.product((0, 0.1), ("baseline", "pgt")):
+        overrides = [f"method.label_smoothing={epsilon}"]
+        plant("demo/bn", method, 0, 90.0, 80.0, curve=(50,), overrides=overrides)
+    text = report.page(Path("runs"), None, drawn=False)
+    assert text.count("No run of a baseline") == 1  # the plain baseline's
+    assert text.count("<td>method.label_smoothing</td><td>0.1</td><td>0.0</td>") == 1  # label smoothing alone
+    assert text.count("<td>method.alpha</td><td>0.25</td><td>1.0</td>") == 2
 
 
 POKE = """<script>

@@ -39,10 +39,10 @@ def _imagenet(monkeypatch):
     monkeypatch.setenv("IMAGENET", "nowhere")
 
 
-def plant(experiment, best, *overrides, train=70.0, status="finished"):
-    """Finished runs of seeds 0, 1, ... with these best test accuracies; the last epoch's are 0.5 lower."""
+def plant(experiment, best, *overrides, train=70.0, status="finished", seeds=range(100)):
+    """Runs of these seeds with these best test accuracies; the last epoch's are 0.5 lower."""
     [config] = compose_all([f"experiment={experiment}", *overrides])
-    for seed, top1 in enumerate(best):
+    for seed, top1 in zip(seeds, best, strict=False):
         config.seed = seed
         plant_summary(config, status=status, train_top1=train, test_top1_best=top1, test_top1_final=top1 - 0.5)
 
@@ -61,6 +61,9 @@ def test_every_row_has_one_experiment_and_every_number_is_the_papers():
             assert (row.train_top1, row.test_top1) == (float(line["train_top1"]), float(line["test_top1"]))
             if line.get("test_diff"):
                 assert published.difference(row) == pytest.approx(float(line["test_diff"]), abs=1e-9)
+                assert published.train_difference(row) == pytest.approx(float(line["train_diff"]), abs=1e-9)
+            if line.get("gap"):
+                assert published.gap(row) == pytest.approx(float(line["gap"]), abs=1e-9)
     with (ROOT / "results/published/authors_readme.csv").open() as file:
         readme = [float(line["test_top1"]) for line in csv.DictReader(file)]
     assert set(readme) == {row.readme_top1 for row in rows} - {None}
@@ -223,6 +226,41 @@ def test_a_table_from_planted_runs():
     assert "table1/resnet101_cosine_baseline recipe=authors seed=0" in text  # paper's has diverged: again it would, too
 
 
+@pytest.mark.parametrize(("finished", "verdict"), [(0, "2 of 2"), (3, "2 of 5")])
+def test_the_verdict_says_that_runs_of_the_baseline_diverged(finished, verdict):
+    plant("table2/batch256_pgt", [67.8, 67.9, 68.0])
+    plant("table2/batch256_baseline", [66.7, 66.8, 66.9][:finished])
+    plant("table2/batch256_baseline", [60.0, 60.0], status="diverged", seeds=(3, 4))
+    pgt = lines_of(2, 8)[0]
+    assert pgt.row.method == "pgt"
+    assert str(pgt.verdict) == f"diverged (baseline: {verdict} diverged)"
+    assert str(lines_of(2, 5)[0].verdict) == f"diverged ({verdict})"
+    text = formats.render([paper_tables.paper_table(frame("runs"), 2)], "markdown")
+    assert "table2/batch256_pgt seed" not in text  # nor does the table ask for more seeds
+
+
+def test_a_baseline_with_finished_runs_goes_before_one_without():
+    plant("table2/batch256_pgt", [67.8, 67.9], "data.backend=torchvision")
+    plant("table2/batch256_baseline", [60.0], "data.backend=torchvision", status="diverged")
+    plant("table2/batch256_baseline", [66.7, 66.8], "data.backend=dali")
+    assert lines_of(2, 8)[0].difference(BEST).mean == pytest.approx(1.1)
+
+
+def test_differences_in_training_and_gaps_are_beside_the_papers():
+    plant("table1/seresnet18_cosine_baseline", [71.0, 71.2], train=71.4)
+    plant("table1/seresnet18_cosine_pgt", [71.4, 71.6], train=71.9)
+    plant("table3/row6", [76.9, 77.1], train=78.5)
+    first, third = (paper_tables.paper_table(frame("runs"), number) for number in (1, 3))
+    [pgt] = [row for row in first.rows if "71.436" in str(row) and "paper" in row]
+    assert pgt[first.headers.index("Train diff: paper") :][:2] == ["+0.18", "+0.50 [0.50, 0.50] (2 pairs)"]
+    [sixth] = [row for row in third.rows if row[0] == "6"]
+    assert sixth[third.headers.index("Gap: paper") :][:2] == ["+1.502", "+1.50 ± 0.14"]
+    assert any("minus test top-1" in str(note) for note in third.notes)
+    narrow = paper_tables.paper_table(frame("runs"), 3, narrow=True)
+    assert "Gap: paper" not in narrow.headers
+    assert narrow.headers[-1] == "Verdict"
+
+
 def test_seeds_are_asked_for_on_both_sides_of_a_difference():
     plant("table1/seresnet18_cosine_baseline", [71.0, 71.1, 71.2])
     plant("table1/seresnet18_cosine_pgt", [71.2, 71.2, 71.9])
@@ -319,6 +357,24 @@ def test_csv_has_every_number_unrounded():
     line = list(csv.DictReader(io.StringIO(table)))[24]
     assert (line["experiment"], line["recipe"]) == ("table1/resnet18_cosine_baseline", "paper")
     assert (line["test_top1_best"], line["test_top1_paper"], line["seeds"]) == ("70.123456", "70.208", "0")
+    assert (line["n"], line["diverged"], line["unfinished"]) == ("1", "0", "0")
+    assert float(line["gap"]) == pytest.approx(70.0 - 70.123456)
+
+
+def test_the_csv_says_what_its_differences_are_of_and_which_runs_have_no_numbers():
+    plant("table1/resnet18_cosine_baseline", [70.0, 70.2], train=71.0)
+    plant("table1/resnet18_cosine_pgt", [70.5, 70.9], train=71.5)
+    plant("table1/resnet18_cosine_pgt", [1.0, 1.0], status="diverged", seeds=(2, 3))
+    plant("table1/resnet18_cosine_pgt", [1.0], status="unfinished", seeds=(4,))
+    lines = csv.DictReader(io.StringIO(formats.render([paper_tables.paper_data(frame("runs"), [1])], "csv")))
+    [line] = [one for one in lines if (one["row"], one["recipe"], one["seeds"]) == ("14", "paper", "0 1")]
+    assert (line["n"], line["diverged"], line["unfinished"]) == ("2", "2", "1")
+    assert float(line["test_top1_best_diff"]) == pytest.approx(0.6)
+    assert float(line["train_diff"]) == pytest.approx(0.5)
+    assert (line["train_diff_n"], line["test_top1_best_diff_n"]) == ("2", "2")
+    assert line["test_top1_best_diff_paired"] == "True"
+    assert (line["train_diff_paper"], line["test_diff_paper"], line["gap_paper"]) == ("0.15", "0.09", "0.232")
+    assert "test_diff" not in line
 
 
 @pytest.mark.parametrize("ending", ["md", "csv", "tex", "txt"])

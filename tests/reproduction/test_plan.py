@@ -1,6 +1,7 @@
 """A plan counts distinct runs, and says where its speeds come from."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,14 @@ def test_the_committed_tables_are_current(tmp_path, name, file):
     """Fails if results/runs or the code has changed and `make tables` was not run."""
     assert main(["table", name, "--runs", str(ROOT / "results/runs"), "--output", str(tmp_path / file)]) == 0
     assert (tmp_path / file).read_text() == (ROOT / "results/tables" / file).read_text()
+
+
+def test_the_commands_of_the_committed_benchmarks_exist():
+    for page in (ROOT / "results/bench").glob("*.md"):
+        modules = re.findall(r"`python -m ([\w.]+)", page.read_text())
+        assert modules, page
+        assert all((ROOT / module.replace(".", "/")).with_suffix(".py").is_file() for module in modules), page
+        assert "pgt bench" not in page.read_text(), page
 
 
 def test_memory_of_a_gpu_worked_by_hand(capsys):

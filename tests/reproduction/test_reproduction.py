@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -173,6 +174,53 @@ def test_a_difference_is_between_runs_that_differ_in_the_method_alone():
     assert (baseline.setting, pgt.setting) == ("recipe.epochs=6", "recipe.epochs=3")
 
 
+def test_label_smoothing_is_compared_with_the_plain_baseline_and_a_method_with_its_own():
+    for epsilon, base, own in ((0.1, 70.0, 75.0), (0, 80.0, 81.0)):
+        plant("demo/bn", "baseline", 0, 90.0, base, overrides=[f"method.label_smoothing={epsilon}"])
+        plant("demo/bn", "pgt", 0, 90.0, own, overrides=[f"method.label_smoothing={epsilon}"])
+    found = {group.label: group.paired(LAST) for group in read_groups(Path("runs"), "demo/bn")}
+    assert found == {
+        "baseline method.label_smoothing=0.0": None,
+        "baseline method.label_smoothing=0.1": sample([-10.0]),
+        "pgt α=0.25 method.label_smoothing=0.0": sample([1.0]),
+        "pgt α=0.25 method.label_smoothing=0.1": sample([5.0]),
+    }
+
+
+def test_a_method_with_label_smoothing_is_not_compared_with_a_baseline_without_it_or_with_other_targets():
+    plant("demo/bn", "baseline", 0, 90.0, 80.0)
+    smoothed = "method.label_smoothing=0.1"
+    plant("demo/bn", "pgt", 0, 90.0, 81.0, overrides=[smoothed])
+    plant("demo/bn", "baseline", 0, 90.0, 80.0, overrides=[smoothed, "method.smoothing=uniform"])
+    assert [group.paired(LAST) for group in read_groups(Path("runs"), "demo/bn") if group.method == "pgt"] == [None]
+
+
+def test_the_runs_of_a_group_begin_with_the_finished_ones_and_others_say_their_status():
+    for seed, status in enumerate(("diverged", "finished", "unfinished", "finished")):
+        plant("demo/bn", "pgt", seed, 90.0, 80.0, status=status)
+    [group] = read_groups(Path("runs"), "demo/bn")
+    assert [title for title, _ in group.titled] == [
+        "demo/bn pgt α=0.25 seed 1",
+        "demo/bn pgt α=0.25 seed 3",
+        "demo/bn pgt α=0.25 seed 0 (diverged)",
+        "demo/bn pgt α=0.25 seed 2 (unfinished)",
+    ]
+    assert [run["seed"] for _, run in group.titled] == [1, 3, 0, 2]
+
+
+def test_copies_of_a_diverged_run_count_once():
+    plant("demo/bn", "pgt", 0, 90.0, 80.0, status="diverged")
+    shutil.copytree("runs/demo/bn", "runs/demo/bn/copies")
+    [group] = read_groups(Path("runs"), "demo/bn")
+    assert group.count == "0, 1 diverged"
+
+
+def test_a_markdown_cell_may_have_a_bar():
+    table = formats.Table("", ["what"], [["a|b"]])
+    assert r"| a\|b" in formats.render([table], "markdown")
+    assert "a|b" in formats.render([table], "terminal")
+
+
 def test_csv_is_data(capsys):
     plant_table()
     assert main(["table", "demo", "--format", "csv"]) == 0
@@ -180,6 +228,8 @@ def test_csv_is_data(capsys):
     assert [line["method"] for line in lines] == ["baseline", "gc", "agc", "pgt"]
     assert (lines[3]["test_diff"], lines[3]["seeds"], lines[3]["alpha"]) == ("1.0", "0 1 2", "0.25")
     assert (lines[2]["test_top1_final"], lines[2]["n"]) == ("", "0")
+    assert [line["diverged"] for line in lines] == ["0", "0", "1", "0"]
+    assert {line["unfinished"] for line in lines} == {"0"}
 
 
 def test_the_table_of_amplification_has_the_published_gains(monkeypatch, capsys):

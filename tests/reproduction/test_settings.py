@@ -18,6 +18,10 @@ from tests.reproduction.helpers import plant
         ({"alpha": 1.0}, "α=1"),
         ({"experiment": "demo/bn", "data.name": "cifar10"}, "demo/bn cifar10"),
         ({"recipe.epochs": 3, "schedule.epochs": None}, "recipe.epochs=3 schedule.epochs=null"),
+        ({"method": "gc", "method.transforms.0.max_norm": 2, "method.transforms.0.clip_factor": None}, "gc max_norm=2"),
+        ({"method": "gc", "method.label_smoothing": 0.0, "recipe.local_batch": None}, "gc local_batch=null"),
+        ({"method": "pgt", "alpha": 0.5, "method.label_smoothing": 0.1}, "pgt α=0.5 label_smoothing=0.1"),
+        ({"method.transforms.0.max_norm": None}, "max_norm=null"),
         ({}, ""),
     ],
 )
@@ -35,6 +39,27 @@ def test_only_what_differs_is_told_and_once():
     assert list(settings(runs, method_names(runs))) == ["baseline", "pgt"]
     assert telling(runs, recipe_names(runs), known=["model.interpolation", "model.name"]) == []
     assert list(settings(runs[runs.method == "pgt"], method_names(runs))) == [""]
+
+
+def test_runs_without_a_key_that_others_have_are_settings_of_their_own():
+    plant("demo/nobn", "baseline", 0, 90.0, 80.0)
+    for norm, factor in ((1, 0.01), (2, 0.02)):
+        plant("demo/nobn", "gc", 0, 90.0, 80.0, overrides=[f"method.transforms.0.max_norm={norm}"])
+        plant("demo/nobn", "agc", 0, 90.0, 80.0, overrides=[f"method.transforms.0.clip_factor={factor}"])
+    runs = frame("runs")
+    found = settings(runs, method_names(runs))
+    assert list(found) == ["baseline", "gc max_norm=1", "gc max_norm=2", "agc clip_factor=0.01", "agc clip_factor=0.02"]
+    assert sorted(run for members in found.values() for run in members.run) == sorted(runs.run)
+
+
+def test_the_targets_of_smoothing_are_part_of_the_recipe():
+    """The authors' recipe sets them for runs without label smoothing, too."""
+    for recipe in ("demo", "authors"):
+        plant("demo/bn", "baseline", 0, 90.0, 80.0, overrides=[f"recipe={recipe}"])
+    runs = frame("runs")
+    assert runs["method.smoothing"].nunique() == 2
+    assert list(settings(runs, method_names(runs))) == [""]
+    assert len(settings(runs, recipe_names(runs))) == 2
 
 
 def test_values_that_look_alike_have_labels_of_their_own():

@@ -19,7 +19,7 @@ from pgt.reproduction.figures.style import (
     style,
     wrapped,
 )
-from pgt.reproduction.groups import finished, joined, read_runs
+from pgt.reproduction.groups import baseline_smoothing, farthest, finished, joined, read_runs, smoothing
 from pgt.reproduction.settings import (
     Settings,
     by_epoch,
@@ -30,15 +30,17 @@ from pgt.reproduction.settings import (
     settings,
     source,
 )
-from pgt.runs.frame import frame
+from pgt.runs.frame import frame, records
 from pgt.runs.labels import with_alpha
 
 METRICS = {"train_top1": "Training top-1 (%)", "test_top1": "Test top-1 (%)"}
 
+SHORTER = "ResNet-50, 60 epochs against 100"
+
 PAPER = {
     "ResNet-18": ("table1/resnet18_cosine_baseline", "table1/resnet18_cosine_pgt"),
     "ResNet-50": ("table1/resnet50_cosine_baseline", "table3/row5"),
-    "ResNet-50, 60 epochs against 100": ("table1/resnet50_cosine_baseline", "fig4/resnet50_pgt_60"),
+    SHORTER: ("table1/resnet50_cosine_baseline", "fig4/resnet50_pgt_60"),
 }
 """The experiments of panels (a), (b) and (c), the baseline first."""
 
@@ -46,8 +48,8 @@ PAPER = {
 def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
     """Draw training and test top-1 by epoch, and when each method first reaches the last accuracy of its baseline.
 
-    A column for each recipe that has one of the foremost methods, a line for each of these in it, the first one being
-    the baseline: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
+    A column for each recipe that has one of the foremost methods, a line for each of these in it, the baseline first if
+    there is one: the mean over the seeds of its finished runs; the band reaches from the least to the greatest.
 
     Args:
         root: the runs folder.
@@ -56,7 +58,7 @@ def accuracy_by_epoch(root: Path, experiment: str | None) -> Any:
     Raises:
         InputError: no finished run there, or a damaged one.
     """
-    panels, fewer = (_paper(root), "") if experiment is None else _panels(root, experiment)
+    panels, fewer = _paper(root) if experiment is None else _panels(root, experiment)
     shown = pd.concat(list(panels.values()))
     lines, chosen = foremost(settings(shown, method_names(shown)), MOST_LINES, "methods", keep="baseline")
     if list(lines) == [""]:
@@ -82,14 +84,22 @@ def _panels(root: Path, experiment: str) -> tuple[Settings, str]:
     return foremost(settings(runs, recipe_names(runs)), MOST_PANELS, "recipes")
 
 
-def _paper(root: Path) -> Settings:
-    """The paper's panels, those that have runs."""
-    found = {title: finished(pd.concat([frame(root, name) for name in names])) for title, names in PAPER.items()}
-    found = {title: runs for title, runs in found.items() if not runs.empty}
+def _paper(root: Path) -> tuple[Settings, str]:
+    """The paper's panels, those that have runs: one for each recipe."""
+    runs = finished(frame(root))
+    found: Settings = {}
+    for title, names in PAPER.items():
+        own, alike = farthest(runs[runs.experiment.isin(names)]), ["experiment"]
+        if title == SHORTER and not own.empty:  # the two lengths are what this panel compares
+            own = own[own["recipe.epochs"] == own.method.eq("baseline").map({True: 100, False: 60})]
+            alike.append("recipe.epochs")
+        if not own.empty:
+            parts = settings(own, [name for name in recipe_names(own) if name not in alike])
+            found |= {", ".join(filter(None, (title, recipe))): part for recipe, part in parts.items()}
     if not found:
         command = "pgt train -m experiment=" + ",".join(dict.fromkeys(sum(PAPER.values(), ())))
         raise InputError(f"no finished run of the paper's figure under {root}: `{command}`, or name an experiment")
-    return found
+    return foremost(found, MOST_PANELS, "panels")
 
 
 def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
@@ -106,14 +116,16 @@ def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
         for axis, (metric, label) in zip(column, METRICS.items(), strict=False):
             _accuracy(axis, {name: history[metric] for name, history in histories.items()}, looks)
             axis.set(ylabel=label, ylim=(0, 100))
-        column[0].set_title(wrapped(title, 34))
+        column[0].set_title(wrapped(title, 30))
         means = {label: history["test_top1"].mean(axis=1) for label, history in histories.items()}
-        _saved(column[2], means, looks, {label: "" if same else f" (n={len(runs)})" for label, runs in lines.items()})
+        counts = {label: "" if same else f" (n={len(runs)})" for label, runs in lines.items()}
+        _saved(column[2], means, looks, counts, _baselines(lines))
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
+    goal = "accuracy by epoch, and the first epoch with the last accuracy of the baseline"
     describe(
         figure,
-        f"{name}: accuracy by epoch, and the first epoch with the last accuracy of the baseline",
+        f"{name}: {goal if any(map(_baselines, columns.values())) else 'accuracy by epoch'}",
         f"Line: mean over seeds; band: from the least to the greatest; {counted(shown)}.",
         chosen,
         source(pd.concat(shown)),
@@ -131,27 +143,45 @@ def _accuracy(axis: Any, curves: Mapping[str, pd.DataFrame], looks: Mapping[str,
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
+def _baselines(lines: Settings) -> dict[str, str]:
+    """The label of the baseline that each line is compared with; a line without one is left out.
+
+    A baseline that is compared with no other is compared with itself.
+    """
+    firsts = {label: records(runs.head(1))[0] for label, runs in lines.items()}
+    itself = {label: label for label, run in firsts.items() if run["method"] == "baseline"}
+    bases = {smoothing(firsts[label]): label for label in reversed(itself)}  # of equal ones the first
+    wanted = {label: baseline_smoothing(run["method"], smoothing(run)) for label, run in firsts.items()}
+    return itself | {label: bases[each] for label, each in wanted.items() if each in bases}
+
+
 def _saved(
-    axis: Any, means: Mapping[str, pd.Series[float]], looks: Mapping[str, dict[str, str]], counts: Mapping[str, str]
+    axis: Any,
+    means: Mapping[str, pd.Series[float]],
+    looks: Mapping[str, dict[str, str]],
+    counts: Mapping[str, str],
+    baselines: Mapping[str, str],
 ) -> None:
-    """Plot mean test accuracy, the first curve's last value, and the epoch in which each other first reaches it."""
+    """Plot mean test accuracy, the last value of each baseline, and the epoch in which each curve first reaches that of
+    its own."""
     from matplotlib.ticker import MaxNLocator
 
-    base, first = next(iter(means.items()))
-    goal = first.iloc[-1]
+    goals = {base: means[base].iloc[-1] for base in dict.fromkeys(baselines.values())}
     for label, mean in means.items():
-        there = mean.index[mean >= goal][:1]
-        told = f"{label}{counts[label]}: {f'in epoch {there[0]}' if len(there) else 'never'}"
+        there, told = mean.index[:0], f"{label}{counts[label]}"
+        if label in baselines:
+            there = mean.index[mean >= goals[baselines[label]]][:1]
+            told += f": in epoch {there[0]}" if len(there) else ": never"
         axis.plot(mean.index, mean, label=told, **looks[label], **_dot(mean))
-        if len(there):
-            axis.plot(there, mean[there], "o", color=looks[label]["color"], markersize=4)
-    axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
-    lowest = min(99.0, goal, *(mean.iloc[len(mean) // 3] for mean in means.values()))
+        axis.plot(there, mean[there], "o", color=looks[label]["color"], markersize=4)
+    for goal in goals.values():
+        axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
+    reaching = ", ".join(f"{goal:.2f} % ({base})" for base, goal in goals.items())
     axis.set(
         xlabel="Epoch",
         ylabel="Test top-1 (%)",
-        ylim=(lowest, None),
-        title=wrapped(f"Reaching {goal:.2f} % ({base})", 28),
+        ylim=(min(99.0, *goals.values(), *(mean.iloc[len(mean) // 3] for mean in means.values())), None),
+        title=wrapped(f"Reaching {reaching}" if goals else "No baseline to reach", 28),
     )
     percent(axis)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

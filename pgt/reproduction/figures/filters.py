@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 
 from pgt.core.errors import InputError
 from pgt.reproduction.figures.style import describe, pyplot, wrapped
-from pgt.reproduction.groups import grouped
+from pgt.reproduction.groups import Group, experiment_override, farthest, grouped, read_runs
 from pgt.runs.folder import FINISHED, UNFINISHED
 from pgt.runs.frame import frame
-from pgt.runs.labels import run_title
 from pgt.runs.norms import Norms, read_norms
 
 LAST, FEATURES, EVERY = -1, "features", ()
@@ -45,13 +44,19 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
     Args:
         root: the runs folder.
         number: of the paper's figure.
-        experiment: whose runs to show instead: of each setting the lowest seed that has norms.
+        experiment: whose runs to show instead: of each setting one that has norms, the finished one of the lowest seed
+            if there is one.
 
     Raises:
-        InputError: no run there has recorded norms.
+        InputError: there is no run, or none that has recorded norms.
     """
     layers, experiments = FIGURES[number]
-    columns = _columns(root, (experiment,) if experiment else experiments)
+    if experiment:
+        runs = read_runs(root, experiment)
+        columns = _columns(root, grouped(runs), experiment_override(runs))
+    else:
+        groups = [group for name in experiments for group in grouped(farthest(frame(root, name)))]
+        columns = _columns(root, groups, f"experiment={','.join(experiments)}")
     if layers == EVERY:
         return _all_layers(*columns[0])
     size = max(5.2, 3.4 * len(columns)), 2.3 * len(layers) + 0.8
@@ -65,22 +70,24 @@ def filter_norms(root: Path, number: int, experiment: str | None) -> Any:
     return figure
 
 
-def _columns(root: Path, experiments: Sequence[str]) -> list[tuple[str, Norms]]:
-    """Title and norms of the first run of each setting that has them."""
+def _columns(root: Path, groups: Iterable[Group], override: str) -> list[tuple[str, Norms]]:
+    """Title and norms of the first run of each setting that has them.
+
+    Args:
+        override: trains such runs.
+    """
     found, again = [], ""
-    for name in experiments:
-        for group in grouped(frame(root, name)):
-            for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
-                norms = read_norms(run["run"])
-                again = again if norms is not None or run["status"] == UNFINISHED else " trainer.force=true"
-                if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
-                    raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
-                if norms is not None and len(norms.steps):
-                    title = run_title(group.experiment, group.label, run["seed"])
-                    found.append((f"{title}, on {run['data.name']}", norms))
-                    break
+    for group in groups:
+        for title, run in group.titled:
+            norms = read_norms(run["run"])
+            again = again if norms is not None or run["status"] == UNFINISHED else " trainer.force=true"
+            if norms is not None and not len(norms.steps) and run["status"] == FINISHED:
+                raise InputError(f"{run['run'] / 'norms'} has no record of a finished run: put its norms.bin back")
+            if norms is not None and len(norms.steps):
+                found.append((f"{title}, on {run['data.name']}", norms))
+                break
     if not found:
-        command = f"pgt train -m experiment={','.join(experiments)} record.norms_every=50{again}"
+        command = f"pgt train -m {override} record.norms_every=50{again}"
         anew = " trains those that have ended without them again" if again else ""
         raise InputError(f"no run under {root} has recorded the norms of this figure: `{command}`{anew}")
     return found

@@ -19,7 +19,7 @@ from pgt.reproduction.figures.style import (
     style,
     ticks_at,
 )
-from pgt.reproduction.groups import finished, read_runs
+from pgt.reproduction.groups import experiment_override, finished, read_runs
 from pgt.reproduction.settings import Settings, counted, foremost, settings, source
 from pgt.runs.frame import config_names
 
@@ -41,12 +41,12 @@ def read_series(root: Path, experiment: str) -> Settings:
     Raises:
         InputError: no setting has two α.
     """
-    runs = finished(read_runs(root, experiment))
-    runs = runs[runs.method.isin(["baseline", "pgt"])].sort_values("alpha", kind="stable")
+    found = read_runs(root, experiment)
+    runs = finished(found[found.method.isin(["baseline", "pgt"])]).sort_values("alpha", kind="stable")
     names = ["experiment", *(name for name in config_names(runs) if name != "method.alpha")]
     series = settings(runs, names)
     if all(line.alpha.nunique() < 2 for line in series.values()):
-        command = f"pgt train -m experiment={experiment} method=pgt method.alpha=1,0.5,0.25"
+        command = f"pgt train -m {experiment_override(found)} method=pgt method.alpha=1,0.5,0.25"
         raise InputError(f"there are not two α of one setting under {root / experiment}: `{command}`, say")
     return series
 
@@ -120,7 +120,7 @@ def logits_over_alpha(root: Path, experiment: str) -> Any:
 
 def errorbars(axis: Any, runs: pd.DataFrame, x: str, metric: str, label: str, index: int, **look: str) -> None:
     """Plot the mean of a metric over a column, with its deviation over runs as bars."""
-    found = runs.groupby(x)[metric].agg(["mean", "std"]).fillna(0)  # one seed has no deviation
+    found = runs.groupby(x)[metric].agg(["mean", "std"]).fillna({"std": 0})  # one seed has no deviation
     shape = {
         "marker": "osD^v<>p"[index % 8],
         "markersize": 3.5,

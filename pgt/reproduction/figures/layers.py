@@ -13,7 +13,6 @@ from pgt.core.types import Record
 from pgt.reproduction.figures.style import describe, pyplot, wrapped
 from pgt.reproduction.groups import read_groups
 from pgt.runs.folder import read_epochs
-from pgt.runs.labels import run_title
 
 NAME = "amplification"
 """The name of the figure, and of the experiments that it shows."""
@@ -27,17 +26,18 @@ def fluctuation(root: Path, experiment: str = NAME) -> Any:
 
     Args:
         root: the runs folder.
-        experiment: an experiment or a folder of them. Of each setting the lowest seed that has such records is shown.
+        experiment: an experiment or a folder of them. Of each setting it shows one run that has such records: the
+            finished one of the lowest seed, if there is one.
 
     Raises:
         InputError: no run has recorded fluctuations.
     """
     panels: list[tuple[str, Sequence[Record]]] = []
     for group in read_groups(root, experiment):
-        for run in group.runs.sort_values("seed", kind="stable").to_dict("records"):
+        for title, run in group.titled:
             records = read_epochs(run["run"], run["epochs"])
             if records and any(key.startswith(FLUCTUATION) for key in records[0]):
-                panels.append((run_title(group.experiment, group.label, run["seed"]), records))
+                panels.append((title, records))
                 break
     if not panels:
         raise InputError(f"no run under {root / experiment} has amplified: `pgt train experiment=... method={NAME}`")

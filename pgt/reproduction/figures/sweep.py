@@ -85,7 +85,7 @@ def over(root: Path, experiment: str | None, axes: Axes) -> Any:
     parts, chosen = foremost(settings(runs, [name for name in names if name not in keys], keys), most)
     figure = _maps(parts, axes) if axes.y else _lines(parts, axes)
     shown = pd.concat(list(parts.values()))
-    cells = [cell for part in parts.values() for _, cell in part.groupby([part[key].astype(str) for key in keys])]
+    cells = [cell for part in parts.values() for _, cell in part.groupby([part[key].map(str) for key in keys])]
     what = f"{experiment}: {VALUES[axes.value].partition(' (')[0].lower()} over {' and '.join(keys)}"
     describe(figure, what, f"Mean ± deviation over seeds, {counted(cells)}.", chosen, source(shown))
     return figure
@@ -148,4 +148,4 @@ def _cells(runs: pd.DataFrame, axes: Axes, columns: Sequence[Any], rows: Sequenc
 
 def _places(column: pd.Series[Any], values: Sequence[Any]) -> pd.Series[int]:
     """The place of each value of a column among `values`."""
-    return column.astype(str).map({str(value): place for place, value in enumerate(values)})
+    return column.map(str).map({str(value): place for place, value in enumerate(values)})
