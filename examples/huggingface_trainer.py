@@ -20,7 +20,7 @@ try:
 
     from pgt import power_grad_cross_entropy
 except ImportError as missing:
-    sys.exit(f"{missing}: pip install powergrad 'transformers[torch]'")
+    sys.exit(f"{missing}: install pgt (README.md says how) and 'transformers[torch]'")
 
 
 def power_grad_loss(alpha: float, shift: bool = False) -> Callable[..., Tensor]:

@@ -13,7 +13,7 @@ try:
 
     from pgt import PowerGradCrossEntropy
 except ImportError as missing:
-    sys.exit(f"{missing}: pip install powergrad lightning")
+    sys.exit(f"{missing}: install pgt (README.md says how) and lightning")
 
 
 class Classifier(lightning.LightningModule):

@@ -11,7 +11,7 @@ try:
 
     from pgt import PowerGradCrossEntropy
 except ImportError as missing:
-    sys.exit(f"{missing}: pip install powergrad")
+    sys.exit(f"{missing}: install pgt (README.md says how)")
 
 ALPHA = 0.25
 """Exponent of PGT; 1 is plain cross-entropy."""

@@ -6,7 +6,8 @@ The first argument is α; the script and its own arguments follow. Without argum
 networks on random pictures, as such a script does. `--bce-loss` is no cross-entropy and does not change. In
 `--jsd-loss` only the cross-entropy without label smoothing changes. In a copy that you edit, two lines are enough:
 import PowerGradCrossEntropy, and after the script has chosen its loss, set
-`train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=args.smoothing)`.
+`train_loss_fn = PowerGradCrossEntropy(0.25, label_smoothing=0.0 if mixup_active else args.smoothing)`: Mixup and CutMix
+smooth the labels themselves.
 """
 
 import runpy
@@ -21,7 +22,7 @@ try:
 
     from pgt import PowerGradCrossEntropy
 except ImportError as missing:
-    sys.exit(f"{missing}: pip install powergrad timm")
+    sys.exit(f"{missing}: install pgt (README.md says how) and timm")
 
 
 def install(alpha: float) -> None:

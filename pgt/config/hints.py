@@ -34,6 +34,15 @@ TAKEN = {
 """The options of sbatch that `hydra/launcher=slurm` sets itself, or that would mislead it, each with the reason."""
 
 
+ELSEWHERE = {
+    "batch_size": "recipe.global_batch",
+    "learning_rate": "recipe.lr_peak",
+    "max_epochs": "recipe.epochs",
+    "num_workers": "data.workers",
+}
+"""Our keys by the names that other programs give them."""
+
+
 def unknown(keys: Iterable[str], known: Set[str]) -> str:
     """Name unknown keys, each with the nearest known key or the choice of a group that has it."""
     return "; ".join(f"unknown key '{key}'{_hint(key, known)}" for key in keys)
@@ -46,6 +55,8 @@ def _hint(key: str, known: Set[str]) -> str:
     if owners := _owners(group, rest):
         return f": it goes with {owners}"
     alike = sorted(name for name in known | set(groups()) if ("." in name) == ("." in key))
+    if (same := ELSEWHERE.get(key.rpartition(".")[2])) in known:
+        return f": did you mean '{same}'?"
     if found := called(key, known) or difflib.get_close_matches(key, alike, n=1):
         return f": did you mean {' or '.join(map(repr, found))}?"
     return "; see `pgt train --cfg job` for the keys"

@@ -23,8 +23,8 @@ def identity(config: Any) -> dict[str, Any]:
         if NO_IDENTITY not in field.metadata
         and not (ADDED_LATER in field.metadata and getattr(config, name) == field.default)
     }
-    found |= config.model_extra or {}  # the arguments of a function of the user's own
-    return {key: value for key, value in found.items() if value != {}}
+    arguments = config.model_extra or {}  # of a function of the user's own
+    return {key: value for key, value in found.items() if value != {}} | arguments
 
 
 def with_files(identity: Mapping[str, Any], files: str | None) -> dict[str, Any]:

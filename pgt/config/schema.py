@@ -65,7 +65,7 @@ def _pattern(text: str) -> str:
 
 def _adjoint(wanted: bool) -> bool:
     if wanted and find_spec("torchdiffeq") is None:
-        raise ValueError("needs the package torchdiffeq: pip install 'powergrad[train,ode]', or set it to false")
+        raise ValueError("needs the package torchdiffeq: pip install torchdiffeq, or set it to false")
     return wanted
 
 

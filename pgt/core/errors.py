@@ -83,7 +83,10 @@ def without_framework(error: ModuleNotFoundError) -> InputError | None:
             if re.search(r"extra == .train\b", marker):
                 Distribution.from_name(re.split(r"[^\w.-]", name)[0])
         except PackageNotFoundError:
-            return InputError(f"this needs more than torch (no {error.name} here): pip install 'powergrad[train]'")
+            return InputError(
+                f"this needs more than torch (no {error.name} here): install 'powergrad[train]', "
+                "in a checkout by pip install '.[train]'"
+            )
     return None
 
 

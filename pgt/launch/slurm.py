@@ -184,7 +184,7 @@ class _Submission:
             from submitit import SlurmExecutor
             from submitit.core.utils import FailedJobError
         except ImportError:
-            raise InputError("hydra/launcher=slurm needs submitit: pip install 'powergrad[slurm]'") from None
+            raise InputError("hydra/launcher=slurm needs submitit: pip install submitit") from None
         names = (self._sweep.absolute() / f"array{number}" for number in count(jobs[0].number))
         folder = next(name for name in names if not name.exists())  # others are there if a sweep goes on
         for index, job in enumerate(jobs):

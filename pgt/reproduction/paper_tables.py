@@ -132,7 +132,7 @@ def paper_table(runs: pd.DataFrame, number: int, narrow: bool = False) -> Table:
     if commands := _commands(lines):
         head = f"To fill it (GPU-hours on {cost.DEFAULT_GPU} by published speeds):"
         if all(line.verdict.name == NOT_RUN for line in lines):
-            head += f" `pgt train -m experiment=table{number}/all recipe=paper,authors seed=0`, or one by one:"
+            head += f" `pgt train -m experiment=table{number}/all recipe=paper,authors seed=0,1,2`, or one by one:"
         notes.append(Note(head, commands))
     return table(lines, (*KEYS[number], *NUMBERS, *more, ("Verdict", _verdict)), TITLES[number], notes)
 

@@ -115,12 +115,13 @@ def plan(wanted: Iterable[tuple[str, Mapping[str, Any], int]], runs: pd.DataFram
         runs: those of the runs folder.
     """
     names = ["seed", *config_names(runs)]
-    runs = farthest(runs.assign(key=[_key(config) for config in records(runs[names])]), by="key")
+    keys = [_key(name, config) for name, config in zip(runs.experiment, records(runs[names]), strict=True)]
+    runs = farthest(runs.assign(key=keys), by="key")
     known = dict(zip(runs.key, zip(runs.status, runs.epochs, strict=True), strict=True))
     items: dict[str, Item] = {}
     for experiment, values, gpus in wanted:
         config = dotted(values)
-        key = _key(config | {"seed": values["seed"]})
+        key = _key(experiment, config | {"seed": values["seed"]})
         status, epochs = known.get(key, (UNFINISHED, 0))
         if status != UNFINISHED:
             status, epochs = DONE, config["recipe.epochs"]
@@ -159,10 +160,12 @@ def _kind(config: Mapping[str, Any], devices: int) -> str:
     return repr((own, image_size(config), config["trainer.precision"], devices))
 
 
-def _key(config: Mapping[str, Any]) -> str:
-    """A key that is the same for runs that differ in decoder and file list alone: a plan may be made elsewhere."""
+def _key(experiment: str, config: Mapping[str, Any]) -> str:
+    """A key that is the same for runs of an experiment that differ in decoder and file list alone: a plan may be made
+    elsewhere."""
     left_out = ("data.backend", "data.files")
-    return repr(sorted((name, str(v)) for name, v in config.items() if v is not None and name not in left_out))
+    values = sorted((name, str(v)) for name, v in config.items() if v is not None and name not in left_out)
+    return f"{experiment} {values}"
 
 
 def seconds(item: Item, speed: Speed | None, loader: Speed | None) -> dict[str, float]:

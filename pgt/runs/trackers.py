@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import netrc
 import os
+import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pgt.core.errors import InputError
+from pgt.core.files import write_text
 from pgt.core.types import Record
 from pgt.runs.folder import DIVERGED, ENDED, Summary, last_record, read_metrics
 from pgt.runs.frame import dotted
@@ -66,7 +68,7 @@ class WandbRun:
     """Writes to a run of Weights & Biases; a resumed run writes to the same one.
 
     For each option, the config comes first, then wandb's own environment variable (WANDB_PROJECT, WANDB_MODE, ...),
-    then what this class chooses. The id is always the run's own: by it, a resumed run finds its curves.
+    then what this class chooses. The id is kept in the run's folder: by it, a resumed run finds its curves.
 
     Args:
         about: the run.
@@ -102,7 +104,7 @@ class WandbRun:
             project=project or _default("WANDB_PROJECT", "pgt"),
             entity=entity,
             mode=mode,
-            id=about.summary.run_id,
+            id=_wandb_id(about),
             resume="allow" if about.resumed else None,  # None replaces what an earlier try has sent
             group=group or _default("WANDB_RUN_GROUP", experiment_name(about.summary.experiment)),
             job_type=_default("WANDB_JOB_TYPE", about.method),
@@ -120,6 +122,10 @@ class WandbRun:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._run.define_metric("epoch/test_top1", step_metric="step", summary="max")
+        if about.resumed and not self._run.offline:  # a killed process has not sent its last records
+            for record in read_metrics(about.folder):
+                if _row(record["step"], record) >= self._run.step:
+                    self.write(record.pop("step"), record)
 
     def write(self, step: int, record: Record) -> None:
         if record["event"] == END:
@@ -129,10 +135,7 @@ class WandbRun:
             tag: self._wandb.Histogram(values)
             for tag, values in norms_by_layer(self._about.folder, step, record).items()
         }
-        # wandb drops a row whose number does not exceed the last one's, and one step may have a record of its own and
-        # an epoch's. Numbered like this, a resumed run goes on where it was, also offline, and no row is there twice.
-        row = 2 * step + (record["event"] == "epoch")
-        self._run.log({"step": step, **named(record), **norms}, step=row, commit=True)
+        self._run.log({"step": step, **named(record), **norms}, step=_row(step, record), commit=True)
 
     def _end(self, record: Record) -> None:
         self._run.summary.update({key: value for key, value in record.items() if key not in ("event", "exit_code")})
@@ -156,6 +159,27 @@ class WandbRun:
             self._about.say(f"{self._about.name}: wandb was offline: `{command}` uploads the run")
 
 
+def _row(step: int, record: Record) -> int:
+    """Return the number of wandb's row for a record.
+
+    wandb drops a row whose number does not exceed the last one's, and one step may have a record of its own and an
+    epoch's. Numbered like this, a resumed run goes on where it was, also offline, and no row is there twice.
+    """
+    return 2 * step + int(record["event"] == "epoch")
+
+
+def _wandb_id(about: About) -> str:
+    """Return the run's id in wandb. The first start makes it and keeps it in a file: no other folder's run has it."""
+    path = about.folder / "wandb-id.txt"
+    if path.exists():
+        return path.read_text().strip()
+    if about.resumed:  # it was begun by a version that took the run's own id
+        return about.summary.run_id
+    made = f"{about.summary.run_id}-{secrets.token_hex(4)}"
+    write_text(path, made)
+    return made
+
+
 def _offline_files(folder: Path, about: About) -> list[Path]:
     """Return what `wandb sync` needs to upload all starts of a run, in order.
 
@@ -166,7 +190,7 @@ def _offline_files(folder: Path, about: About) -> list[Path]:
     own = about.folder / folder.name
     if own.is_dir() and own.samefile(folder):
         return [own]
-    return sorted(folder.glob(f"offline-run-*-{about.summary.run_id}"))
+    return sorted(folder.glob(f"offline-run-*-{_wandb_id(about)}"))
 
 
 def _default(variable: str, value: str) -> str | None:

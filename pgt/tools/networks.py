@@ -35,7 +35,10 @@ def fit(path: Path, state: Mapping[str, Tensor], wanted: str | None) -> tuple[st
         said = facts(wanted).get("classifier", head)
         head = said if isinstance(said, str) else said[0]
     elif wanted is not None and "." in wanted:
-        raise InputError(f"{path} is of {wanted}, a network of your own: only your own code can build it")
+        raise InputError(
+            f"{path} is of {wanted}, a network of your own: only your own code can build it, and load the "
+            "entry 'model' of this file"
+        )
     elif wanted is not None and wanted not in MODELS:
         close = difflib.get_close_matches(wanted, MODELS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"take one of {', '.join(MODELS)}"

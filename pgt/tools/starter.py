@@ -13,7 +13,8 @@ from pgt.core.errors import InputError
 PLACES = {
     "README.md": "examples/starter",
     "experiment/*.yaml": "examples/starter",
-    "launch/*": ".",
+    "launch/*.sbatch": ".",
+    "launch/kubernetes-job.yaml": ".",
     "examples/*.py": ".",
     "scripts/prepare_imagenet.py": ".",
 }

@@ -152,10 +152,12 @@ def _read_safetensors(path: Path) -> Source:
         ours, image = config.get("pgt", {}), config.get("pretrained_cfg", {})
         alpha = 1.0 if ours.get("calibrated") else ours.get("alpha")
         data = {"name": ours["data"], "image_size": image["input_size"][1]} if "data" in ours else {}
+        resized = {"interpolation": image["interpolation"]} if "interpolation" in image else {}
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise _damaged(beside, error) from None
     known = {key: ours[key] for key in ("schedule", "batch", "label_smoothing", "method", "alpha") if key in ours}
-    return Source(path, _stripped(state), ours.get("model"), alpha, known, {"data": data} if data else {})
+    source = {"data": data, "model": resized} if data else {}
+    return Source(path, _stripped(state), ours.get("model"), alpha, known, source)
 
 
 def _read_checkpoint(path: Path) -> Source:

@@ -123,6 +123,8 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["logger=wandb,tensorboard"], ["logger=[wandb,tensorboard]"]),
         (["alpha=0.3"], ["did you mean 'method.alpha'?"]),
         (["epochs=3"], ["did you mean 'recipe.epochs'?"]),
+        (["recipe.batch_size=64"], ["did you mean 'recipe.global_batch'?"]),
+        (["learning_rate=1"], ["did you mean 'recipe.lr_peak'?"]),
         (["lr=0.1"], ["'recipe.lr_peak'"]),
         (["launcher=local"], ["did you mean 'hydra/launcher'?"]),
         (["logger.wandb.mode=offline"], ["it goes with logger=wandb"]),

@@ -17,6 +17,7 @@ from pgt.reproduction import cost
 from pgt.reproduction.plan import plan, plan_table, seconds
 from pgt.runs.folder import find
 from pgt.runs.frame import frame
+from pgt.runs.labels import experiment_name
 from pgt.training import folder as run_folder
 from tests.conftest import ROOT, TINY, compose, last_wins, train
 from tests.reproduction.helpers import plant, plant_summary
@@ -29,7 +30,7 @@ def _imagenet(monkeypatch):
 
 def items(*overrides, root="runs"):
     configs = compose_all(overrides, multirun=True)
-    return plan([(config.experiment, identity(config), 4) for config in configs], frame(root))
+    return plan([(experiment_name(config.experiment), identity(config), 4) for config in configs], frame(root))
 
 
 def test_the_three_tables_are_29_runs(capsys):
@@ -44,6 +45,13 @@ def test_runs_that_are_shared_count_once():
     assert len(items("experiment=table1/resnet50_cosine_pgt,table3/all")) == 8
     jobs = [("a", identity(compose_all(["experiment=demo/bn"])[0]), 1)] * 2
     assert [item.experiment for item in plan(jobs, frame("runs"))] == ["a"]
+
+
+def test_a_run_of_another_experiment_is_not_done_even_if_its_values_are_the_same():
+    """`pgt train` would train it: a run's folder lies in that of its experiment."""
+    plant("demo/bn", "pgt", 0, 90.0, 89.0, curve=range(15))
+    job = identity(compose_all(["experiment=demo/bn"])[0]), 1
+    assert [item.status for item in plan([("demo/bn", *job), ("mine", *job)], frame("runs"))] == ["done", "missing"]
 
 
 def test_done_partial_and_missing_by_the_runs_folder():

@@ -92,7 +92,7 @@ def test_wandb_holds_every_metric_the_config_and_the_environment(capsys):
             config |= items(record.run.config.update)
         if kind == "config":
             config |= items(record.config.update)
-    assert (run.run_id, run.project, run.run_group, run.job_type) == (summary.run_id, "mine", "custom", "pgt")
+    assert (run.run_id[:12], run.project, run.run_group, run.job_type) == (summary.run_id, "mine", "custom", "pgt")
     assert run.display_name == "resnet20 on synthetic pgt α=0.25 seed 0"  # without its place in a sweep
     assert list(run.tags) == ["resnet20", "synthetic", "night"]
     assert metrics["epoch/test_top1"].summary.max
@@ -188,6 +188,11 @@ class Server:
         self.inits, self.rows, self.summary, self.calls, self.on_log = [], [], {}, [], on_log
         self.settings = SimpleNamespace(wandb_dir="wandb")
 
+    @property
+    def step(self):
+        """The number of the next row, as wandb tells it of a run that is resumed."""
+        return max((step for step, _ in self.rows if step is not None), default=-1) + 1
+
     def init(self, **options):
         self.inits.append(options)
         return self
@@ -236,6 +241,31 @@ def test_wandb_hears_of_a_stop_and_goes_on_where_the_run_was(online):
     [folder] = Path("runs").glob("custom/*")
     assert len(rows) == len(read_metrics(folder))
     assert online.rows[stopped][0] > online.rows[0][0]
+
+
+@WANDB
+def test_records_that_a_killed_process_did_not_send_are_sent_when_it_resumes(online, monkeypatch):
+    run = (*RUN, "logger=wandb")
+    stops = iter([lambda: None] * 2 + [lambda: os.kill(os.getpid(), signal.SIGTERM)])
+    online.on_log = lambda: next(stops, lambda: None)()
+    assert main(["train", *run]) == 143
+    sent = [step for step, _ in online.rows]
+    del online.rows[1:]  # what was on its way
+    assert main(["train", *run]) == 0
+    rows = [step for step, row in online.rows if "step" in row]
+    assert rows == sorted({*rows, *sent})
+    [folder] = Path("runs").glob("custom/*")
+    assert len(rows) == len(read_metrics(folder))
+
+
+@WANDB
+def test_the_same_run_in_two_folders_is_two_runs_of_wandb(online):
+    for root in ("a", "b"):
+        train(*RUN, "logger=wandb", f"paths.runs={root}")
+    train(*RUN, "logger=wandb", "paths.runs=b", "trainer.force=true")
+    first, other, again = (options["id"] for options in online.inits)
+    assert first != other == again
+    assert first[:12] == other[:12]
 
 
 @WANDB

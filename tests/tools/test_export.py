@@ -20,6 +20,8 @@ from pgt.data.reader import central_view
 from pgt.models import build
 from pgt.runs import folder as runs
 from pgt.tools import export, networks
+from pgt.tools.validate import chosen_data
+from pgt.tools.weights import read
 from tests.conftest import compose
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -252,6 +254,16 @@ def test_a_network_of_timm_is_exported_calibrated_and_validated_by_its_own_class
     assert plain.pretrained_cfg["classifier"] == "head.fc"
     assert main(["validate", str(run)]) == 0
     assert "timm/test_convnext, 10 classes" in capsys.readouterr().out
+
+
+def test_an_export_is_validated_with_the_interpolation_that_it_names(trained):
+    assert main(["export", str(trained("model=resnet18")), "--output", "plain"]) == 0
+    path = Path("plain/config.json")
+    config = json.loads(path.read_text())
+    config["pgt"]["data"], config["pretrained_cfg"]["interpolation"] = "imagefolder", "bicubic"
+    path.write_text(json.dumps(config))
+    chosen = chosen_data(read(Path("plain")).config, "resnet18", root="x")
+    assert chosen["interpolation"] == "bicubic"
 
 
 def test_a_loss_and_a_transform_of_ones_own_are_on_the_card_and_a_network_of_ones_own_is_not_exported(trained, capsys):

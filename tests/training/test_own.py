@@ -270,7 +270,11 @@ def test_name_and_arguments_are_part_of_the_identity():
     assert ids("method.loss=null") == plain
     parts = [
         *("method.loss={_target_: a.b}", "method.loss={_target_: a.c}", "method.loss={_target_: a.b, gamma: 1}"),
-        *(transform("{_target_: a.b}"), transform("{_target_: a.b, list: [1, {x: 2}]}")),
+        *(
+            "method.loss={_target_: a.b, gamma: {}}",
+            transform("{_target_: a.b}"),
+            transform("{_target_: a.b, list: [1, {x: 2}]}"),
+        ),
     ]
     assert len({plain, *map(ids, parts)}) == len(parts) + 1
     assert run_id(identity(compose("model.name=timm/resnet18"))) != run_id(identity(compose("model=resnet18")))
