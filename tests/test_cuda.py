@@ -160,6 +160,7 @@ def test_torchvision_feeds_the_gpu_what_the_cpu_shows(tmp_path):
                     torch.testing.assert_close(y.images.cpu(), x.images, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of torch 2.11, while it compiles in float32
 def test_the_doctor_finds_nothing_bad(capsys):
     code, said = cli.main(["doctor"]), capsys.readouterr().out
     assert code == 0, said

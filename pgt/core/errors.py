@@ -107,6 +107,11 @@ def exit_code(error: BaseException) -> int:
     return known.exit_code if known else 1
 
 
+def memory_is_full(error: RuntimeError) -> bool:
+    """Whether an error of torch, CUDA or DALI says that the memory of a device is full."""
+    return bool(re.search(r"out of memory|can't allocate \d+ bytes on device|ALLOC_FAILED", str(error), re.IGNORECASE))
+
+
 def one_line(error: BaseException) -> str:
     """The text of an exception in one line."""
     return " ".join(str(error).split())

@@ -55,7 +55,7 @@ def check(name: str, **options: Any) -> None:
     check_root(Path(options["root"]))
     if options["backend"] == "dali" and not has_dali():
         raise InputError(
-            "data.backend=dali needs NVIDIA DALI: pip install nvidia-dali-cuda130 (or -cuda120 for older drivers), "
+            "data.backend=dali needs NVIDIA DALI: pip install nvidia-dali-cuda130 (older drivers: docs/gpus.md), "
             "or take data.backend=torchvision"
         )
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]  # its stubs lack it
 from nvidia.dali.tensors import TensorListCPU
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from pgt.core.errors import memory_is_full
 from pgt.core.signals import uninterrupted
 from pgt.core.types import Batch
 from pgt.data.delivery import DEVIATION, MEAN, Delivery
@@ -26,6 +29,8 @@ THREADS_A_READER = 4
 are never fewer than two readers, since each reads a whole batch."""
 LARGEST = 5980, 6430
 """Largest width and height in ImageNet: for training, the GPU's JPEG decoder allocates memory for them at the start."""
+CLOSING_SECONDS = 1.0
+"""Time that `DaliLoader.close` waits for the GPU."""
 READ_AHEAD = 2
 """Batches prepared in advance, of files as well as of decoded images."""
 
@@ -81,13 +86,20 @@ class DaliLoader(FileLoader):
 
     def close(self) -> None:
         super().close()
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while not all(made.query() for made, _ in self._held):
+            if time.monotonic() > deadline:  # the GPU waits for another rank, which may be gone: this process ends, too
+                return
+            time.sleep(0.01)
         self._end()
 
     def _end(self) -> None:
-        """End the pipeline once torch has copied its outputs."""
+        """End the pipeline once torch has copied its outputs, and give its memory back to the GPU."""
         for made, _ in self._held:
             made.synchronize()
         self._pipeline, self._held = None, []
+        if self._delivery.device.type == "cuda":
+            ReleaseUnusedMemory()
 
     def _next(self) -> Batch | RuntimeError:
         """Return the pipeline's next batch, or the error that it raised instead."""
@@ -95,6 +107,8 @@ class DaliLoader(FileLoader):
             try:
                 outputs = self._pipeline.run()
             except RuntimeError as error:
+                if memory_is_full(error):
+                    raise
                 return error.with_traceback(None)  # whose frames would keep the pipeline alive
         images, labels, unreadable = (_tensor(output) for output in outputs)
         self.note(unreadable)

@@ -37,7 +37,8 @@ def run(config: Config, label: str = "") -> Summary:
 
     count = training.device_count(config)
     if count == 1:
-        return training.train_alone(job)
+        return training.train(job)
+    training.give_back_memory()
     summary: Summary = start_ranks(training.train_job_as_rank, job, count)
     return summary
 

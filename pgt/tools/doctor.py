@@ -99,7 +99,7 @@ def checks(root: Path | None, runs_root: Path, resume: bool = False) -> dict[str
 def images() -> Iterator[Finding]:
     """Compare the pixels that DALI decodes with torchvision's on the CPU."""
     if not has_dali():
-        mend = "pip install nvidia-dali-cuda130, or -cuda120 for older drivers"
+        mend = "pip install nvidia-dali-cuda130; older drivers: docs/gpus.md"
         yield Finding(NOTE, f"no NVIDIA DALI: torchvision decodes, which is slower ({mend})")
         return
     device = first_device()

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from pgt.config.schema import Config
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, memory_is_full
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -34,14 +34,16 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 @contextmanager
 def explained(config: Config, device: torch.device) -> Iterator[None]:
-    """Turn an error of torch that the device's memory is full into one line that says what needs less of it.
+    """Turn an error of torch or DALI that the device's memory is full into one line that says what needs less of it.
 
     Raises:
         InputError: the device's memory is full.
     """
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not memory_is_full(error):
+            raise
         recipe, trainer = config.recipe, config.trainer
         mends = []
         if not (trainer.checkpoint_activations or trainer.compile):

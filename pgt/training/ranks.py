@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pgt.core.errors import InputError, LostRankError, RankZeroError, Stopped, exit_code
+from pgt.core.errors import InputError, LostRankError, RankZeroError, Stopped, TrainingError, exit_code, one_line
 from pgt.core.machine import affinity, cpus
 
 T = TypeVar("T")
@@ -218,6 +218,7 @@ def process_group(timeout_minutes: float = 10) -> Iterator[Ranks]:
         InputError: torch cannot use the GPUs, or a machine that has GPUs has fewer of them than processes.
         RankZeroError: the same on the other ranks, if all of them find it.
         LostRankError: another rank no longer answers.
+        TrainingError: NCCL fails for another reason.
     """
     visible_gpus()
     ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
@@ -238,10 +239,12 @@ def process_group(timeout_minutes: float = 10) -> Iterator[Ranks]:
         raise
     except Exception as error:  # without destroying the group: that may wait for ranks that wait for this one
         if not _is_lost(error):
+            if isinstance(error, dist.DistBackendError):
+                raise TrainingError(f"the ranks cannot communicate: {one_line(error)}") from error
             raise
         unreachable = "connectFullMesh" in str(error)  # gloo chose a network that the other machines do not reach
         mend = "; set GLOO_SOCKET_IFNAME to the name of the network that all machines share" if unreachable else ""
-        raise LostRankError(f"lost the other ranks: {str(error).splitlines()[0]}{mend}") from error
+        raise LostRankError(f"lost the other ranks: {one_line(error)}{mend}") from error
     dist.destroy_process_group()
 
 
@@ -253,7 +256,9 @@ def host_store() -> tuple[object, int]:
 
 def _is_lost(error: Exception) -> bool:
     """Whether an exception only says that another rank does not answer."""
+    text = str(error).lower()
+    if "nccl error" in text:  # it may as well be this rank's: no memory, no room in /dev/shm, two ranks on one GPU
+        return any(word in text for word in ("remote", "peer", "connection", "timeout", "timed out"))
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
-    text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "process group"))

@@ -34,7 +34,7 @@ from pgt.training.ranks import ALONE, Ranks, check_kernels, process_group, visib
 from pgt.training.trainer import Trainer
 
 
-def train(job: Job, ranks: Ranks) -> Summary:
+def train(job: Job, ranks: Ranks = ALONE) -> Summary:
     """Train one run to its end. Every rank calls it; rank 0 decides, writes and prints.
 
     Raises:
@@ -95,14 +95,11 @@ def _own_log(job: Job, rank: int) -> AbstractContextManager[None]:
     return redirected(job.folder / f"log.rank{rank}.txt") if rank else nullcontext()
 
 
-def train_alone(job: Job) -> Summary:
-    """`train` in this process, which then gives back the GPU memory: the next run may train in other processes."""
-    try:
-        return train(job, ALONE)
-    finally:
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+def give_back_memory() -> None:
+    """Give back the GPU memory of runs that this process has trained, since the next run trains in other processes."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def device_count(config: Config) -> int:

@@ -99,6 +99,8 @@ def measure(case: Case, rounds: int, length: int, results: list[Result]) -> str:
         loops[name] = build(case, batch)
         loops[name](3)
         memory[name] = _peak(device) - before
+    for loop in loops.values():  # building a compiled one has made torch forget those before it
+        loop(3)
     times = in_turns(rounds, {name: partial(seconds_a_step, loop, length, device) for name, loop in loops.items()})
     rows = []
     for name, measured in times.items():

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -520,6 +521,17 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg could not be read before, and now it can: .*is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
+
+
+def test_dali_is_closed_though_the_gpu_waits_for_a_rank_that_is_gone(tmp_path, monkeypatch):
+    generate(tmp_path / "train", 8)
+    generate(tmp_path / "val", 4)
+    loader, _ = loaders({**FOLDER, "backend": "dali"})
+    monkeypatch.setattr("pgt.data.dali.CLOSING_SECONDS", 0.05)
+    loader._held = [(SimpleNamespace(query=lambda: False), "the batch")]  # its copy is never made
+    loader.close()
+    assert loader._held, "memory that is still to be read stays"
+    loader._held = []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

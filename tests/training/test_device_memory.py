@@ -47,14 +47,23 @@ def test_a_network_without_blocks_is_refused():
         checkpoint_activations(torch.nn.Sequential(torch.nn.Linear(2, 2)))
 
 
-def test_a_full_device_is_one_line_with_the_mend(monkeypatch):
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB ..."),
+    RuntimeError("Critical error in pipeline:\nError in MIXED operator `nvidia.dali.fn.decoders.image`:\n"
+                 "Can't allocate 1048576 bytes on device 0."),
+]  # fmt: skip
+"""What torch and DALI raise if a device's memory is full."""
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_device_is_one_line_with_the_mend(monkeypatch, error):
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB ...")
+        raise error
 
     monkeypatch.setattr(Trainer, "train_step", full)
-    with pytest.raises(InputError, match=r"memory of cpu is full .*checkpoint_activations=true") as error:
+    with pytest.raises(InputError, match=r"memory of cpu is full .*checkpoint_activations=true") as caught:
         train(*TINY, "model=resnet20")
-    assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"local_batch") as error:
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"local_batch") as caught:
         train(*TINY, "model=resnet20", "trainer.checkpoint_activations=true", "seed=1")
-    assert "checkpoint_activations" not in str(error.value)
+    assert "checkpoint_activations" not in str(caught.value)

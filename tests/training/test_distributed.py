@@ -2,6 +2,7 @@
 
 import math
 import random
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from pgt.cli.main import main
 from pgt.config import sharing
-from pgt.core.errors import InputError, LostRankError
+from pgt.core.errors import InputError, LostRankError, TrainingError
 from pgt.data import open_set
 from pgt.launch.ranks import start_ranks
 from pgt.training.assemble import assemble
@@ -227,6 +228,41 @@ def test_ranks_count_a_streak_as_one_device_does(every):
     alone = streaks(Tally(torch.device("cpu"), ALONE), both, every)
     assert max(length for length, _ in alone) > 2
     assert streaks_of_ranks(losses, every) == [alone, alone]
+
+
+NCCL = (
+    "NCCL error in: ProcessGroupNCCL.cpp:3690, {} (run with NCCL_DEBUG=INFO), NCCL version 2.30.7\n{}\nLast error:\n{}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "raised", "said"),
+    [
+        (
+            NCCL.format("unhandled system error", "ncclSystemError: System call failed", "/dev/shm: No space left"),
+            TrainingError,
+            r"^the ranks cannot communicate: NCCL error .* No space left$",
+        ),
+        (
+            NCCL.format("remote process exited", "ncclRemoteError: A remote process exited", "peer closed"),
+            LostRankError,
+            r"^lost the other ranks: NCCL error .* peer closed$",
+        ),
+    ],
+)
+def test_an_error_of_nccl_is_said_whole_and_is_another_ranks_only_if_it_says_so(monkeypatch, text, raised, said):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+    try:
+        with pytest.raises(TrainingError, match=said) as caught, process_group():
+            raise dist.DistBackendError(text)
+        assert type(caught.value) is raised
+    finally:
+        dist.destroy_process_group()
 
 
 def equipped(*parts):
