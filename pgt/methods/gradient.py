@@ -115,7 +115,7 @@ class PowerGrad(torch.autograd.Function):
             grad = torch.where((target != ignore_index).unsqueeze(1), grad, 0.0)  # what comes in may be infinite
         by_target = None
         if ctx.needs_input_grad[1]:
-            once = _Once.apply(saved.detach(), saved, target)
+            once = _Once.apply(saved.detach(), saved)  # −log p does not depend on the target
             by_target = _target_gradient(once, grad_loss, weight, epsilon, reduction)
         return grad.to(saved.dtype), by_target, *[None] * 5
 

@@ -237,7 +237,7 @@ def test_an_example_names_the_package_that_is_missing(name):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert NEEDS[name] in done.stderr
-    assert "pip install powergrad" in done.stderr
+    assert "install pgt (README.md says how)" in done.stderr
 
 
 @pytest.mark.slow
