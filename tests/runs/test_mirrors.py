@@ -155,7 +155,12 @@ def killed_before_checkpoint(monkeypatch, number, *overrides):
         patch.setattr("pgt.training.folder.save", dies)
         with pytest.raises(KeyboardInterrupt):
             train(*overrides, "trainer.checkpoint_minutes=1e-9")
-    time.sleep(1.1 - time.time() % 1)  # files are named, and so ordered, by the second
+    next_second()
+
+
+def next_second():
+    """Wait for the next second: TensorBoard's files are named, and so ordered, by the second."""
+    time.sleep(1.1 - time.time() % 1)
 
 
 def assert_holds_once(folder):
@@ -200,6 +205,7 @@ def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
     process = begun(sys.executable, "-m", "pgt", "train", *run, steps=12)  # an epoch's nine records, and three
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
+    next_second()
     train(*run)
     [folder] = Path("runs").glob("custom/*")
     assert len(list(folder.glob("tensorboard/*"))) == 2
