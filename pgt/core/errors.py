@@ -84,8 +84,8 @@ def without_framework(error: ModuleNotFoundError) -> InputError | None:
                 Distribution.from_name(re.split(r"[^\w.-]", name)[0])
         except PackageNotFoundError:
             return InputError(
-                f"this needs more than torch (no {error.name} here): pip install 'powergrad[train]', or '.[train]' in a "
-                "checkout"
+                f"this needs more than torch (no {error.name} here): pip install 'powergrad[train]', or '.[train]' in "
+                "a checkout"
             )
     return None
 
