@@ -192,12 +192,13 @@ def _refuse_plugins_of_jobs(plugins: Sequence[Any], overrides: Sequence[str]) ->
     shared = [text for one, text in zip(parsed, overrides, strict=True) if not one.is_sweep_override()]
     try:
         used = [_plugins(_composed(tuple(shared), sources()).hydra)]
-    except InputError:  # an option of a launcher that only these choices name
-        used = []
+    except InputError as error:
+        # Without the swept choices a group may lack one, and Hydra goes on; or a launcher that they name is missing.
+        used = [] if "hydra." in str(error) else [*plugins[:1]]
     if plugins != used:
         raise InputError(
-            "all jobs of a sweep share a launcher, a sweeper and their options, and these experiments choose some: "
-            "give them on the command line, as in hydra/launcher=slurm, or give each experiment a command of its own"
+            "all jobs of a sweep share a launcher, a sweeper and their options, and the swept choices set some: "
+            "give them on the command line, as in hydra/launcher=slurm, or give each choice a command of its own"
         )
 
 

@@ -23,7 +23,7 @@ def _gpus(value: Any) -> Any:
 
 
 def _time(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, int) and f"hydra.launcher.{info.field_name}" not in (info.context or ()):
+    if isinstance(value, int) and not {"hydra.launcher", f"hydra.launcher.{info.field_name}"} & set(info.context or ()):
         raise ValueError(
             "must be in quotes in a file: '4:00:00', or '240' for minutes (without them, YAML reads 4:00:00 as the "
             f"number 14400); got {value}"

@@ -35,10 +35,10 @@ def run(config: Config, label: str = "") -> Summary:
         return job
     from pgt.training import run as training
 
+    training.give_back_memory()
     count = training.device_count(config)
     if count == 1:
         return training.train(job)
-    training.give_back_memory()
     summary: Summary = start_ranks(training.train_job_as_rank, job, count)
     return summary
 

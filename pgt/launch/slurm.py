@@ -235,7 +235,7 @@ class _Submission:
         if done.returncode:
             if not frozen:
                 shutil.rmtree(self._code)
-            raise InputError(f"Slurm refuses the last job; the others are submitted: {_reason(done.stderr)}")
+            raise InputError(f"Slurm refuses the last job; the others are in the queue: {_reason(done.stderr)}")
         return done.stdout.strip().partition(";")[0]
 
 

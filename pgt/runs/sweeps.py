@@ -66,8 +66,9 @@ def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[
     }
     sweep.mkdir(parents=True, exist_ok=True)
     path = sweep / LIST
-    begun = path.stat() if path.exists() else None
-    before = json.loads(path.read_text())["runs"] if begun else {}
+    begun, before = path.stat() if path.exists() else None, {}
+    with suppress(OSError, ValueError, KeyError):  # there is none, or it is damaged
+        before = json.loads(path.read_text())["runs"]
     write_json(path, {"command": list(command), "runs": before | listed})
     if begun:
         os.utime(path, ns=(begun.st_atime_ns, begun.st_mtime_ns))

@@ -173,7 +173,7 @@ def _wandb_id(about: About) -> str:
     path = about.folder / "wandb-id.txt"
     if path.exists():
         return path.read_text().strip()
-    if about.resumed:  # it was begun by a version that took the run's own id
+    if about.resumed and (about.folder / "wandb").exists():  # begun by a version that took the run's own id
         return about.summary.run_id
     made = f"{about.summary.run_id}-{secrets.token_hex(4)}"
     write_text(path, made)

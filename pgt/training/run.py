@@ -96,7 +96,7 @@ def _own_log(job: Job, rank: int) -> AbstractContextManager[None]:
 
 
 def give_back_memory() -> None:
-    """Give back the GPU memory of runs that this process has trained, since the next run trains in other processes."""
+    """Free what runs before this one have left on the GPU: cycles of hooks, and torch's cache if ranks train next."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()

@@ -109,7 +109,7 @@ class Trainer:
         """One optimizer step on the mean gradient of equally large groups, without a host synchronisation."""
         set_rate(self.optimizer, self.schedule(step))
         for index, batch in enumerate(groups):
-            self._seed(step, self.ranks.rank * len(groups) + index)
+            self._seed(step, 1 + self.ranks.rank * len(groups) + index)
             with self._synchronised(index == len(groups) - 1), self._statistics(index, len(groups)):
                 with self.precision.autocast():
                     logits = self._network(batch.images)
@@ -123,7 +123,7 @@ class Trainer:
         recorder = self.recorder if self.recorder is not None and self.recorder.due(step) else None
         if recorder is not None:
             recorder.gradients(self.parameters)
-        self._seed(step)  # alterations draw the same on every rank
+        self._seed(step, 0)  # alterations draw the same on every rank
         for alteration in self.alterations:
             alteration(self.parameters, step)
         if recorder is not None:
@@ -171,12 +171,16 @@ class Trainer:
         if isinstance(self.loss, nn.Module) and "loss" in state:  # earlier checkpoints have none
             self.loss.load_state_dict(state["loss"])
 
-    def _seed(self, *place: int) -> None:
-        """Seed torch's generators, which dropout uses, by the run's seed and a place: a step, and a group in it.
+    def _seed(self, step: int, part: int) -> None:
+        """Seed torch's generators, which dropout uses, by the run's seed, a step and a part of it.
 
-        So a group draws the same random numbers whichever rank it is on, and in a resumed run.
+        So a group draws the same random numbers whichever rank it is on, and in a resumed run. Without
+        `recipe.local_batch`, a rank's share is its group.
+
+        Args:
+            part: from 1, the number of a group among those of all ranks; 0 for the alterations.
         """
-        seed = int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0])
+        seed = int(np.random.SeedSequence([self.seed, step, part]).generate_state(1, np.uint64)[0])
         torch.default_generator.manual_seed(seed)
         if self.ranks.device.type == "cuda":
             torch.cuda.default_generators[self.ranks.device.index].manual_seed(seed)

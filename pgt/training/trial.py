@@ -71,12 +71,13 @@ def try_loss(config: Config, loss: Loss, classes: int, device: torch.device) -> 
 @contextmanager
 def _as_it_was(tried: object, device: torch.device) -> Iterator[None]:
     """A context that changes neither torch's random numbers nor the buffers of what is tried."""
-    buffers = list(tried.buffers()) if isinstance(tried, nn.Module) else []
-    before = [buffer.clone() for buffer in buffers]
+    module = tried if isinstance(tried, nn.Module) else nn.Module()
+    before = [buffer.clone() for buffer in module.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-    for buffer, value in zip(buffers, before, strict=True):
-        buffer.copy_(value)
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers(), before, strict=True):  # which may be other tensors by now
+            buffer.detach_().copy_(value)
 
 
 def _check(key: str, name: str, found: object, shape: tuple[int, ...]) -> None:

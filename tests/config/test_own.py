@@ -105,9 +105,16 @@ def test_experiments_that_choose_a_launcher_do_not_share_a_sweep(text, swept):
     for name in "ab":
         write(f"experiment/my/{name}", f"# @package _global_\n{text}")
     with own_conf(["own"]):
-        with pytest.raises(InputError, match="these experiments choose some: give them on the command line"):
+        with pytest.raises(InputError, match="the swept choices set some: give them on the command line"):
             compose_all([f"experiment={swept}"], multirun=True)
         assert compose_all(["experiment=my/a", "method=baseline,pgt"], multirun=True)
+
+
+def test_a_group_that_the_sweep_alone_chooses_may_be_missing_without_it():
+    write("mine", "defaults:\n  - train\n  - override /model: ???\n  - _self_\n")
+    with own_conf(["own"], "mine"):
+        configs = compose_all(["experiment=demo/bn", "model=resnet20,resnet20_nobn"], multirun=True)
+    assert [config.model.name for config in configs] == ["resnet20", "resnet20_nobn"]
 
 
 def test_options_of_a_launcher_in_several_experiments_must_be_the_same():
@@ -116,7 +123,7 @@ def test_options_of_a_launcher_in_several_experiments_must_be_the_same():
         write(f"experiment/my/{name}", f"# @package _global_\nseed: {seed}\n{options}\n")
     with own_conf(["own"]):
         for more in ([], ["hydra.launcher.qos=high"]):
-            with pytest.raises(InputError, match="these experiments choose some"):
+            with pytest.raises(InputError, match="the swept choices set some"):
                 compose_all(["experiment=my/a,my/b", "hydra/launcher=slurm", *more], multirun=True)
         given = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
         assert compose_all(["experiment=my/a,my/b", *given], multirun=True)

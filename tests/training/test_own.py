@@ -13,13 +13,16 @@ from pgt.cli.main import main
 from pgt.config.identity import group_id, identity, run_id
 from pgt.core.errors import InputError, Stopped
 from pgt.core.own import located
+from pgt.core.types import Batch
 from pgt.data import open_set
+from pgt.methods import Transform
 from pgt.models import build, classifiers
 from pgt.runs.folder import find
 from pgt.training.assemble import assemble
 from pgt.training.job import data_options
 from pgt.training.precision import Precision
 from pgt.training.ranks import ALONE
+from pgt.training.trainer import Trainer
 from pgt.training.trial import try_network
 from tests.conftest import TINY, compose, last_wins, train
 from tests.training.test_stopping import Asked
@@ -101,7 +104,7 @@ class Counting(nn.Module):
 
     def forward(self, logits, labels):
         if logits.requires_grad:
-            self.calls += 1
+            self.calls = self.calls + 1
         return torch.nn.functional.cross_entropy(logits / self.calls, labels)
 
 
@@ -248,6 +251,23 @@ def test_dropout_noise_and_the_buffers_of_a_loss_do_not_depend_on_stops(monkeypa
     went_on, whole = (torch.load(next(Path(root).rglob("last.pt")), weights_only=True) for root in ("runs", "whole"))
     assert went_on["loss"] == whole["loss"] == {"calls": 12}
     assert all(torch.equal(went_on["model"][key], value) for key, value in whole["model"].items())
+
+
+def test_alterations_draw_other_random_numbers_than_the_groups_of_their_step():
+    drawn = []
+
+    class Noted(nn.Linear):
+        def forward(self, x):
+            drawn.append(torch.rand(3))
+            return super().forward(x.flatten(1))
+
+    network = Noted(12, 5)
+    trainer = Trainer(network, nn.CrossEntropyLoss(), torch.optim.SGD(network.parameters()), lambda step: 0.1,
+                      [Transform(lambda parameters, step: drawn.append(torch.rand(3)))], Precision("fp32", "cpu"),
+                      Precision("fp32", "cpu").scaler(65536, 2000))  # fmt: skip
+    for step in range(2):
+        trainer.train_step([Batch(torch.randn(2, 3, 2, 2), torch.tensor([0, 1])) for _ in range(2)], step)
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 6
 
 
 def test_a_function_may_have_the_name_of_its_module():
