@@ -106,6 +106,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
         spelled = _spell_out(rest, multirun)
         jobs = expand(spelled, multirun)
         given = _for_sweeper(spelled)
+        choosing = _sweeps_a_group(given)
         configs: list[Config] = []
         plugins: list[Any] = []
         with _hydra():
@@ -116,9 +117,10 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
                     where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
                     raise InputError(f"{error}{where}") from None
                 own = HydraConfig.get()
-                if (chosen := _plugins(own)) not in plugins:
+                if choosing and (chosen := _plugins(own)) not in plugins:
                     plugins.append(chosen)
-            _refuse_plugins_of_jobs(plugins, given)
+            if choosing:
+                _refuse_plugins_of_jobs(plugins, given)
         _refuse_doubles(configs, jobs)
         return Jobs([*_other_folders(), *given], [*_own_files(), *given], configs, own)
 
@@ -172,6 +174,11 @@ def instead_of_flag(flag: str, following: str) -> str:
     return " or ".join(f"{key}={value}" for key in keys)
 
 
+def _sweeps_a_group(overrides: Sequence[str]) -> bool:
+    """Whether jobs differ in the choice of a group, such as their experiment."""
+    return any(one.is_sweep_override() and is_group(one.key_or_group) for one in map(parse, overrides))
+
+
 def _plugins(settings: HydraConf) -> Any:
     """The launcher and the sweeper of a job, with their options."""
     return OmegaConf.to_container(OmegaConf.masked_copy(settings, ["launcher", "sweeper"]))  # type: ignore[arg-type]
@@ -186,10 +193,7 @@ def _refuse_plugins_of_jobs(plugins: Sequence[Any], overrides: Sequence[str]) ->
         plugins: `_plugins` of the jobs, each different one once.
         overrides: those that Hydra gets.
     """
-    parsed = [parse(text) for text in overrides]
-    if not any(one.is_sweep_override() and is_group(one.key_or_group) for one in parsed):
-        return
-    shared = [text for one, text in zip(parsed, overrides, strict=True) if not one.is_sweep_override()]
+    shared = [text for text in overrides if not parse(text).is_sweep_override()]
     try:
         used = [_plugins(_composed(tuple(shared), sources()).hydra)]
     except InputError as error:

@@ -12,8 +12,8 @@ import signal
 import subprocess  # nosec B404  # only for sbatch, without a shell
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -155,20 +155,29 @@ class _Submission:
             InputError: submitit is not installed, or Slurm refuses an array; the message names those submitted before.
         """
         ids = list[str]()
-        goes_on = self._code.exists()
-        if jobs and not goes_on:  # a sweeper that goes step by step submits several times
-            self._freeze()
         for start in range(0, len(jobs), largest):
             try:
-                ids.append(self._array(jobs[start : start + largest]))
+                with self._frozen():
+                    ids.append(self._array(jobs[start : start + largest]))
             except InputError as error:
                 if ids:
                     done = f"{start} runs are submitted as job {', '.join(ids)}, the others not"
                     raise InputError(f"{done}: {error}") from None
-                if not goes_on:
-                    shutil.rmtree(self._code)
                 raise
         return ids
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """A context for a submission: the code is frozen before the first one, and removed if Slurm refuses that."""
+        if self._code.exists():  # a sweep that has several arrays, or goes step by step, submits several times
+            yield
+            return
+        self._freeze()
+        try:
+            yield
+        except InputError:
+            shutil.rmtree(self._code)
+            raise
 
     def _freeze(self) -> None:
         """Copy this program into the sweep's folder, so that its jobs do not see later edits."""
@@ -223,24 +232,20 @@ class _Submission:
         Raises:
             InputError: Slurm refuses the job.
         """
-        frozen = self._code.exists()
-        if not frozen:
-            self._freeze()
         options = [f"--dependency=afterany:{':'.join(after)}", f"--output={self._sweep / 'then.log'}"]
         shared = {key: value for key, value in self._options.items() if not TRAINING_ONLY.fullmatch(key)}
         options += [f"--{key.replace('_', '-')}" + f"={value}" * (value is not True) for key, value in shared.items()]
         script = "\n".join([*self._lines, line])
         command = ["sbatch", "--parsable", "--job-name=pgt-then", *options, f"--wrap={script}"]
-        done = subprocess.run(command, capture_output=True, text=True)  # nosec B603  # the user's own line and options
-        if done.returncode:
-            if not frozen:
-                shutil.rmtree(self._code)
-            raise InputError(f"Slurm refuses the last job; the others are in the queue: {_reason(done.stderr)}")
+        with self._frozen():
+            done = subprocess.run(command, capture_output=True, text=True)  # nosec B603  # the user's own line, options
+            if done.returncode:
+                raise InputError(f"Slurm refuses the last job; the others are in the queue: {_reason(done.stderr)}")
         return done.stdout.strip().partition(";")[0]
 
 
 def _reason(text: str) -> str:
-    """What sbatch prints, in one line. The plugin of a site gives its reason before sbatch's own last line."""
+    """Join the lines that sbatch prints. The plugin of a site gives its reason before sbatch's own last line."""
     lines = (re.sub(r"^sbatch: (error|fatal): ", "", line).strip() for line in text.splitlines())
     return "; ".join(filter(None, lines)) or "it does not say why"
 

@@ -84,7 +84,7 @@ class Line(Comparison):
 
 
 def _diverged(runs: pd.DataFrame) -> str:
-    """How many of the runs that have ended diverged: `2 of 5`; empty if none did."""
+    """The number of diverged runs among those that have ended, as text: `2 of 5`; empty if none diverged."""
     diverged = unfinished(runs).get(DIVERGED, 0)
     return f"{diverged} of {diverged + len(finished(runs))}" if diverged else ""
 

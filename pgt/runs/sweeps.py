@@ -66,7 +66,8 @@ def write_list(sweep: Path, command: Sequence[str], runs: Mapping[Path, Mapping[
     }
     sweep.mkdir(parents=True, exist_ok=True)
     path = sweep / LIST
-    begun, before = path.stat() if path.exists() else None, {}
+    begun = path.stat() if path.exists() else None
+    before: dict[str, Any] = {}
     with suppress(OSError, ValueError, KeyError):  # there is none, or it is damaged
         before = json.loads(path.read_text())["runs"]
     write_json(path, {"command": list(command), "runs": before | listed})

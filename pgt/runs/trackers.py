@@ -90,6 +90,7 @@ class WandbRun:
         import wandb
 
         self._wandb: Any = wandb  # its annotations are narrower than what it takes
+        run_id = _wandb_id(about)
         self._about, self._exit_code = about, 1  # until the run is known to have finished
         config = {**about.config, "method": {"name": about.method, **about.config["method"]}}
         tags = tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
@@ -104,7 +105,7 @@ class WandbRun:
             project=project or _default("WANDB_PROJECT", "pgt"),
             entity=entity,
             mode=mode,
-            id=_wandb_id(about),
+            id=run_id,
             resume="allow" if about.resumed else None,  # None replaces what an earlier try has sent
             group=group or _default("WANDB_RUN_GROUP", experiment_name(about.summary.experiment)),
             job_type=_default("WANDB_JOB_TYPE", about.method),
@@ -118,7 +119,9 @@ class WandbRun:
                 **{key: value for key, value in settings.items() if f"WANDB_{key.upper()}" not in os.environ}
             ),
         )
-        self._files = _offline_files(Path(self._run.settings.wandb_dir), about) if self._run.offline else []
+        self._files = (
+            _offline_files(Path(self._run.settings.wandb_dir), about.folder, run_id) if self._run.offline else []
+        )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self._run.define_metric("epoch/test_top1", step_metric="step", summary="max")
@@ -180,17 +183,18 @@ def _wandb_id(about: About) -> str:
     return made
 
 
-def _offline_files(folder: Path, about: About) -> list[Path]:
+def _offline_files(folder: Path, run: Path, run_id: str) -> list[Path]:
     """Return what `wandb sync` needs to upload all starts of a run, in order.
 
     Args:
         folder: where wandb keeps its files: in the run's folder, or where WANDB_DIR says, beside those of other runs.
-        about: the run.
+        run: the run's folder.
+        run_id: its id in wandb.
     """
-    own = about.folder / folder.name
+    own = run / folder.name
     if own.is_dir() and own.samefile(folder):
         return [own]
-    return sorted(folder.glob(f"offline-run-*-{_wandb_id(about)}"))
+    return sorted(folder.glob(f"offline-run-*-{run_id}"))
 
 
 def _default(variable: str, value: str) -> str | None:
