@@ -37,6 +37,7 @@ TAKEN = {
 ELSEWHERE = {
     "batch_size": "recipe.global_batch",
     "learning_rate": "recipe.lr_peak",
+    "lr": "recipe.lr_peak",
     "max_epochs": "recipe.epochs",
     "num_workers": "data.workers",
 }

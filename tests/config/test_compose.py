@@ -125,6 +125,7 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["epochs=3"], ["did you mean 'recipe.epochs'?"]),
         (["recipe.batch_size=64"], ["did you mean 'recipe.global_batch'?"]),
         (["learning_rate=1"], ["did you mean 'recipe.lr_peak'?"]),
+        (["recipe.lr=0.1"], ["did you mean 'recipe.lr_peak'?"]),
         (["lr=0.1"], ["'recipe.lr_peak'"]),
         (["launcher=local"], ["did you mean 'hydra/launcher'?"]),
         (["logger.wandb.mode=offline"], ["it goes with logger=wandb"]),
