@@ -9,11 +9,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from pgt import __version__
 from pgt.cli.commands import COMMANDS
-from pgt.config.resources import groups, own_conf
+from pgt.config.resources import choices, groups, is_group, own_conf
 from pgt.core.errors import InputError, expected
 from pgt.core.streams import READER_LEFT, show_all_characters, written_out
 
@@ -83,6 +86,9 @@ class OneLine(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse, and refuse unknown arguments in the command's own parser, so that the message names its --help."""
         options, rest = super().parse_known_args(args, namespace)
+        if hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
+            options.overrides = [*options.overrides, *rest]  # argparse wants all of them before the options
+            rest = []
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return options, rest
@@ -141,12 +147,25 @@ def entry() -> NoReturn:
 
 def _complete(arguments: list[str]) -> int:
     """Hydra's `-sc`: install completion, or answer its script, which gives the line so far in COMP_LINE."""
-    if line := os.environ.get("COMP_LINE"):
-        if line.split()[1:2] != ["train"]:
-            print("train", *COMMANDS)
-            return 0
-        os.environ["COMP_LINE"] = line.replace(" train", "", 1)  # what Hydra completes has no commands
-    return _train(arguments)
+    line = os.environ.get("COMP_LINE")
+    if not line:
+        return _train(arguments)
+    words = line.split()
+    before, last = (words, "") if line.endswith(" ") else (words[:-1], words[-1])
+    if len(before) < 2:
+        print("train", *COMMANDS)
+    elif before[1] in ("train", "plan"):
+        group, equals, _ = last.partition("=")
+        folders = [folder for flag, folder in pairwise(before) if flag == "--config-dir"]
+        with own_conf(folders):
+            if equals and is_group(group):
+                print(*(f"{group}={name}" for name in choices(group)))
+                return 0
+        os.environ["COMP_LINE"] = line.replace(f" {before[1]}", "", 1)  # what Hydra completes has no commands
+        with redirect_stdout(StringIO()) as found:
+            _train(arguments)
+        print(*(word for word in found.getvalue().split() if not word.startswith("experiment/")))
+    return 0
 
 
 def _train(arguments: list[str]) -> int:

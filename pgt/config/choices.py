@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from pgt.config.grammar import key_of, written
+from pgt.config.grammar import key_of, parse, written
 from pgt.config.hints import HYDRA_GROUPS, paths, unknown_choice
-from pgt.config.resources import choices, conf_file, groups, is_choice, is_global, is_group, read_conf, read_file
+from pgt.config.resources import (
+    Sources,
+    choices,
+    conf_dir,
+    conf_file,
+    groups,
+    is_choice,
+    is_global,
+    is_group,
+    read_conf,
+    read_file,
+    sources,
+)
 from pgt.config.schema import Method, Part, Recipe, Trainer
 from pgt.core.errors import InputError
 
@@ -53,7 +67,7 @@ def experiments(name: str) -> list[str]:
         listed = read_conf(f"experiment/{name}").get("experiments")
         if not isinstance(listed, list):
             raise InputError(f"{conf_file(f'experiment/{name}')} must have a list `experiments` of names")
-        return [str(other) for other in listed]
+        return [found for other in listed if other != name for found in experiments(str(other))]
     known = choices("experiment")
     found = [other for other in known if other.startswith(f"{folder}/")]
     if not found:
@@ -85,27 +99,87 @@ def own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) ->
 
 
 def _sweep(experiment: str) -> dict[str, list[Any]]:
-    """The mapping `sweep` of an experiment's file; empty if there is no such file, which is reported elsewhere."""
+    """The mapping `sweep` of an experiment's file, over those of the experiments that it builds on.
+
+    It is empty if there is no such file, which is reported elsewhere.
+    """
     name = f"experiment/{experiment}"
-    sweep = read_conf(name).get("sweep", {}) if is_choice("experiment", experiment) else {}
+    if not is_choice("experiment", experiment):
+        return {}
+    check_file("experiment", experiment)
+    inherited: dict[str, list[Any]] = {}
+    for group, base in _built_on(name):
+        if group == "experiment":
+            inherited |= _sweep(base)
+    sweep = read_conf(name).get("sweep", {})
     if not (isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values())):
         example = "sweep: {method.alpha: [0.25, 0.5]}"
         raise InputError(f"{conf_file(name)}: sweep must map keys to lists of values, as in `{example}`; got {sweep}")
-    return {str(key): values for key, values in sweep.items()}
+    return inherited | {str(key): values for key, values in sweep.items()}
 
 
-def check_file(group: str, name: str) -> None:
+def _built_on(name: str) -> Iterator[tuple[str, str]]:
+    """Group and name of each file that the file `name`, such as `experiment/demo/bn`, adds its own keys to."""
+    defaults = read_file(conf_file(name)).get("defaults", [])
+    for entry in defaults if isinstance(defaults, list) else ():
+        if isinstance(entry, str) and entry != "_self_" and not {*"@$"} & {*entry}:
+            group, _, base = _absolute(entry, name).partition("/")
+            yield group, base
+
+
+def _absolute(entry: str, own: str) -> str:
+    """The name of a file in the defaults list of the file `own`: `/method/pgt`, or `pgt` beside it, is `method/pgt`."""
+    return entry.removeprefix("/") if entry.startswith("/") else f"{own.rpartition('/')[0]}/{entry}"
+
+
+@cache
+def check_file(group: str, name: str, above: tuple[str, ...] = ()) -> None:
     """Refuse a file that Hydra cannot compose, or would compose into something else than it seems to say.
 
+    The files that it builds on and the choices that it makes are checked as well.
+
+    Args:
+        above: the files that have led to this one.
+
     Raises:
-        InputError: it is no YAML or no mapping, or an experiment puts its keys in the wrong place.
+        InputError: it is no YAML or no mapping, builds on itself, or an experiment puts its keys in the wrong place.
     """
-    file = conf_file(f"{group}/{name}")
+    own = f"{group}/{name}"
+    file = conf_file(own)
+    if file.is_relative_to(conf_dir()):
+        return
+    if own in above:
+        raise InputError(f"{file} builds on itself: {' -> '.join([*above, own])}")
     contents = read_file(file)
     if group == "experiment" and not contents:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
+    _check_keys(file, contents)
+    for fault in _faults(contents.get("defaults", []), own):
+        raise InputError(f"{file}: defaults: {fault}")
+    for other, base in [*_built_on(own), *_chosen_in(contents.get("defaults", []))]:
+        if is_choice(other, base):
+            check_file(other, base, (*above, own))
+
+
+def check_primary() -> None:
+    """Refuse a primary config of the user's own that says something else than it seems to.
+
+    Raises:
+        InputError: it is no YAML or no mapping, has dotted keys, or a sweep.
+    """
+    name = sources().primary
+    if name == Sources.primary:
+        return
+    file, contents = conf_file(name), read_conf(name)
+    _check_keys(file, contents)
+    if "sweep" in contents:
+        raise InputError(f"{file}: sweep belongs into the file of an experiment, conf/experiment/NAME.yaml")
+
+
+def _check_keys(file: Path, contents: Mapping[str, Any]) -> None:
+    """Refuse dotted keys, and settings of Hydra that stand in the wrong place."""
     for key in contents:
         if re.fullmatch(r"\w+(\.\w+)+", key):  # Hydra reads it as nested keys on a command line only
             *outer, last, inner = key.split(".")
@@ -117,14 +191,15 @@ def check_file(group: str, name: str) -> None:
     for part in HYDRA_GROUPS:
         if isinstance(chosen := own.get(part.rpartition("/")[2]), str):
             raise InputError(f"{file}: choose a file of {part} in the defaults list: `- override /{part}: {chosen}`")
-    for fault in _faults(contents.get("defaults", []), f"{group}/{name}"):
-        raise InputError(f"{file}: defaults: {fault}")
     if "params" in dict(own.get("sweeper") or {}):
         raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
 
 
-def refuse_bare(composed: DictConfig) -> None:
+def refuse_bare(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse the file of a group that lacks keys, and does not begin with the choice that has them.
+
+    Args:
+        overrides: of the command line, which may delete keys; those are reported elsewhere.
 
     Raises:
         InputError: the file, its missing keys, and the line to add.
@@ -133,7 +208,12 @@ def refuse_bare(composed: DictConfig) -> None:
         name, part = str(composed.hydra.runtime.choices.get(group)), composed.get(group)
         if not isinstance(part, DictConfig):
             continue
-        missing = [key for key, field in schema.model_fields.items() if field.is_required() and key not in {*part}]
+        deleted = {key_of(text) for text in overrides if parse(text).is_delete()}
+        missing = [
+            key
+            for key, field in schema.model_fields.items()
+            if field.is_required() and key not in {*part} and f"{group}.{key}" not in deleted
+        ]
         if missing and is_choice(group, name):
             file = conf_file(f"{group}/{name}")
             if "defaults" not in read_file(file):
@@ -171,9 +251,9 @@ def _faults(defaults: Any, own: str) -> Iterator[str]:
     seen: list[str] = []
     for entry in defaults:
         if isinstance(entry, str):
-            name = entry.removeprefix("/") if entry.startswith("/") else f"{own.rpartition('/')[0]}/{entry}"
             if entry == "_self_" or {*"@$"} & {*entry}:
                 continue
+            name = _absolute(entry, own)
             if name == own or not is_choice(*name.partition("/")[::2]):
                 missing = "is this file" if name == own else f"there is no file {name}.yaml"
                 yield f"`{entry}`: {missing}; a choice of a group is `override /model: resnet20`"
@@ -185,6 +265,15 @@ def _faults(defaults: Any, own: str) -> Iterator[str]:
             seen.append(key)
         else:
             yield f"`{entry}`: give each group one line, such as `- override /model: resnet20`"
+
+
+def _chosen_in(defaults: Any) -> Iterator[tuple[str, str]]:
+    """Group and name of each choice that a defaults list makes."""
+    for entry in defaults if isinstance(defaults, list) else ():
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            group = str(key).split(" ")[-1].removeprefix("/")
+            for name in value if isinstance(value, list) else [value]:
+                yield group, str(name)
 
 
 def _faults_of_choice(key: str, value: Any) -> Iterator[str]:
@@ -215,7 +304,7 @@ def origin(composed: DictConfig, overrides: Sequence[str]) -> Callable[[str], st
 
     def file_of(key: str) -> str:
         chosen = composed.hydra.runtime.choices
-        if key in map(key_of, overrides):
+        if any(f"{key}.".startswith(f"{given}.") for given in map(key_of, overrides)):
             return ""
         for group in sorted(groups(), key=lambda group: group != "experiment"):  # an experiment overrides the others
             if not is_choice(group, str(chosen.get(group))):

@@ -17,9 +17,9 @@ import hydra
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, ValueType
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from pgt.config import launchers
@@ -27,6 +27,7 @@ from pgt.config.choices import (
     SEVERAL,
     SeveralRuns,
     check_file,
+    check_primary,
     experiments,
     origin,
     own_sweep,
@@ -34,7 +35,7 @@ from pgt.config.choices import (
     refuse_other_kinds,
 )
 from pgt.config.grammar import key_of, parse, quoted, values_of, written
-from pgt.config.hints import called, one_choice, paths, unknown, unknown_choice
+from pgt.config.hints import ELSEWHERE, REFUSED, called, one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
 from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
 from pgt.config.rules import validate
@@ -44,12 +45,6 @@ from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
-REFUSED = {
-    "hydra.mode": "-m goes through a sweep; without it, one run is trained",
-    "hydra.job.chdir": "data and runs are found from the folder in which the command is given",
-    "hydra.sweeper.params": "give the sweep as overrides, as in -m seed=0,1",
-}
-"""Keys of Hydra that would have no effect or a harmful one, each with what to know or do instead."""
 PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/launcher/submitit_local": "hydra-submitit-launcher",
@@ -100,27 +95,27 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
     Raises:
         InputError: everything that is wrong with the first job that cannot be run.
     """
-    for cached in (_composed, _keys):  # in a notebook, files may have been edited since
+    for cached in (_composed, _keys, check_file):  # in a notebook, files may have been edited since
         cached.cache_clear()
-    with _searched(overrides) as rest:
+    with _searched(overrides) as rest, _hydra():
+        check_primary()
         spelled = _spell_out(rest, multirun)
         jobs = expand(spelled, multirun)
-        given = _for_sweeper(spelled)
-        choosing = _sweeps_a_group(given)
+        choosing = _sweeps_a_group(spelled)
         configs: list[Config] = []
         plugins: list[Any] = []
-        with _hydra():
-            for job in jobs:
-                try:
-                    configs.append(_compose(job))
-                except InputError as error:
-                    where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
-                    raise InputError(f"{error}{where}") from None
-                own = HydraConfig.get()
-                if choosing and (chosen := _plugins(own)) not in plugins:
-                    plugins.append(chosen)
-            if choosing:
-                _refuse_plugins_of_jobs(plugins, given)
+        for job in jobs:
+            try:
+                configs.append(_compose(job))
+            except InputError as error:
+                where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
+                raise InputError(f"{error}{where}") from None
+            own = HydraConfig.get()
+            if choosing and (chosen := _plugins(own)) not in plugins:
+                plugins.append(chosen)
+        given = _for_sweeper(spelled) if choosing else spelled
+        if choosing:
+            _refuse_plugins_of_jobs(plugins, given)
         _refuse_doubles(configs, jobs)
         return Jobs([*_other_folders(), *given], [*_own_files(), *given], configs, own)
 
@@ -149,14 +144,14 @@ def shown(overrides: Sequence[str]) -> list[str]:
     Raises:
         InputError: an unknown key or choice, or a sweep.
     """
-    with _searched(overrides) as rest:
+    with _searched(overrides) as rest, _hydra():
+        check_primary()
         try:
             [job] = expand(_spell_out(rest, False), False)
         except SeveralRuns as error:
             raise InputError(f"{error.what}, and one job is shown: {error.one}") from None
-        with _hydra():
-            if wrong := _unknown_keys(job):
-                raise InputError(unknown(wrong, _known(job)))
+        if wrong := _unknown_keys(job):
+            raise InputError(unknown(wrong, _known(job)))
         return [*_other_folders(), *job]
 
 
@@ -169,7 +164,9 @@ def instead_of_flag(flag: str, following: str) -> str:
     name, equals, value = flag.lstrip("-").partition("=")
     with _hydra():
         known = _known(())
-    keys = [name] if name in known else called(name.replace("-", "_"), known)
+    plain = name.replace("-", "_")
+    elsewhere = ELSEWHERE.get(plain)
+    keys = [name] if name in known else [elsewhere] if elsewhere else called(plain, known)
     value = value if equals else following if following and not re.match(r"-|.*=", following) else "..."
     return " or ".join(f"{key}={value}" for key in keys)
 
@@ -233,6 +230,8 @@ def _searched(overrides: Sequence[str]) -> Iterator[list[str]]:
         for refused, instead in REFUSED.items():
             if f"{key}.".startswith(f"{refused}."):
                 raise InputError(f"leave out '{text}': {instead}")
+        if parse(text).is_delete() and key.rpartition(".")[2].isdigit():
+            raise InputError(f"'{text}': an element of a list cannot be deleted: give the whole list")
         if key in given:
             raise InputError(f"{key} is set twice, by '{given[key]}' and '{text}': leave one of them out")
         given[key] = text
@@ -271,8 +270,8 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
     for text in _with_timm(overrides):
         parsed = parse(text)
         chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
-        interval = isinstance(parsed.value(), IntervalSweep) and _searching(overrides)
-        values = values_of(parsed) if chooses or (parsed.is_sweep_override() and not interval) else []
+        left = isinstance(parsed.value(), IntervalSweep | RangeSweep) and _searching(overrides)  # to the sweeper
+        values = values_of(parsed) if chooses or (parsed.is_sweep_override() and not left) else []
         if parsed.key_or_group == "experiment" and values and all(isinstance(value, str) for value in values):
             names = list(dict.fromkeys(name for value in values for name in experiments(value)))
             if len(names) > 1 and not multirun:
@@ -280,6 +279,9 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
             spelled += [f"experiment={','.join(map(written, names))}", *own_sweep(names, overrides, multirun)]
         elif chooses and parsed.is_sweep_override():
             spelled.append(f"{parsed.get_key_element()}={','.join(map(written, values))}")
+        elif isinstance(parsed.value(), RangeSweep) and any(isinstance(value, float) for value in values):
+            # Hydra adds up steps: after 0.1 and 0.2 comes 0.30000000000000004
+            spelled.append(f"{parsed.get_key_element()}={','.join(str(round(value, 12)) for value in values)}")
         else:
             spelled.append(text)
     return spelled
@@ -294,20 +296,49 @@ def _with_timm(overrides: Sequence[str]) -> list[str]:
 
 
 def _for_sweeper(spelled: Sequence[str]) -> list[str]:
-    """Overrides that Hydra's sweepers accept.
+    """The overrides of a sweep over choices of a group, so that Hydra's sweepers accept them.
 
-    A sweeper first composes a config without the swept keys. A key that only the swept choices of a group have is not
-    there yet: given as a sweep over one value, it is left to the jobs.
+    A sweeper first composes a config without the swept keys. A key that only the swept choices have is not there yet:
+    given as a sweep over one value, it is left to the jobs.
+
+    Raises:
+        InputError: such a key has a value that would be another one as a sweep's.
     """
     parsed = [parse(text) for text in spelled]
-    if not any(one.is_sweep_override() and is_group(one.key_or_group) for one in parsed):
-        return list(spelled)
+    try:
+        there = _known([text for one, text in zip(parsed, spelled, strict=True) if not one.is_sweep_override()])
+    except InputError:  # without the swept choices a group may lack one
+        there = frozenset()
     return [
         text
-        if one.is_sweep_override() or one.is_hydra_override() or one.is_delete() or is_group(one.key_or_group)
-        else f"{one.get_key_element()}=choice({one.get_value_element_as_str() or repr('')})"
+        if one.is_sweep_override()
+        or one.is_hydra_override()
+        or one.is_delete()
+        or is_group(one.key_or_group)
+        or one.key_or_group in there
+        else _as_sweep(one)
         for one, text in zip(parsed, spelled, strict=True)
     ]
+
+
+def _as_sweep(override: Override) -> str:
+    """A sweep over the one value that an override gives to its key."""
+    key = override.get_key_element()
+    value = override.get_value_element_as_str() or repr("")
+    swept = f"{key}=choice({'${oc.decode:null}' if value == 'null' else value})"
+    [back] = parse(swept).sweep_string_iterator()
+    if value != "null" and _plain(parse(f"{key}={back}")) != _plain(override):
+        raise InputError(
+            f"'{override.input_line}' does not go with a sweep over a group that has this key in some choices only: "
+            "give each choice a command of its own"
+        )
+    return swept
+
+
+def _plain(override: Override) -> str:
+    """The value of an override, in quotes if it is a text, in whatever way it was written."""
+    value = override.value()
+    return repr(value.text if isinstance(value, QuotedString) else value)
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -325,7 +356,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         elif not multirun or parsed.is_hydra_override():
             key = parsed.key_or_group
             comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not _chooses(text)
-            mend = f", or if the comma belongs to it, write {quoted(text)}" if comma else ""
+            mend = f", or if the comma belongs to it, write {_unswept(text, overrides)}" if comma else ""
             if parsed.is_hydra_override():
                 raise InputError(
                     f"'{text}' gives several values, but all jobs share Hydra's settings: give {key} one value{mend}"
@@ -341,6 +372,16 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         most = max(map(len, values))
         return [[each[min(index, len(each) - 1)] for each in values] for index in range(most)]
     return [list(job) for job in itertools.product(*values)]
+
+
+def _unswept(text: str, overrides: Sequence[str]) -> str:
+    """A sweep `key=a,b` as it is written if it is one value: a list if the key has one, or else a text."""
+    key, _, value = text.partition("=")
+    try:
+        usual = OmegaConf.select(_composed(tuple(filter(_chooses, overrides)), sources()), key_of(text))
+    except InputError:
+        usual = None
+    return f"'{key}=[{value}]'" if isinstance(usual, ListConfig) else quoted(text)
 
 
 def _searching(overrides: Sequence[str]) -> bool:
@@ -370,14 +411,30 @@ def _compose(overrides: Sequence[str]) -> Config:
         if text.partition("=")[0] == "seed":
             composed.seed = parse(text).value()
     HydraConfig.instance().set_config(composed)
-    refuse_bare(composed)
+    refuse_bare(composed, rest)
     place = origin(composed, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
     name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
-    if name.startswith(TIMM) and file in PARAMETERS:  # the file of another network, which sets its interpolation
-        said.append(f"model.name={name} goes with model=timm (in an experiment, `override /model: timm`)")
+    meant = "timm" if name.startswith(TIMM) else name
+    if meant in (*PARAMETERS, "timm") and file in (*PARAMETERS, "timm") and file != meant:  # with its interpolation
+        said.append(f"model.name={name} goes with model={meant} (in an experiment, `override /model: {meant}`)")
     said += [line + place(key) for key, line in launchers.faults(composed)]
-    return validate(composed, said, place)
+    config = validate(composed, said, place)
+    if changed := list(_changed_texts(config, rest)):
+        raise InputError("; ".join(changed))
+    return config
+
+
+def _changed_texts(config: Config, overrides: Sequence[str]) -> Iterator[str]:
+    """The overrides of texts that YAML reads as other numbers than are written, as 2024_01_02, each with its mend."""
+    for text in overrides:
+        typed, value = text.partition("=")[2], parse(text).value()
+        if isinstance(value, int | float) and not isinstance(value, bool) and str(value) != typed:
+            got: Any = config
+            for name in key_of(text).split("."):
+                got = getattr(got, name, None)
+            if isinstance(got, str):
+                yield f"'{text}' is read as the number {got}: write {quoted(text)}"
 
 
 @cache
@@ -399,6 +456,8 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
         if group.startswith("hydra/") and error.options:
             raise InputError(unknown_choice(group, name, error.options)) from None
         raise InputError(one_line(error)) from None
+    except RecursionError:
+        raise InputError("some of the chosen files name each other in their defaults lists") from None
     except (HydraException, ValueError) as error:
         if refused := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
             chosen = _composed(tuple(text for text in overrides if _chooses(text)), where)
@@ -418,7 +477,14 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
     _check_choices(overrides)
     keys = dict.fromkeys(key_of(text) for text in overrides if not _chooses(text))
     asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
-    return [key for key in asked if key not in _known(overrides)]
+    known = _known(overrides)
+    added = {key_of(text) for text in overrides if parse(text).is_add()}
+
+    def takes_any(key: str) -> bool:
+        """Whether a key with a plus is an argument of a function of the user's own, which is checked elsewhere."""
+        return key in added and any(f"{key[:end.start()]}._target_" in known for end in re.finditer(r"\.", key))
+
+    return [key for key in asked if key not in known and not takes_any(key)]
 
 
 def _known(overrides: Sequence[str]) -> frozenset[str]:

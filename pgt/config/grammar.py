@@ -106,4 +106,5 @@ def written(value: Any) -> str:
         return "[" + ",".join(map(written, value)) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
-    return value if re.fullmatch(r"[\w./+-]+", value, re.ASCII) else QuotedString(value, Quote.single).with_quotes()
+    plain = re.fullmatch(r"[\w./+-]+", value, re.ASCII) and parse(f"key={value}").value() == value
+    return value if plain else QuotedString(value, Quote.single).with_quotes()

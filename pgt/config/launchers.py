@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from pgt.config.grammar import key_of
-from pgt.config.hints import HYDRA_GROUPS, TAKEN
+from pgt.config.hints import HYDRA_GROUPS, REFUSED, TAKEN
 from pgt.config.rules import in_words
 from pgt.config.schema import Integer, Part
 
@@ -78,6 +78,11 @@ def hydra_overrides(composed: DictConfig) -> list[str]:
 def faults(composed: DictConfig) -> Iterator[tuple[str, str]]:
     """The keys below `hydra` whose values cannot be used, each with what is wrong and how to mend it."""
     given = {key_of(text) for text in hydra_overrides(composed)}
+    for key in ("hydra.job.chdir", "hydra.sweeper.params"):  # files and mappings set them, too
+        if OmegaConf.select(composed, key):
+            yield key, f"leave out {key}: {REFUSED[key]}"
+    if (size := OmegaConf.select(composed, "hydra.sweeper.max_batch_size")) is not None and size < 1:
+        yield "hydra.sweeper.max_batch_size", f"hydra.sweeper.max_batch_size must be at least 1, got {size}"
     for group in HYDRA_GROUPS:
         key, name = group.replace("/", "."), group.rpartition("/")[2]
         chosen = OmegaConf.select(composed.hydra, name)  # None if it is missing, by ~hydra/launcher

@@ -56,16 +56,28 @@ def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterato
     before, path = _sources, list(sys.path)
     try:
         _make_importable(Path.cwd())
-        added = [folder for folder in map(_own_folder, folders) if folder not in (conf_dir(), *before.own)]
-        for folder in added:
-            _refuse_doubles(folder)
-            _make_importable(folder)
-        _sources = Sources((*before.own, *added), (primary or before.primary).removesuffix(".yaml"))
-        if _file(_sources.primary) is None:
-            raise InputError(f"--config-name {primary}: there is no {_sources.primary}.yaml in {_listed_folders()}")
+        _add(folders)
+        if primary:
+            _sources = Sources(_sources.own, primary.removesuffix(".yaml"))
+            file = _file(_sources.primary)
+            if file is None:
+                raise InputError(f"--config-name {primary}: there is no {_sources.primary}.yaml in {_listed_folders()}")
+            settings = read_file(file).get("hydra")
+            if isinstance(settings, dict) and isinstance(more := settings.get("searchpath"), list):
+                _add([str(folder) for folder in more])
         yield
     finally:
         _sources, sys.path[:] = before, path
+
+
+def _add(folders: Sequence[str]) -> None:
+    """Search these folders of the user's own, too."""
+    global _sources
+    added = [folder for folder in map(_own_folder, folders) if folder not in (conf_dir(), *_sources.own)]
+    for folder in added:
+        _refuse_doubles(folder)
+        _make_importable(folder)
+    _sources = Sources((*_sources.own, *added), _sources.primary)
 
 
 def _make_importable(folder: Path) -> None:
@@ -74,11 +86,11 @@ def _make_importable(folder: Path) -> None:
 
 
 def _refuse_doubles(folder: Path) -> None:
-    """Refuse a folder if one of its files has the name of one of conf/."""
-    for group in groups():
-        for name in _names(folder, group):
-            if (conf_dir() / group / f"{name}.yaml").is_file():
-                raise InputError(f"{folder / group / name}.yaml has the name of a file of pgt's own: rename it")
+    """Refuse a folder if one of its files has the name of one of conf/, those of Hydra's groups included."""
+    for file in sorted(conf_dir().rglob("*.yaml")):
+        double = folder / file.relative_to(conf_dir())
+        if double.is_file():
+            raise InputError(f"{double} has the name of a file of pgt's own: rename it")
 
 
 def _own_folder(entry: str) -> Path:

@@ -83,6 +83,11 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.choices` reads it
     config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
     wrong: dict[str, str] = {}
+    if changing := re.search(r"\$\{(now:|hydra:job\.)[^}]*\}", str(plain.get("paths"))):
+        wrong["paths.runs"] = (
+            f"paths.runs must name the same folder each time, or no run is found again: leave out {changing[0]}"
+        )
+        OmegaConf.update(config, "paths.runs", MISSING)
     while True:
         try:
             return dict(OmegaConf.to_container(config, resolve=True)), wrong  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ A typo is answered before torch is imported, so nothing here imports it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
@@ -96,6 +97,16 @@ class Part(BaseModel):
         return {k: v for k, v in values.items() if v != MISSING} if isinstance(values, dict) else values
 
 
+def _mixed(value: Any) -> Iterator[Any]:
+    """The mappings in a value with keys of several kinds, such as 1 and a: a run's identity cannot sort them."""
+    if isinstance(value, dict):
+        if len({*map(type, value)}) > 1:
+            yield value
+        value = [*value.values()]
+    for inner in value if isinstance(value, list) else ():
+        yield from _mixed(inner)
+
+
 class Own(Part):
     """A function or class of the user's own, `{_target_: package.function, ...}`. All other keys are its arguments."""
 
@@ -112,6 +123,12 @@ class Own(Part):
                 "called name)"
             )
         return values
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if mixed := next(_mixed(self.arguments), None):
+            raise ValueError(f"has a mapping with keys of several kinds, {mixed}: put quotes around all of them")
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:

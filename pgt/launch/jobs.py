@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,12 +250,17 @@ def _code_of(config: Config) -> int:
 
 def _show(flags: Sequence[str], options: Namespace) -> int:
     """Let Hydra print what flags ask for."""
+    if options.package and not options.cfg:
+        raise InputError("--package shows a part of a config: add --cfg job or --cfg hydra")
     if options.multirun:
         raise InputError(
             f"{flags[0]} shows one job: leave out -m, and give each swept key one value (`pgt plan` lists the runs)"
         )
     completes = options.shell_completion  # its words `install=bash` and the like are no overrides
-    _hydra("pgt", [*flags, *(options.overrides if completes else shown(options.overrides))], lambda config: None)
+    try:
+        _hydra("pgt", [*flags, *(options.overrides if completes else shown(options.overrides))], lambda config: None)
+    except SystemExit as left:  # Hydra has said why
+        return InputError.exit_code if left.code else 0
     return 0
 
 
@@ -316,4 +322,6 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
         error = failure.args[0]
         raise error from error.__cause__
     except (HydraException, ValueError) as error:
-        raise InputError(one_line(error)) from None
+        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+        mend = f"; export {unset[1]}=..., or give the key another value" if unset else ""
+        raise InputError(f"{one_line(error)}{mend}") from None

@@ -312,20 +312,61 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(caps
     assert list(Path().iterdir()) == []
 
 
-def test_flags_of_hydra_that_only_print_are_hydras(capsys, monkeypatch):
-    for flags, shown in ((["--hydra-help"], "hydra/launcher: "), (["--version"], "Hydra ")):
-        with pytest.raises(SystemExit) as left:
-            main(["train", *flags])
-        assert left.value.code in (0, None)
-        assert shown in capsys.readouterr().out
+def test_flags_of_hydra_that_only_print_are_hydras(capsys):
+    assert main(["train", "--hydra-help"]) == 0
+    assert "hydra/launcher: " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--version"])
+    assert "Hydra " in capsys.readouterr().out
     assert main(["train", "-sc", "install=bash"]) == 0
     assert "-F hydra_bash_completion pgt\n" in capsys.readouterr().out
-    lines = {"pgt train method=gc": "method=gc_pgt", "pgt ta": "table", "pgt train method.al": "method.alpha="}
-    for line, completed in lines.items():
-        monkeypatch.setenv("COMP_LINE", line)
-        assert main(["-sc", "query=bash"]) == 0
-        assert completed in capsys.readouterr().out
     assert written() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "completed", "others"),
+    [
+        ("pgt train method=gc", "method=gc_pgt", []),
+        ("pgt train method.al", "method.alpha=", []),
+        ("pgt train seed=0 experiment=demo/", "experiment=demo/bn", []),
+        ("pgt plan experiment=", "experiment=table1/resnet18_step_pgt", []),
+        ("pgt train --config-dir own experiment=", "experiment=mine", []),
+        ("pgt train exp", "experiment=", ["experiment/demo="]),
+        ("pgt ta", "table", []),
+        ("pgt table de", "", ["demo", "train"]),
+    ],
+)
+def test_words_are_completed(capsys, monkeypatch, line, completed, others):
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    out, err = capsys.readouterr()
+    assert completed in out
+    assert err == ""
+    assert not any(word in out for word in others)
+
+
+@pytest.mark.parametrize(
+    ("flag", "mend"),
+    [
+        ("--lr", "write recipe.lr_peak=3: see"),
+        ("--batch-size", "write recipe.global_batch=3"),
+        ("--num-workers", "write data.workers=3"),
+        ("--epochs", "write recipe.epochs=3"),
+    ],
+)
+def test_the_flag_of_another_program_is_told_as_an_override(capsys, flag, mend):
+    assert main(["train", "experiment=demo/bn", flag, "3"]) == 2
+    assert mend in capsys.readouterr().err
+
+
+def test_overrides_may_follow_an_option_of_plan(capsys):
+    assert main(["plan", "experiment=demo/bn", "--gpus", "2", "seed=0,1", "method=pgt"]) == 0
+    assert "2 distinct runs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["plan", "experiment=demo/bn", "--gpus", "2", "seed=0", "--nope"])
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -338,6 +379,9 @@ def test_flags_of_hydra_that_only_print_are_hydras(capsys, monkeypatch):
         (["--cfg", "job", "method=[gc,pgt]"], "method=gc_pgt"),
         (["--cfg", "what"], "choose from"),
         (["--resolve", "seed=0"], "--cfg"),
+        (["--package", "method"], "add --cfg job"),
+        (["--cfg", "job", "--package", "nope"], "'nope' not found"),
+        (["--cfg", "job", "--resolve", "data=imagenet"], "export IMAGENET=..."),
     ],
 )
 def test_what_cannot_be_shown_gets_one_line(capsys, arguments, mend):

@@ -1,9 +1,11 @@
 import itertools
 import shlex
+from pathlib import Path
 
 import pytest
 
 from pgt.config.compose import compose_all, compose_jobs, expand
+from pgt.config.grammar import parse, written
 from pgt.config.identity import group_id, identity, run_id
 from pgt.config.resources import choices, conf_dir, read_conf
 from pgt.core.errors import InputError
@@ -202,11 +204,80 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         ),
         (["trainer.devices=3"], ["3 devices cannot share recipe.global_batch=1024", "trainer.devices to 2 or 4"]),
         (["recipe.epochs=3"], ["recipe.epochs (3) must exceed recipe.warmup_epochs"]),
+        (["sweep.seed=[7]"], ["leave out 'sweep.seed=[7]'", "seed=0,1"]),
+        (["hydra.job={chdir: true}"], ["leave out hydra.job.chdir: "]),
+        (["hydra.sweeper.max_batch_size=0"], ["hydra.sweeper.max_batch_size must be at least 1, got 0"]),
+        (["~method.transforms.0", "method=gc"], ["'~method.transforms.0'", "give the whole list"]),
+        (["~recipe.momentum"], ["recipe.momentum is missing: add recipe.momentum=..."]),
+        (["recipe={epochs: x}"], ["recipe.epochs must be a whole number, got x"]),
+        (["schedule=step", "schedule.milestones=30,60"], ["'schedule.milestones=[30,60]'"]),
+        (["logger=wandb", "logger.wandb.tags=a,b"], ["'logger.wandb.tags=[a,b]'"]),
+        (["model.name=resnet50"], ["model.name=resnet50 goes with model=resnet50"]),
+        (["model.name=resnet50", "model=timm"], ["model.name=resnet50 goes with model=resnet50"]),
+        (["paths.runs=2024_01_02"], ["read as the number 20240102", "\"paths.runs='2024_01_02'\""]),
+        (["paths.runs=1.10"], ["\"paths.runs='1.10'\""]),
+        (["logger=wandb", "logger.wandb.group=1e3"], ["\"logger.wandb.group='1e3'\""]),
+        (["paths.runs='${now:%Y}'"], ["paths.runs must name the same folder each time", "leave out ${now:%Y}"]),
+        (["paths.runs='r/${hydra:job.num}'"], ["paths.runs must name the same folder each time"]),
     ],
 )
 def test_bad_input_is_named_with_what_must_be_and_how_to_mend_it(overrides, facts):
     said = refused(*overrides)
     assert all(fact in said for fact in facts), said
+
+
+@pytest.mark.parametrize("runs", ["2024", "'2024_01_02'", "'1.10'"])
+def test_a_folder_may_look_like_a_number(runs):
+    assert compose(f"paths.runs={runs}").paths.runs == runs.strip("'")
+
+
+def test_a_folder_may_be_that_of_the_command():
+    assert compose("paths.runs='${hydra:runtime.cwd}/r'").paths.runs == f"{Path.cwd()}/r"
+
+
+@pytest.mark.parametrize("value", ["null", "'2024_01_02'", '"it\'s"', "'true'", "'a b'", "a/b"])
+def test_values_reach_each_job_of_a_sweep_over_a_group_as_they_are_written(value):
+    key = "logger.wandb.group"
+    jobs = compose_jobs(["method=baseline,pgt", "logger=wandb", f"{key}={value}"], multirun=True)
+    [alone] = compose_all(["method=pgt", "logger=wandb", f"{key}={value}"])
+    by_hydra = [compose(*job).logger for job in expand(jobs.overrides, True)]
+    assert [config.logger for config in jobs.configs] == by_hydra == [alone.logger] * 2
+
+
+@pytest.mark.parametrize("exclude", ["null", "bias"])
+def test_a_key_that_only_the_swept_choices_have_is_given_to_each_job(exclude):
+    jobs = compose_jobs(["method=agc,agc_pgt", f"method.transforms.0.exclude={exclude}"], multirun=True)
+    wanted = None if exclude == "null" else exclude
+    for config in (*jobs.configs, *(compose(*job) for job in expand(jobs.overrides, True))):
+        assert config.method.transforms[0].exclude == wanted
+
+
+def test_a_text_that_such_a_sweep_would_change_is_refused():
+    with pytest.raises(InputError, match="give each choice a command of its own"):
+        compose_all(["method=agc,agc_pgt", "method.transforms.0.exclude='1'"], multirun=True)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "values"),
+    [
+        ("range(0.1,0.4,0.1)", [0.1, 0.2, 0.3, 0.4]),
+        ("sort(range(0.05,0.16,0.05))", [0.05, 0.1, 0.15]),
+        ("range(1,3)", [1, 2]),
+    ],
+)
+def test_a_range_of_decimals_has_the_values_that_one_would_write(sweep, values):
+    jobs = compose_jobs([f"recipe.lr_peak={sweep}"], multirun=True)
+    assert [config.recipe.lr_peak for config in jobs.configs] == values
+    assert [compose(*job).recipe.lr_peak for job in expand(jobs.overrides, True)] == values
+
+
+@pytest.mark.parametrize("text", ["1", "true", "null", "1e-3", "007", "a,b", "a b", "it's", "", "plain", "1_0", "${x}"])
+def test_a_text_of_a_file_is_written_so_that_it_stays_a_text(text):
+    value = parse(f"key={written(text)}").value()
+    assert getattr(value, "text", value) == text
+    for one in parse(f"key={written(text)},other").sweep_string_iterator():
+        again = parse(f"key={one}").value()
+        assert getattr(again, "text", again) in (text, "other")
 
 
 LOCAL, SLURM = "hydra/launcher=local", "hydra/launcher=slurm"

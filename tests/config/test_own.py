@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pgt.cli.main import main
+from pgt.config.choices import experiments
 from pgt.config.compose import compose_all, compose_jobs
 from pgt.config.resources import choices, own_conf
 from pgt.core.errors import InputError
@@ -17,6 +18,7 @@ defaults:
   - override /method: mine
 sweep: {method.alpha: [0.5, 0.25]}
 """
+HEADER = "# @package _global_\n"
 
 
 def write(name, text):
@@ -159,12 +161,90 @@ def test_a_folder_that_is_not_there_gets_one_line(capsys, arguments, fact):
 
 
 def test_a_file_with_a_name_of_the_package_is_refused_since_hydra_would_not_read_it():
-    write("method/pgt", "alpha: 0.9")
-    with pytest.raises(InputError, match=r"own/method/pgt.yaml has the name"), own_conf(["own"]):
-        pass
+    for name in ("method/pgt", "hydra/launcher/local", "train"):
+        write(name, "alpha: 0.9")
+        with pytest.raises(InputError, match=rf"own/{name}.yaml has the name"), own_conf(["own"]):
+            pass
+        Path("own", f"{name}.yaml").unlink()
 
 
-HEADER = "# @package _global_\n"
+def test_a_primary_config_may_name_more_folders():
+    write("start", "defaults: [train, _self_]\nhydra: {searchpath: [file://other]}\n")
+    write("../other/recipe/short", "defaults: [demo]\nepochs: 7\n")
+    with own_conf(["own"], "start"):
+        assert compose_all(["recipe=short"])[0].recipe.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("sweep: {seed: [1, 2]}\n", ["sweep belongs into the file of an experiment"]),
+        ("recipe.epochs: 3\n", ["write `recipe: {epochs: ...}`"]),
+        ("hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
+        ("hydra: {job: {chdir: true}}\n", ["leave out hydra.job.chdir"]),
+        ("hydra: {searchpath: [nowhere]}\n", ["no folder nowhere"]),
+    ],
+)
+def test_a_faulty_primary_config_is_named_with_the_mend(capsys, text, facts):
+    write("start", f"defaults: [train, _self_]\n{text}")
+    assert main(["train", "-m", "experiment=demo/bn", "--config-dir", "own", "--config-name", "start"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert all(fact in said for fact in facts), said
+
+
+def test_an_experiment_goes_through_the_values_of_the_one_that_it_builds_on():
+    write("experiment/grid", HEADER + "defaults: [demo/bn]\nsweep: {method.alpha: [0.5, 0.25], seed: [1, 2]}\n")
+    write("experiment/more", HEADER + "defaults: [/experiment/grid, _self_]\nsweep: {seed: [3]}\n")
+    with own_conf(["own"]):
+        found = compose_all(["experiment=more"], multirun=True)
+        with pytest.raises(InputError, match=r"is a sweep over method\.alpha, seed"):
+            compose_all(["experiment=more"])
+    assert [(c.method.alpha, c.seed) for c in found] == [(0.5, 3), (0.25, 3)]
+
+
+def test_a_list_of_experiments_may_name_all_of_another_folder():
+    write("experiment/all", "experiments: [demo/all, tiny/bn]\n")
+    write("experiment/mine/all", "experiments: [mine/all]\n")
+    assert experiments("demo/all") == ["demo/bn", "demo/nobn"]
+    with own_conf(["own"]):
+        assert experiments("all") == ["demo/bn", "demo/nobn", "tiny/bn"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "facts"),
+    [
+        ({"method/a": "defaults: [b]\n", "method/b": "defaults: [a]\n"}, ["method=a"], ["builds on itself", "a -> "]),
+        (
+            {"method/a": "defaults: [a]\n", "experiment/x": "defaults:\n  - override /method: a\n"},
+            ["experiment=x"],
+            ["own/method/a.yaml", "is this file"],
+        ),
+        (
+            {"method/a": "defaults: [gc]\nmethod.alpha: 1\n", "experiment/x": "defaults:\n  - override /method: a\n"},
+            ["experiment=x"],
+            ["own/method/a.yaml", "write `method: {alpha: ...}`"],
+        ),
+        ({"experiment/x": "hydra: {job: {chdir: true}}\n"}, ["experiment=x"], ["leave out hydra.job.chdir", "x.yaml"]),
+    ],
+)
+def test_files_that_the_chosen_ones_name_are_checked(files, words, facts):
+    for name, text in files.items():
+        write(name, (HEADER if name.startswith("experiment") else "") + text)
+    with own_conf(["own"]), pytest.raises(InputError) as refused:
+        compose_all(words)
+    assert all(fact in str(refused.value) for fact in facts), refused.value
+
+
+def test_an_argument_of_a_function_of_ones_own_may_be_added_with_a_plus():
+    write("model/net", "_target_: package.net\nwidth: 3\n")
+    with own_conf(["own"]):
+        [config] = compose_all(["model=net", "+model.dropout=0.3"])
+        assert config.model.arguments == {"width": 3, "dropout": 0.3}
+        with pytest.raises(InputError, match=r"unknown key 'model\.dropout'"):
+            compose_all(["model=net", "model.dropout=0.3"])
+        with pytest.raises(InputError, match=r"model has a mapping with keys of several kinds"):
+            compose_all(["model=net", "model.width={1: a, b: c}"])
 
 
 @pytest.mark.parametrize(
