@@ -10,7 +10,7 @@ demo test test-slow: export OMP_NUM_THREADS := 1
 
 .PHONY: help setup demo test test-slow lint format type bench tables docs clean
 help:  ## list these targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 11
 
 setup: $(READY)  ## make .venv with everything pinned in requirements.lock
 # Bytecode is compiled once: with PYTHONDONTWRITEBYTECODE, as in many containers, every process would parse torch's sources.

@@ -39,12 +39,19 @@ REQUEUE = [
     "code=$?",
     "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "job=${job:-$SLURM_JOB_ID}",  # which is the whole array's for the last task of one
-    'case $code in 138 | 143) [ "$(squeue --noheader --jobs="$job" --format=%T)" != RUNNING ] || '
-    'scontrol requeue "$job" ;; esac',
+    "case $code in 138 | 143)",
+    "  for _ in 1 2 3 4 5; do",
+    '    if state=$(squeue --noheader --jobs="$job" --format=%T); then',
+    '      [ "$state" = RUNNING ] || break',
+    '      scontrol requeue "$job" && break',
+    "    fi",
+    "    sleep 5",
+    "  done ;;",
+    "esac",
     "exit $code",
 ]
 """Lines of shell after the training, as in launch/one_node.sbatch: a run that was asked to stop is requeued, unless the
-job is cancelled or Slurm itself requeues it."""
+job is cancelled or Slurm itself requeues it. A Slurm that does not answer is asked five times."""
 
 
 def launch(jobs: Sequence[LaunchedJob], sweep: Path, *, wait: bool, then: str | None, **options: Any) -> list[float]:

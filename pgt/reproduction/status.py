@@ -97,7 +97,7 @@ class Standing:
     warning: str | None = None
 
 
-def standings(root: Path, experiment: str | None = None) -> list[Standing]:
+def standings(root: Path, experiment: str | None = None, must_know: bool = False) -> list[Standing]:
     """The state of every run of a folder, sorted by folder: those that have begun, and those that sweeps are to train.
 
     If Slurm does not answer, folders alone tell, and if sweeps have been submitted, a warning says so.
@@ -105,9 +105,10 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
     Args:
         root: the runs folder.
         experiment: only this one, or all that its name is a folder of.
+        must_know: raise an error in the place of that warning.
 
     Raises:
-        InputError: the experiment is an absolute path.
+        InputError: the experiment is an absolute path, or Slurm does not answer and `must_know` is true.
     """
     whole, within = root.resolve(), Path(experiment or "")
     if within.is_absolute():
@@ -116,6 +117,8 @@ def standings(root: Path, experiment: str | None = None) -> list[Standing]:
         queue = queued()
     except InputError as error:
         if any((root / FOLDER).glob("*/array*")):  # other runs folders have nothing in a queue
+            if must_know:
+                raise
             print(f"pgt: warning: jobs in Slurm's queue are not shown as such: {error}", file=sys.stderr)
         queue = {}
     jobs = {run.relative_to(whole): job for run, job in queue.items() if run.is_relative_to(whole)}

@@ -28,7 +28,7 @@ def cancel(root: Path, experiment: str) -> Iterator[str]:
     Raises:
         InputError: Slurm does not answer.
     """
-    going = [one for one in standings(root, experiment) if one.status in (QUEUED, RUNNING)]
+    going = [one for one in standings(root, experiment, must_know=True) if one.status in (QUEUED, RUNNING)]
     submitted = {one.job: one.run for one in going if one.job}
     sweeps.cancel([*submitted])
     yield from (f"cancelled job {job}: {run}" for job, run in submitted.items())
@@ -76,8 +76,13 @@ def retries(root: Path, experiment: str) -> dict[tuple[str, ...], int]:
 
     Args:
         experiment: its name, or a folder of several.
+
+    Raises:
+        InputError: Slurm does not answer.
     """
-    failures = [read_failure(one.run) for one in standings(root, experiment) if one.status in (FAILED, REFUSED)]
+    failures = [
+        read_failure(one.run) for one in standings(root, experiment, must_know=True) if one.status in (FAILED, REFUSED)
+    ]
     commands = [failure.command for failure in failures if failure]
     return Counter(
         tuple(word for word in words if "=" not in word or key_of(word) != "trainer.force") for words in commands

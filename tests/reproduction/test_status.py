@@ -240,6 +240,19 @@ def test_a_slurm_that_does_not_answer_costs_a_warning(capsys):
     assert "squeue does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["--cancel", "--retry-failed"])
+def test_nothing_is_cancelled_or_retried_while_slurm_does_not_answer(capsys, word):
+    begun(0, 1000.0)
+    Path("bin/squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert main(["status", word, "demo/bn"]) == 0  # nothing was submitted from here
+    Path("runs/.sweeps/now/array0").mkdir(parents=True)
+    capsys.readouterr()
+    assert main(["status", word, "demo/bn"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "squeue does not answer" in err
+
+
 def test_steering_needs_an_experiment(capsys):
     assert main(["status", "--cancel"]) == 2
     assert "say which experiment" in capsys.readouterr().err
