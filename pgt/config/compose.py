@@ -482,7 +482,7 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
 
     def takes_any(key: str) -> bool:
         """Whether a key with a plus is an argument of a function of the user's own, which is checked elsewhere."""
-        return key in added and any(f"{key[:end.start()]}._target_" in known for end in re.finditer(r"\.", key))
+        return key in added and any(f"{key[: end.start()]}._target_" in known for end in re.finditer(r"\.", key))
 
     return [key for key in asked if key not in known and not takes_any(key)]
 

@@ -8,6 +8,7 @@ import re
 import subprocess  # nosec B404  # only for git, without a shell
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -28,6 +29,9 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "nvidia-dali-cuda120",
 )
+
+CGROUP = Path("/sys/fs/cgroup")
+"""The folder in which Linux shows a container its limits."""
 
 COMMIT = "COMMIT"
 """Name of the file that holds the commit, in a wheel or another copy of the package that is no Git checkout."""
@@ -69,8 +73,22 @@ def affinity() -> frozenset[int]:
 
 
 def cpus() -> int:
-    """The number of CPUs that this process may use."""
-    return len(affinity())
+    """The number of CPUs that this process may use: those of `affinity`, or fewer if its container has a quota."""
+    bound, limit = len(affinity()), quota()
+    return bound if limit is None else min(bound, limit)
+
+
+def quota() -> int | None:
+    """The CPUs whose time a container may use, rounded up; None if nothing limits it.
+
+    Docker's `--cpus` and the `limits.cpu` of Kubernetes set it, as microseconds in each period of so many.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup v2, v1
+        with suppress(OSError, ValueError):  # no such files; "max" and −1 for no limit
+            time, period = (int(word) for name in names for word in (CGROUP / name).read_text().split())
+            if time > 0:
+                return -(-time // period)
+    return None
 
 
 def commit() -> str:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,6 +17,9 @@ from pgt.core.errors import Stopped
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """SIGTERM comes from schedulers that preempt, from `kill`, and from torchrun. Slurm sends SIGUSR1 if a job asks for a
 warning (`#SBATCH --signal=USR1@120`)."""
+
+LOOKS = 2
+"""Seconds after which a helper process looks again whether its owner is still there."""
 
 NOTICE = b"\npgt: stops after this step and saves; Ctrl-C again ends at once\n"
 
@@ -83,9 +87,10 @@ def _pending() -> set[signal.Signals]:
 
 
 def leave_only_with(owner: int) -> None:
-    """End this helper process at a SIGTERM of `owner`; ignore a SIGTERM of anybody else, such as a scheduler.
+    """End this helper process with `owner`, or at its SIGTERM; ignore a SIGTERM of anybody else, such as a scheduler.
 
-    It never sees Ctrl-C, which a terminal sends to all processes: the owner finishes its step first.
+    An owner that was killed tells nobody, so the helper looks for it every `LOOKS` seconds (not on macOS). It never
+    sees Ctrl-C, which a terminal sends to all processes: the owner finishes its step first.
 
     Args:
         owner: the id of the process that it helps.
@@ -97,11 +102,24 @@ def leave_only_with(owner: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def listen() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
-            pass
+        while _runs(owner):
+            came = signal.sigtimedwait({signal.SIGTERM}, LOOKS)
+            if came is not None and came.si_pid == owner:
+                break
         os._exit(0)
 
     Thread(target=listen, daemon=True).start()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process has not ended. One whose end its parent has not asked for (a zombie) has ended."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process, or no /proc
+        return True
 
 
 @contextmanager

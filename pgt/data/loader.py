@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgt.core.errors import InputError
 from pgt.core.types import Batch
-from pgt.data.reader import Reader
+from pgt.data.reader import Reader, fatal
 from pgt.data.sampler import Sampler
 
 
@@ -93,7 +93,8 @@ class FileLoader(GroupLoader):
         reader: reads the files of the split.
         sampler: decides which samples come when.
         workers: threads or processes that decode.
-        skip: leave unreadable files out and remember them in `skipped`; otherwise the first one stops the run.
+        skip: leave unreadable files out and remember them in `skipped`, relative to the root; otherwise the first one
+            stops the run.
     """
 
     def __init__(self, reader: Reader, sampler: Sampler, workers: int, skip: bool) -> None:
@@ -104,13 +105,16 @@ class FileLoader(GroupLoader):
         """Remember the unreadable files of a batch.
 
         Args:
-            unreadable: their indices, on the CPU; −1 for a sample that could be read.
+            unreadable: their indices, on the CPU; −1 for a sample that could be read, `fatal` of an index as in
+                `Sample`.
 
         Raises:
             InputError: a file is unreadable and stops the run, or the disk and not the file is at fault.
         """
+        if len(stops := unreadable[unreadable < -1]):
+            raise self.reader.complaint(fatal(int(stops[0])), row=self.reader.replace)
         for index in unreadable[unreadable >= 0].tolist():
-            path = self.reader.files.path(index)
-            if path not in self.skipped and not (self.skip and self.reader.is_bad(index)):
+            place = self.reader.files.path(index).relative_to(self.reader.files.folder.parent)
+            if not self.skip or (place not in self.skipped and not self.reader.is_bad(index)):
                 raise self.reader.complaint(index)
-            self.skipped.add(path)
+            self.skipped.add(place)

@@ -87,7 +87,8 @@ class Sample:
         label: the class, or `IGNORE_INDEX` for a blank.
         view: the part to show.
         index: the file's index; −1 for a blank.
-        unreadable: the index of the unreadable file that this sample replaces, or −1.
+        unreadable: the index of the unreadable file that this sample replaces, or −1; `fatal` of a file if reading
+            cannot go on.
     """
 
     data: bytes
@@ -97,12 +98,18 @@ class Sample:
     unreadable: int = -1
 
 
+def fatal(index: int) -> int:
+    """Mark the index of a file as one that stops the run, by a number below −1; or take this mark away."""
+    return -2 - index
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads samples by (epoch, index).
 
     An unreadable file becomes a blank without a label. If unreadable files are left out of a training set, the next
-    readable file replaces it. In both cases `Sample.unreadable` holds its index.
+    readable file replaces it. In both cases `Sample.unreadable` holds its index. If none of the next `STAND_INS` files
+    can be read, or the disk and not a file is at fault, it is a blank that stops the run.
 
     Attributes:
         files: the files of the split.
@@ -131,14 +138,16 @@ class Reader:
                 continue
             try:
                 data, height, width = read(self.files.path(place), decoded=place in self.odd)
-            except UNREADABLE:
-                continue
+            except UNREADABLE as error:
+                if files_fault(error) or self.is_bad(place):
+                    continue
+                return self._blank(fatal(place))  # another file would replace it now, and not the next time
             if self.seed is None:
                 view = central_view(height, width, self.size)
             else:
                 view = random_view(height, width, self.size, generator(VIEW, self.seed, epoch, index))
             return Sample(data, int(self.files.labels[place]), view, place, index if offset else -1)
-        return self._blank(index)
+        return self._blank(fatal(index) if stand_ins else index)
 
     def set_aside(self, indices: set[int], error: Exception) -> list[int]:
         """Find out why a backend failed to decode a group of files.
@@ -169,13 +178,23 @@ class Reader:
         error = self._error(index)
         return error is not None and files_fault(error)
 
-    def complaint(self, index: int) -> InputError:
-        """Make the error that names the unreadable file `index` and the reason."""
+    def complaint(self, index: int, row: bool = False) -> InputError:
+        """Make the error that names the unreadable file `index` and the reason.
+
+        Args:
+            row: the files behind it cannot be read either, so that none can replace it.
+        """
         error, image = self._error(index), printable(self.files.path(index))
         if error is None:
             return InputError(
                 f"the image {image} could not be read before, and now it can: if you have mended it, run "
                 "`pgt data verify` again; if not, is the disk all right?"
+            )
+        if row and files_fault(error):
+            count = min(1 + STAND_INS, len(self.files))
+            return InputError(
+                f"cannot read {count} files in a row, the image {image} ({why(error)}) and those behind it: mend or "
+                "remove them (`pgt data verify` finds them all)"
             )
         return InputError(
             f"cannot read the image {image}: {why(error)}; mend or remove it, or leave such files out by "

@@ -60,12 +60,15 @@ class Files:
     def indices(self, paths: Iterable[Path]) -> set[int]:
         """Return the indices of the given files; files that are not in this split are ignored."""
         found: set[int] = set()
+        labels = {name: label for label, name in enumerate(self.classes)}
+        begins = np.searchsorted(self.labels, np.arange(1 + len(labels), dtype=self.labels.dtype))
         for path in paths:
             if path.is_relative_to(self.folder):
                 name, *rest = path.relative_to(self.folder).parts
-                if name in self.classes:
-                    same = (self.names == os.fsencode("/".join(rest))) & (self.labels == self.classes.index(name))
-                    found.update(np.flatnonzero(same).tolist())
+                if name in labels:
+                    begin, end = begins[labels[name] : labels[name] + 2]
+                    same = self.names[begin:end] == os.fsencode("/".join(rest))
+                    found.update((begin + np.flatnonzero(same)).tolist())
         return found
 
 
@@ -118,7 +121,9 @@ def read_tree(root: Path) -> Tree:
     check_root(root)
     tree = Tree(root, scan(root / "train"), scan(root / "val"))
     if differing := sorted(set(tree.train.classes) ^ set(tree.test.classes)):
-        raise InputError(f"train and val under {root} have different classes: {some(differing, SHOWN)}")
+        tiny = "; scripts/prepare_tiny_imagenet.py arranges the official Tiny-ImageNet"
+        mend = tiny if (root / "val" / "val_annotations.txt").exists() else ""
+        raise InputError(f"train and val under {root} have different classes: {some(differing, SHOWN)}{mend}")
     return tree
 
 

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from pgt.core.errors import InputError
 from pgt.core.files import write_json
 from pgt.core.machine import now
-from pgt.core.signals import uninterrupted
+from pgt.core.signals import leave_only_with, uninterrupted
 from pgt.core.words import printable, some
-from pgt.data.image_file import UNREADABLE, decode, why
+from pgt.data.image_file import UNREADABLE, decode, files_fault, why
 from pgt.data.tree import COUNTS, MANIFEST, Files, Tree, check_root, describe, read_tree
 from pgt.data.workers import lost
 
@@ -57,6 +57,7 @@ def verify(root: Path, workers: int) -> Verified:
 
     Raises:
         InputError: a folder is missing or empty, or the splits have different classes.
+        OSError, MemoryError: a file could not be read, and the disk or the machine is to blame.
     """
     tree = read_tree(root)
     unreadable: dict[str, str] = {}
@@ -99,18 +100,28 @@ _files: Files
 
 
 def _remember(files: Files) -> None:
+    """Prepare a worker process."""
     global _files
     _files = files
+    leave_only_with(os.getppid())
 
 
 def _checked(indices: range) -> list[tuple[int, str | None]]:
-    """Return what `_remarkable` yields for some of the files."""
+    """Return what `_remarkable` yields for some of the files.
+
+    Raises:
+        OSError, MemoryError: a file could not be read, and the disk or the machine is to blame.
+    """
     found: list[tuple[int, str | None]] = []
     for index in indices:
         try:
             if decode(_files.path(index)) > LARGE:
                 found.append((index, None))
+        except MemoryError:
+            raise
         except UNREADABLE as error:
+            if not files_fault(error):
+                raise OSError(getattr(error, "errno", None), why(error), str(_files.path(index))) from None
             found.append((index, why(error)))
     return found
 

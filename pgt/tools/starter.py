@@ -17,6 +17,7 @@ PLACES = {
     "launch/kubernetes-job.yaml": ".",
     "examples/*.py": ".",
     "scripts/prepare_imagenet.py": ".",
+    "scripts/prepare_tiny_imagenet.py": ".",
 }
 """The files, and the folder of a checkout that has them. By pyproject.toml, starter/ of the package has all of them."""
 

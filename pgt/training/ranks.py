@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pgt.core.errors import InputError, LostRankError, RankZeroError, Stopped, TrainingError, exit_code, one_line
-from pgt.core.machine import affinity, cpus
+from pgt.core.machine import affinity, cpus, quota
 
 T = TypeVar("T")
 
@@ -137,11 +137,13 @@ class Equipment:
         machine: its name.
         cpus: their numbers there.
         gpu: the id of the GPU that it trains on; None if there is none for it.
+        quota: the number of CPUs whose time all processes of its container may use together; None if nothing limits it.
     """
 
     machine: str
     cpus: frozenset[int]
     gpu: str | None
+    quota: int | None = None
 
 
 def equipment(ranks: Ranks) -> Equipment:
@@ -149,7 +151,7 @@ def equipment(ranks: Ranks) -> Equipment:
     index, gpu = ranks.device.index, None
     if index is not None and index < torch.cuda.device_count():
         gpu = str(torch.cuda.get_device_properties(index).uuid)
-    return Equipment(platform.node(), affinity(), gpu)
+    return Equipment(platform.node(), affinity(), gpu, quota())
 
 
 def visible_gpus() -> int:
@@ -199,10 +201,11 @@ def check_gpus(processes: Sequence[Equipment]) -> None:
 
 
 def cpu_share(processes: Sequence[Equipment], rank: int) -> int:
-    """The number of CPUs for a process: all that it is bound to, divided by the number of processes that share them."""
+    """The number of CPUs for a process: its share of those that it is bound to, and of its container's quota."""
     own = processes[rank]
-    sharing = sum(process.machine == own.machine and not own.cpus.isdisjoint(process.cpus) for process in processes)
-    return max(1, len(own.cpus) // sharing)
+    here = [process for process in processes if process.machine == own.machine]
+    share = len(own.cpus) // sum(not own.cpus.isdisjoint(process.cpus) for process in here)
+    return max(1, share if own.quota is None else min(share, own.quota // len(here)))
 
 
 @contextmanager

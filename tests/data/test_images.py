@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ from pgt.core.types import IGNORE_INDEX
 from pgt.data import image_file
 from pgt.data.image_file import read
 from pgt.data.reader import CROP_AREA, CROP_RATIO, central_view, crop_box
-from pgt.data.tree import scan
+from pgt.data.tree import Files, scan
 from pgt.tools.jpegs import generate
 from tests.data.helpers import BACKENDS, FOLDER, digest, loaders, script
 
@@ -338,6 +337,17 @@ def test_images_in_folders_within_a_class_and_pgm_are_in_the_set(tmp_path):
     assert sorted(labels.tolist()) == [0] * 4 + [1] * 3
 
 
+def test_files_are_found_in_a_long_list():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20, dtype=np.int32), rng.integers(1, 9, 20))
+    names = np.array([b"%d.jpg" % (i % 9) for i in range(len(labels))])  # some of them in several classes
+    files = Files(Path("train"), tuple(f"n{i:02}" for i in range(20)), names, labels)
+    every = [files.path(i) for i in range(len(files))]
+    wanted = [*every[::3], every[-1], Path("train/n03/none.jpg"), Path("train/n20/0.jpg"), Path("val/n03/0.jpg")]
+    assert files.indices(wanted) == {i for i, path in enumerate(every) if path in wanted}
+    assert files.indices([]) == set()
+
+
 def test_what_is_no_image_by_its_name_shifts_no_class(tmp_path):
     tree(tmp_path, {"a.jpg": encoded(photo()), "notes.txt": b"x", ".hidden.jpg": b"x", "._a.jpg": b"x"})
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
@@ -500,9 +510,32 @@ def test_several_broken_files_in_a_row_are_left_out(tmp_path, backend):
     assert len(loader.skipped) == 4
     for path in (tmp_path / "train" / "dog").iterdir():
         path.write_bytes(b"")
-    _, labels, loader = epoch(options, global_batch=7, local_batch=7)
-    assert labels.tolist() == [IGNORE_INDEX] * 7
-    assert len(loader.skipped) == 7
+    with pytest.raises(InputError, match=r"^cannot read 7 files in a row, the image train/.* and those behind"):
+        epoch(options, global_batch=7, local_batch=7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_too_many_broken_files_in_a_row_stop_the_run(tmp_path, backend):
+    """A hundred are left out, since the next file replaces them; of more none would, and the batches lack samples."""
+    tree(tmp_path, {f"{i:03}.jpg": b"" for i in range(100)})
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
+    _, labels, loader = epoch(options, global_batch=103, local_batch=103)
+    assert labels.tolist() == [1] * 103
+    assert len(loader.skipped) == 100
+    (tmp_path / "train" / "cat" / "100.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^cannot read 101 files in a row, the image train/cat/000.jpg \(not an"):
+        epoch(options, global_batch=104, local_batch=104)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_that_was_left_out_stops_a_run_that_leaves_out_none(tmp_path, backend):
+    tree(tmp_path, {"a.jpg": b""})
+    options = {**FOLDER, "backend": backend, "workers": 0}
+    _, _, skipping = epoch({**options, "on_bad_file": "skip"}, global_batch=4, local_batch=4)
+    loader, _ = loaders(options, global_batch=4, local_batch=4)
+    loader.skipped.update(skipping.skipped)  # as a run does that goes on
+    with pytest.raises(InputError, match=r"^cannot read the image train/cat/a.jpg: not an image; mend"):
+        next(loader.epoch(0))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -521,6 +554,26 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg could not be read before, and now it can: .*is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reading", [1, 2])
+def test_a_disk_in_trouble_stops_the_run_where_a_file_stands_for_a_bad_one(tmp_path, backend, reading, monkeypatch):
+    """Otherwise another file would stand for it in this epoch. `b.jpg` is read twice, once instead of `a.jpg`."""
+    tree(tmp_path, {"a.jpg": b"", "b.jpg": WHOLE})
+    original, calls = image_file.contents, []
+
+    def in_trouble(path):
+        if path.name == "b.jpg":
+            calls.append(path)
+            if len(calls) == reading:
+                raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(image_file, "contents", in_trouble)
+    options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
+    with pytest.raises(InputError, match=r"b.jpg could not be read before, and now it can: .*is the disk all right\?"):
+        epoch(options, global_batch=5, local_batch=5)
 
 
 def test_dali_is_closed_though_the_gpu_waits_for_a_rank_that_is_gone(tmp_path, monkeypatch):
@@ -635,7 +688,7 @@ def resident():
             continue
     return total
 if __name__ == "__main__":
-    train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 64})
+    train, test = loaders({**FOLDER, "backend": sys.argv[1], "image_size": 224})
     for epoch in range(40):
         for loader, index in ((train, epoch), (test, 0)):
             for batch in loader.epoch(index):
@@ -647,11 +700,11 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_memory_stays_flat(tmp_path, backend):
+def test_memory_stays_flat(tmp_path, backend, monkeypatch):
     """The memory of the process and its readers does not grow. Shared pages are counted once, those of libraries not
     at all, since their share depends on how many other processes use them."""
     generate(tmp_path / "train", 48)
     generate(tmp_path / "val", 8)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # with one for each thread, sizes vary by 5%, else by 3%
     sizes = [int(line) for line in script(MEMORY, backend)]
-    growth = [late / early for early, late in itertools.pairwise(sizes)]
-    assert min(growth) < 1.03  # malloc's arenas grow once or twice; a batch kept each epoch makes 6% in all three
+    assert sizes[-1] / sizes[0] < 1.1, sizes  # a batch kept in each epoch makes 25%, in two of three 16%

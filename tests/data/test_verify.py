@@ -2,19 +2,27 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pgt import data
 from pgt.cli.main import main
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, Stopped
 from pgt.core.machine import cpus
 from pgt.core.words import counted
 from pgt.data import tree as trees
-from tests.conftest import TINY, compose, last_wins, pgt, train
+from tests.conftest import ROOT, TINY, compose, last_wins, pgt, train
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
+from tests.data.test_workers import left
+from tests.training.test_stopping import Asked
 
 RUN = last_wins(*TINY[:5], "data=imagefolder", "data.root=.", "data.image_size=32", "recipe.global_batch=4",
        "recipe.local_batch=4", "model=resnet20")  # fmt: skip
@@ -85,6 +93,49 @@ def test_verify_names_what_is_no_file(tmp_path):
     assert "unreadable: 7\n" in done.stdout
 
 
+IN_TROUBLE = """
+import errno, os, sys
+from pgt.cli.main import main
+from pgt.data import image_file
+
+original = image_file.contents
+def contents(path):
+    if path.name == "b.jpg":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return original(path)
+image_file.contents = contents  # in the processes that decode, too: they import this file
+if __name__ == "__main__":
+    sys.exit(main(["data", "verify", ".", "--workers", "1"]))
+"""
+
+
+def test_a_disk_in_trouble_ends_it_and_makes_no_bad_file(tmp_path):
+    tree(tmp_path, {"a.jpg": WHOLE, "b.jpg": WHOLE})
+    Path("in_trouble.py").write_text(IN_TROUBLE)
+    command, environment = [sys.executable, "in_trouble.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "pgt: train/cat/b.jpg: Input/output error\n"
+    assert not (tmp_path / "pgt-manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_its_processes_end_with_it(tmp_path, number):
+    tree(tmp_path, {})
+    Image.new("1", (8000, 7000)).save(tmp_path / "large.png")
+    for i in range(1000):
+        (tmp_path / "train" / "cat" / f"{i}.png").symlink_to("../../large.png")
+    command = [sys.executable, "-m", "pgt", "data", "verify", ".", "--workers", "2"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as verifying:
+        children = Path(f"/proc/{verifying.pid}/task/{verifying.pid}/children")
+        while len(pids := {int(pid) for pid in children.read_text().split()}) < 3:  # with the tracker of resources
+            time.sleep(0.1)
+        time.sleep(4)  # they decode
+        verifying.send_signal(number)
+    assert left(pids, seconds=10) == set()
+
+
 def test_bad_files_of_any_name(tmp_path):
     """Named in one line, written down, left out."""
     names = [os.fsdecode(b"\xff\xfe.jpg"), "two\nlines.jpg"]
@@ -100,6 +151,26 @@ def test_bad_files_of_any_name(tmp_path):
     with pytest.raises(InputError, match=r"2 unreadable files: train/cat/two\\nlines.jpg, train/cat/\\udcff"):
         train(*RUN, "seed=1")
     assert train(*run, "seed=1").skipped_files == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("older", [False, True])
+def test_a_file_that_was_left_out_counts_once_however_the_root_is_written(tmp_path, older, monkeypatch):
+    """The paths in a checkpoint are below the root; in one of an older version they began with it."""
+    tree(tmp_path / "images", {"a.jpg": WHOLE, "cut.jpg": WHOLE[:-100]})
+    (tmp_path / "linked").symlink_to("images")
+    run = (*RUN, "data.on_bad_file=skip", "data.workers=0", "recipe.epochs=2", "recipe.global_batch=5",
+           "recipe.local_batch=5")  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.training.run.Stop", lambda: Asked(2))
+        with pytest.raises(Stopped, match="of epoch 1"):
+            train(*run, "data.root=images")
+    [path] = tmp_path.glob("runs/**/last.pt")
+    state = torch.load(path, weights_only=True)
+    assert state["skipped"] == ["train/cat/cut.jpg"]
+    if older:
+        torch.save({**state, "skipped": [str(tmp_path / "images/train/cat/cut.jpg")]}, path)
+    assert train(*run, "data.root=linked").skipped_files == 1
 
 
 def test_wnids_are_compared_with_imagenet(tmp_path):

@@ -1,5 +1,11 @@
 """The processes that read images: how many there are, and what happens if one dies."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
 from pgt.core.types import IGNORE_INDEX
@@ -8,6 +14,7 @@ from pgt.data.sampler import Sampler
 from pgt.data.tree import scan
 from pgt.data.workers import decoders
 from pgt.tools.jpegs import generate
+from tests.conftest import ROOT
 from tests.data.helpers import BACKENDS, FOLDER, loaders, script
 
 
@@ -100,3 +107,37 @@ def test_a_process_that_is_killed_while_it_starts_is_named_as_the_cause(tmp_path
         generate(tmp_path / name, 24)
     [said] = script(KILLED_AT_START, backend, str(seconds), quiet=False)
     assert "was killed" in said
+
+
+def left(pids, seconds):
+    """The processes that still run after some seconds. They are then ended."""
+    deadline = time.monotonic() + seconds
+    while pids and time.monotonic() < deadline:
+        time.sleep(0.2)
+        pids = {pid for pid in pids if os.path.exists(f"/proc/{pid}")}
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+KILLED_OWNER = """
+import multiprocessing, os, signal, sys
+from tests.data.helpers import FOLDER, loaders
+if __name__ == "__main__":
+    made = loaders({**FOLDER, "backend": sys.argv[1], "workers": 8}, cpus=8, global_batch=4, local_batch=2)
+    for _ in made[0].epoch(0):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_processes_of_a_killed_one_end(tmp_path, backend):
+    for name in ("train", "val"):
+        generate(tmp_path / name, 24)
+    command = [sys.executable, "-c", KILLED_OWNER, backend]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as owner:
+        pids = {int(pid) for pid in owner.stdout.readline().split()}  # they keep the stream open: it has no end
+    assert pids
+    assert left(pids, seconds=15) == set()

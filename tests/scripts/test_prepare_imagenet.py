@@ -2,6 +2,9 @@
 
 import io
 import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,8 +46,8 @@ def archives(tmp_path):
     return folder
 
 
-def devkit(path, wnids):
-    rows = [(i, w, "words", "gloss", 0, [], 0, 0) for i, w in zip(IDS, wnids, strict=True)]
+def devkit(path, wnids, images=(0, 0, 0)):
+    rows = [(i, w, "words", "gloss", 0, [], 0, n) for i, w, n in zip(IDS, wnids, images, strict=True)]
     rows.append((4, "n00001740", "entity", "", 2, [1, 2], 0, 0))
     names = [
         "ILSVRC2012_ID",
@@ -65,11 +68,11 @@ def devkit(path, wnids):
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode())
 
 
-def prepare(archives, output):
+def prepare(archives, output, **options):
     command = [sys.executable, str(ROOT / "scripts" / "prepare_imagenet.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([*command, "--archives", str(archives), "--output", str(output)],
-                          capture_output=True, text=True, timeout=120, env=environment)  # fmt: skip
+                          capture_output=True, text=True, timeout=120, env=environment, **options)  # fmt: skip
 
 
 def content(root):
@@ -133,6 +136,84 @@ def test_a_class_that_lacks_its_last_images_is_not_taken_for_whole(archives, tmp
     assert not (tmp_path / "imagenet" / "train" / "n02101388").exists()
 
 
+HOLES = {
+    "in a class": ("n02101388.tar", "data", 1024, 3072, r"damaged at class n02101388 "),
+    "a whole class": ("n02101388.tar", "data", 0, 10240, r"damaged at class n02101388 \(0 of (4|its) images"),
+    "between classes": ("n01443537.tar", "header", 0, 512, r"damaged \(it breaks off after n01440764.tar"),
+}
+"""Zeros where a download was not finished: the member, what of it, the bytes, and what is said."""
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("images", [(0, 0, 0), (2, 3, 4)], ids=["uncounted", "counted"])
+def test_a_hole_leaves_no_class_that_lacks_images(archives, tmp_path, hole, images):
+    """Zeros look like the end of an archive. With a whole archive the same command then writes the rest."""
+    name, part, first, last, said = HOLES[hole]
+    path, output = archives / "ILSVRC2012_img_train.tar", tmp_path / "imagenet"
+    devkit(archives / "ILSVRC2012_devkit_t12.tar.gz", WNIDS, images)
+    whole = path.read_bytes()
+    with tarfile.open(path) as outer:
+        member = outer.getmember(name)
+    begin = member.offset if part == "header" else member.offset_data
+    path.write_bytes(whole[: begin + first] + bytes(last - first) + whole[begin + last :])
+    done = prepare(archives, output)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert re.search(f"img_train.tar is {said}", done.stderr)
+    assert not (output / "train" / name.removesuffix(".tar")).exists()
+    path.write_bytes(whole)
+    assert prepare(archives, output).returncode == 0
+    assert read_tree(output).counts() == (3, 9, 7)
+
+
+def test_a_class_that_lacks_images_is_named_and_an_empty_one_written(archives, tmp_path):
+    devkit(archives / "ILSVRC2012_devkit_t12.tar.gz", WNIDS, (2, 3, 4))
+    output = tmp_path / "imagenet"
+    (output / "train" / "n01440764").mkdir(parents=True)
+    for split in ("train", "val"):
+        (output / split / "n02101388").mkdir(parents=True)
+        (output / split / "n02101388" / "0.JPEG").write_text("one")
+    for split, number in (("train", 4), ("val", 3)):
+        done = prepare(archives, output)
+        assert done.returncode == 2
+        assert f"{split} has class folders with another number of images" in done.stderr
+        assert f": n02101388 (1 of {number} images); remove them, and the same command" in done.stderr
+        shutil.rmtree(output / split / "n02101388")
+    assert prepare(archives, output).returncode == 0
+    assert read_tree(output).counts() == (3, 9, 7)
+
+
+def test_archives_of_other_classes_than_the_devkits_are_refused(archives, tmp_path):
+    devkit(archives / "ILSVRC2012_devkit_t12.tar.gz", [*WNIDS[:2], "n02102040"])
+    done = prepare(archives, tmp_path / "imagenet")
+    assert done.returncode == 2
+    assert "have different classes (n02101388, n02102040): one of them is damaged, or of another task" in done.stderr
+    assert not (tmp_path / "imagenet").exists()
+
+
+def test_the_mark_of_an_end_may_cross_a_record(archives, tmp_path):
+    """A class whose images end one block before a record of 10 KiB does."""
+    path = archives / "ILSVRC2012_img_train.tar"
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as inner:
+        add(inner, "n01440764_0.JPEG", bytes(tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE))
+    assert len(file.getvalue()) == 2 * tarfile.RECORDSIZE
+    with tarfile.open(path) as outer:
+        archived = {member.name: outer.extractfile(member).read() for member in outer}
+    with tarfile.open(path, "w") as outer:
+        for name, written in {**archived, "n01440764.tar": file.getvalue()}.items():
+            add(outer, name, written)
+    done = prepare(archives, tmp_path / "imagenet")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_named_with_the_mend(archives, tmp_path):
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5, 5))  # noqa: E731
+    done = prepare(archives, tmp_path / "imagenet", preexec_fn=small)
+    assert done.returncode == 2
+    assert re.search(r"n\d{8}_\d.JPEG: File too large: .*`ulimit -f unlimited`.*, then give the same", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_is_missing_or_wrong_is_said(archives, tmp_path):
     (archives / "ILSVRC2012_img_val.tar").rename(archives / "elsewhere.tar")
     done = prepare(archives, tmp_path / "imagenet")
@@ -143,6 +224,11 @@ def test_what_is_missing_or_wrong_is_said(archives, tmp_path):
     done = prepare(archives, tmp_path / "imagenet")
     assert done.returncode == 2
     assert "devkit_t12.tar.gz is damaged or not the ILSVRC2012 devkit" in done.stderr
+    with tarfile.open(archives / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", b"")
+    done = prepare(archives, tmp_path / "imagenet")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "devkit_t12.tar.gz is damaged or not the ILSVRC2012 devkit (Mat file" in done.stderr
     devkit(archives / "ILSVRC2012_devkit_t12.tar.gz", ["n01440764", "n01443537", "/../../../escaped"])
     done = prepare(archives, tmp_path / "imagenet")
     assert done.returncode == 2

@@ -14,6 +14,7 @@ def test_a_starter_has_an_experiment_that_composes_and_every_template(capsys):
     assert "--config-dir 'my own'" in capsys.readouterr().out
     copied = {str(path.relative_to("my own")) for path in Path("my own").rglob("*") if path.is_file()}
     assert copied >= {"README.md", "experiment/mine.yaml", "scripts/prepare_imagenet.py"}
+    assert "scripts/prepare_tiny_imagenet.py" in copied
     examples = {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
     templates = {f"launch/{path.name}" for path in (ROOT / "launch").iterdir()}
     checkout = {f"launch/{name}" for name in ("Dockerfile", "apptainer.def", "skypilot.yaml")}  # they copy its files

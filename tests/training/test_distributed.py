@@ -5,6 +5,7 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -279,6 +280,8 @@ def test_cpus_that_processes_share_are_divided_and_no_others():
     machines = equipped(("a", range(8), None), ("b", range(8), None), ("b", range(8), None))
     assert [cpu_share(machines, rank) for rank in range(3)] == [8, 4, 4]
     assert cpu_share(equipped(*[("a", range(2), None)] * 3), 0) == 1
+    limited = [replace(process, quota=8) for process in free]
+    assert [cpu_share(limited, rank) for rank in range(4)] == [2, 2, 2, 2]
 
 
 def test_more_processes_than_gpus_on_a_machine_are_refused():
