@@ -5,7 +5,7 @@
 #   scripts/slurm_test_cluster.sh stop FOLDER
 #
 # Needs the Debian packages slurm-wlm and munge. A requeued job is eligible after 6 s (cred_expire), where Slurm's
-# default is two minutes, so that a test does not wait.
+# default is two minutes, so that a test does not wait. Only a job that asks for it (--requeue) is requeued.
 set -euo pipefail
 
 fail() { echo "slurm_test_cluster: $*" >&2; exit 1; }
@@ -52,7 +52,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-JobRequeue=1
+JobRequeue=0
 MaxArraySize=3
 KillWait=20
 CompleteWait=0

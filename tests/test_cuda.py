@@ -1,8 +1,10 @@
 """What only a GPU can show. Skipped without one."""
 
+import re
 import signal
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +14,16 @@ from pgt import power_grad_cross_entropy
 from pgt.cli.main import main as cli
 from pgt.core.machine import has_dali
 from pgt.data import open_set
+from pgt.runs.folder import find
 from pgt.tools.jpegs import generate
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE
 from pgt.training.recorder import Recorder
-from tests.conftest import TINY, compose, train
+from tests.conftest import TINY, compose, pgt, train
 from tests.data.helpers import FOLDER, loaders
 from tests.training.layouts import Kept
-from tests.training.test_stopping import LONG, begun
+from tests.training.test_stopping import LONG, assert_goes_on, assert_same, begun, result, stopped_at
+from tests.training.test_stopping import RUN as SHORT
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -133,6 +137,20 @@ def test_the_loader_of_real_trainings_feeds_every_epoch(tmp_path, dali_device):
                 assert (x.images - y.images.cpu().float()).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_run_goes_on_where_it_was_stopped_to_the_same_numbers(monkeypatch, capsys, precision):
+    more = ("trainer.devices=1", "trainer.deterministic=true", f"trainer.precision={precision}")
+    try:
+        train(*SHORT, *more, "paths.runs=whole")
+        assert "after step 2 of epoch 1" in stopped_at(monkeypatch, 2, *more)
+        capsys.readouterr()
+        train(*SHORT, *more)
+        assert "from epoch 1, step 3  ->" in capsys.readouterr().out
+        assert_same(result("runs"), result("whole"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 TWO = ("model=resnet20", "recipe.local_batch=2", "trainer.compile=true", "trainer.devices=2")
 
 
@@ -142,7 +160,11 @@ def test_two_gpus_compiled_and_accumulating_resume_where_they_were_stopped():
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    summary = train(*LONG, *TWO)
+    step, epoch = map(int, re.search(r"after step (\d) of epoch (\d+);", err).groups())
+    done = pgt("train", *LONG, *TWO)
+    assert done.returncode == 0, done.stderr
+    assert_goes_on(done.stdout, epoch - 1, step)
+    [(_, summary)] = find(Path("runs"))
     assert (summary.status, summary.world_size) == ("finished", 2)
 
 

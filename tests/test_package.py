@@ -18,6 +18,8 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 UV = [sys.executable, "-m", "uv"]
 LINE = "pip install 'powergrad[train]'"
+NO_NETWORK = re.compile("error sending request|network was disabled|HTTP status server error")
+"""What uv says when an index does not answer. One that answers, and has no versions that fit, is another matter."""
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +31,22 @@ def built(tmp_path_factory):
     return folder
 
 
+def install(python, *what, **environment):
+    """`uv pip install`. If no index answers, the test is skipped, and in CI it fails."""
+    command = [*UV, "pip", "install", "--quiet", "--python", str(python), *what]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode and NO_NETWORK.search(done.stderr) and not os.environ.get("CI"):
+        pytest.skip(f"the packages cannot be installed: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+
+
 class Environment:
     """A new environment that has the wheel, with the versions of requirements.lock."""
 
     def __init__(self, folder, wheel, extra=""):
         self.python = folder / "bin" / "python"
         subprocess.run([*UV, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
-        pins = ["-c", str(ROOT / "requirements.lock")]
-        install = [*UV, "pip", "install", "--quiet", "--python", str(self.python), *pins, f"{wheel}{extra}"]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if done.returncode and not os.environ.get("CI"):
-            pytest.skip(f"the packages cannot be installed: {done.stderr}")
-        assert done.returncode == 0, done.stderr
+        install(self.python, "-c", str(ROOT / "requirements.lock"), f"{wheel}{extra}")
 
     def __call__(self, *command, code=0, program="pgt"):
         words = [str(self.python.parent / program), *map(str, command)]
@@ -62,6 +68,22 @@ def framework(built, tmp_path_factory):
     """`pip install 'powergrad[train]'`."""
     [wheel] = built.glob("*.whl")
     return Environment(tmp_path_factory.mktemp("framework") / "a venv", wheel, "[train]")
+
+
+def test_only_an_index_that_does_not_answer_skips_a_test(monkeypatch):
+    unreachable, unsatisfiable = ("--index-url=http://127.0.0.1:9/simple", "none==1"), ("--no-index", "pytest>9999")
+
+    def outcome(*what):
+        try:
+            install(sys.executable, "--dry-run", *what, UV_HTTP_RETRIES="0")
+        except (AssertionError, pytest.skip.Exception) as ended:
+            return type(ended)
+        return None
+
+    monkeypatch.delenv("CI", raising=False)
+    assert (outcome(*unreachable), outcome(*unsatisfiable)) == (pytest.skip.Exception, AssertionError)
+    monkeypatch.setenv("CI", "1")
+    assert outcome(*unreachable) is AssertionError
 
 
 def test_sdist_and_wheel_hold_what_a_user_needs_and_no_more(built):
@@ -168,3 +190,11 @@ pgt.train({[*demo, "seed=1"]})
     framework("train", "experiment=mine", "method.alpha=0.5", *demo[1:], "--config-dir", "own")
     assert len([*Path("runs/mine").glob("*/summary.json")]) == 1
     assert "train/<class>" in framework("own/scripts/prepare_imagenet.py", "--help", program="python").stdout
+
+
+def test_the_licence_of_a_wheel_names_that_of_the_digits(built):
+    [wheel] = built.glob("*.whl")
+    archive, info = zipfile.ZipFile(wheel), f"powergrad-{pgt.__version__}.dist-info"
+    assert "CC BY 4.0" in archive.read(f"{info}/licenses/pgt/data/digits.LICENSE").decode()
+    assert "\nLicense-Expression: Apache-2.0 AND CC-BY-4.0\n" in archive.read(f"{info}/METADATA").decode()
+    assert "CC BY 4.0" in (ROOT / "README.md").read_text().splitlines()[-1]

@@ -475,14 +475,3 @@ def test_amplification_lasts_until_the_first_drop_of_the_rate_unless_said_otherw
     assert epochs() == [[1, 100]]
     assert epochs("schedule=step") == [[1, 30]]
     assert epochs("recipe.epochs=8", "method.transforms.0.epochs=[[2,4],[6,8]]") == [[2, 4], [6, 8]]
-
-
-def test_recipes_say_what_the_paper_and_the_code_did():
-    paper, authors = compose("recipe=paper"), compose("recipe=authors")
-    assert (paper.recipe.lr_peak, paper.recipe.lr_start, paper.recipe.lr_rule) == (0.4, 4e-4, "paper")
-    assert (authors.recipe.lr_peak, authors.recipe.lr_start, authors.recipe.lr_rule) == (0.1, 0.01, "authors")
-    assert (paper.method.smoothing, authors.method.smoothing) == ("paper", "uniform")
-    assert compose("recipe=authors", "method.smoothing=paper").method.smoothing == "paper"
-    for recipe in (paper.recipe, authors.recipe):
-        assert (recipe.epochs, recipe.global_batch, recipe.local_batch) == (100, 1024, 256)
-        assert (recipe.momentum, recipe.weight_decay) == (0.9, 5e-4)

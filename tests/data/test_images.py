@@ -705,6 +705,6 @@ def test_memory_stays_flat(tmp_path, backend, monkeypatch):
     at all, since their share depends on how many other processes use them."""
     generate(tmp_path / "train", 48)
     generate(tmp_path / "val", 8)
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # with one for each thread, sizes vary by 5%, else by 3%
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back at once; else sizes vary by 15%
     sizes = [int(line) for line in script(MEMORY, backend)]
-    assert sizes[-1] / sizes[0] < 1.1, sizes  # a batch kept in each epoch makes 25%, in two of three 16%
+    assert max(sizes) / sizes[0] < 1.04, sizes  # without a leak 1.01; a batch kept in each of ten epochs adds 0.05

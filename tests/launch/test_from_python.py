@@ -1,5 +1,6 @@
 """`pgt.train`: results and exceptions, and nothing of the calling program is changed."""
 
+import itertools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from pgt import runs
 from pgt.core.errors import InputError, Stopped, TrainingError
 from pgt.runs.folder import read_failure
 from pgt.tools.jpegs import generate
+from pgt.training.epochs import Breaks
 from tests.conftest import ROOT, TINY, last_wins
 
 SMALL = (*TINY, "model=resnet20")
@@ -123,14 +125,23 @@ def test_only_the_main_thread_of_a_program_of_its_own_trains(monkeypatch):
     assert ["main thread" in said[0], "trainer.devices" in said[1], os.listdir()] == [True, True, []]
 
 
-def test_a_signal_stops_it_in_order_and_the_next_call_goes_on():
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    words = last_wins(*SMALL, "recipe.epochs=10000", "data.num_samples=64")
-    timer.start()
-    with pytest.raises(Stopped, match="goes on"):
+def test_a_signal_stops_it_in_order_and_the_next_call_goes_on(monkeypatch, capsys):
+    pause, looks = Breaks.pause, itertools.count(1)
+
+    def sent_a_signal(breaks):
+        if next(looks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        pause(breaks)
+
+    monkeypatch.setattr(Breaks, "pause", sent_a_signal)
+    words = last_wins(*SMALL, "recipe.epochs=2", "data.num_samples=32")  # four steps an epoch
+    with pytest.raises(Stopped, match=r"SIGTERM after step 3 of epoch 1; .* goes on"):
         pgt.train(words)
     [status] = runs.frame("runs").status
     assert status == "unfinished"
+    capsys.readouterr()
+    assert pgt.train(words)["status"] == "finished"
+    assert "from epoch 1, step 4  ->" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -77,9 +77,10 @@ SIZES = {
 """What a researcher edits of a template."""
 
 
-def submit(template, *overrides):
+def submit(template, *overrides, partition="main"):
     """The number of the job."""
-    command = ["sbatch", "--parsable", *SIZES[template], ROOT / "launch" / f"{template}.sbatch", *overrides]
+    options = ["--parsable", f"--partition={partition}", *SIZES[template]]
+    command = ["sbatch", *options, ROOT / "launch" / f"{template}.sbatch", *overrides]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -127,18 +128,25 @@ def test_srun_tasks_on_two_nodes_train_one_run(together):
     assert together[1]["status"] == "finished"
 
 
+REQUEUED = "scontrol requeue {job}"
+WARNED = "scancel --signal=USR1 {job}"
+PREEMPTED = "sbatch --partition=urgent --nodes=2 --exclusive --wrap=true"
+
+
 @pytest.mark.parametrize(
-    ("template", "command", "signal"),
+    ("template", "partition", "command", "signal"),
     [
-        ("one_node", "scontrol requeue", "SIGTERM"),  # as Slurm does when it preempts
-        ("several_nodes", "scancel --signal=USR1", "SIGUSR1"),  # and before the time limit
+        ("one_node", "main", REQUEUED, "SIGTERM"),  # by Slurm itself, as when it preempts without a GraceTime
+        ("one_node", "grace", PREEMPTED, "SIGTERM"),  # the job is running still, and so it asks to be requeued
+        ("one_node", "main", WARNED, "SIGUSR1"),  # as before the time limit
+        ("several_nodes", "main", WARNED, "SIGUSR1"),
     ],
 )
-def test_a_job_that_is_stopped_is_requeued_and_goes_on(request, template, command, signal):
+def test_a_job_that_is_stopped_is_requeued_and_goes_on(request, template, partition, command, signal):
     whole = request.getfixturevalue("alone" if template == "one_node" else "together")
-    job = submit(template, *RUN)
+    job = submit(template, *RUN, partition=partition)
     begun(job)
-    subprocess.run([*command.split(), job], check=True)
+    subprocess.run(command.format(job=job).split(), check=True)
     done = ended(job)
     log = Path(f"slurm-{job}.log")
     assert (done["JobState"], done["ExitCode"], done["Restarts"]) == ("COMPLETED", "0:0", "1"), log.read_text()

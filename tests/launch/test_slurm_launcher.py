@@ -17,7 +17,7 @@ from pgt.runs.folder import DIVERGED, FINISHED, find
 from pgt.runs.sweeps import queued, read_sweeps, runs_of
 from pgt.tools.jpegs import generate
 from tests.conftest import ROOT, TINY, last_wins, pgt
-from tests.launch.test_slurm import RUN, alone, begun, ended, slurm, until  # noqa: F401  # two of them are fixtures
+from tests.launch.test_slurm import RUN, SIZES, alone, begun, ended, slurm, until  # noqa: F401  # two are fixtures
 from tests.training.test_stopping import assert_same, result
 
 SHORT = last_wins(*TINY, "model=resnet20", "recipe.epochs=2")
@@ -84,6 +84,24 @@ def test_jobs_find_modules_of_ones_own_behind_the_frozen_code(submitted, monkeyp
     frozen = "from pgt.reproduction import published; print(published.__file__, len(published.all_rows()))"
     done = subprocess.run([sys.executable, "-c", frozen], env={"PYTHONPATH": path}, capture_output=True, text=True)
     assert done.stdout == f"{here / sweep}/code/pgt/reproduction/published.py {len(all_rows())}\n", done.stderr
+
+
+def asks_to_be_warned_and_requeued(script):
+    signals = re.findall(r"^#SBATCH --signal=(.*)$", Path(script).read_text(), re.MULTILINE)
+    return len(signals) == 1 and re.fullmatch(r"USR1@\d+", signals[0]) and options_of(script).get("requeue") == ""
+
+
+@pytest.mark.parametrize("template", SIZES)
+def test_a_template_asks_to_be_warned_of_the_time_limit_and_requeued(template):
+    assert asks_to_be_warned_and_requeued(ROOT / "launch" / f"{template}.sbatch")
+
+
+@pytest.mark.parametrize("flags", [[], ["-m", "seed=0,1"]])
+def test_jobs_ask_to_be_warned_of_the_time_limit_and_requeued(submitted, flags):
+    assert main(("train", *flags, *SHORT, *LAUNCHER, "hydra.launcher.warning=60")) == 0
+    [script] = submitted()
+    assert asks_to_be_warned_and_requeued(script)
+    assert options_of(script)["signal"] == "USR1@60"
 
 
 @pytest.mark.parametrize(("gpus", "tasks"), [("2", 2), ("a100:4", 4), ("0", 1)])

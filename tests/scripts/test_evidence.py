@@ -2,13 +2,14 @@
 
 import math
 import re
+from collections import defaultdict
 
 import pandas as pd
 import pytest
 
 from pgt.core.errors import InputError
 from pgt.reproduction.groups import LAST, TRAIN
-from pgt.reproduction.statistics import Sample
+from pgt.reproduction.statistics import Sample, signed
 from scripts import evidence
 from scripts.evidence import BEST, CHANCE, HOOK, LOGITS, LOSS, LOSS_ALPHA, METHODS, NOBN_RATES
 from tests.conftest import ROOT
@@ -175,16 +176,123 @@ def test_the_other_alphas_have_wider_intervals():
     assert other.interval[1] - other.value.mean == pytest.approx(half, rel=1e-3)
 
 
+RESULTS = (ROOT / "docs/evidence.md").read_text().partition("\n## Results\n")[2]
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+\.\d+")
+MEAN = re.compile(r"[+−]?\d+\.\d+ (?:± \d+\.\d+|\([+−]\d+\.\d+ to [+−]\d+\.\d+\))")
+"""`16.88 ± 0.35`, or `+0.35 (−0.33 to +1.02)`."""
+
+
+def numbers_in(text):
+    return NUMBER.findall(text.replace("−", "-"))
+
+
+def rows_of(table):
+    """The cells of each row, without the header."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def beside_deviation(mean, deviation):
+    return f"{mean:.2f} ± {deviation:.2f}"
+
+
+def with_interval(mean, low, high):
+    return f"{signed(mean)} ({signed(low)} to {signed(high)})"
+
+
+def are_in_order(printed, numbers):
+    """Whether means of a page are those of these rows of the CSV, some perhaps left out."""
+    rest = iter(numbers)
+    return all(any(text in forms(number) for number in rest) for text in printed)
+
+
+def forms(number):
+    return beside_deviation(number.mean, number.deviation), with_interval(number.mean, number.low, number.high)
+
+
+@pytest.fixture
+def committed():
+    """The rows of the committed CSV by claim."""
+    table = pd.read_csv(ROOT / "results/tables/evidence.csv")
+    return {claim: [*rows.itertuples()] for claim, rows in table.groupby("claim")}
+
+
+def claims_on_the_page():
+    """Claims and cells of each row about claims. One that names no claim goes on with that of the row above."""
+    for table in TABLE.findall(RESULTS):
+        claims = []
+        for cells in rows_of(table):
+            if named := re.match(r"E(\d)(?: (?:to|and) E(\d))?", cells[0]):
+                claims = [f"E{number}" for number in range(int(named[1]), int(named[2] or named[1]) + 1)]
+            if claims:
+                yield claims, cells
+
+
+def test_each_claim_on_the_page_has_its_own_numbers_and_verdict(committed):
+    """In the order of the CSV."""
+    none, said = "no verdict yet", defaultdict(set)
+    known = {none, "holds", "fails", "undecided", "roughly", "partly", "leads", "does not lead"}
+    for claims, cells in claims_on_the_page():
+        for claim in claims:
+            assert are_in_order(MEAN.findall("|".join(cells)), committed.get(claim, [])), (claim, cells)
+            said[claim] |= known & {cell.strip("*") for cell in cells}
+    names = [f"E{number}" for number in range(1, 9)]
+    assert said == {name: {committed[name][0].verdict_of_claim if name in committed else none} for name in names}
+    [other] = re.findall(rf"^The other values of α.*\n\n({TABLE.pattern})", RESULTS, re.MULTILINE)
+    assert are_in_order(MEAN.findall(other), committed["other α"])
+
+
+SIDE_BY_SIDE = {
+    "baseline": "baseline",
+    "PGT, α = 0.25": "pgt",
+    "AGC": "agc",
+    "amplification, `cancellation`": "amplification method.transforms.0.measure=cancellation",
+    "amplification, `cancellation_per_weight`": "amplification method.transforms.0.measure=cancellation_per_weight",
+    "GC-W": "gcw",
+    "GC-ODE": "gcode",
+    "GCGD": "gcode+gcw",
+}
+"""Rows of the page, and method and setting in the CSV."""
+
+
+def test_each_method_side_by_side_has_its_own_numbers_and_verdict():
+    measured = pd.read_csv(ROOT / "results/tables/tiny.csv")
+    measured = measured[measured.experiment == "tiny/methods"]
+    by_method = measured.set_index((measured.method + " " + measured.setting.fillna("")).str.strip())
+    [table] = TABLE.findall(RESULTS.partition("### The methods side by side")[2])
+    page = {cells[0]: cells[1:6] for cells in rows_of(table)}
+    assert (page.keys(), {*by_method.index}) == (SIDE_BY_SIDE.keys(), {*SIDE_BY_SIDE.values()})
+    for name, method in SIDE_BY_SIDE.items():
+        row, expected = by_method.loc[method], []
+        for top1, difference in ((TRAIN, "train_diff"), (LAST, "test_diff")):
+            interval = with_interval(*(row[difference + part] for part in ("", "_low", "_high")))
+            expected += [beside_deviation(row[top1], row[f"{top1}_deviation"]), interval if name != "baseline" else ""]
+        verdict = evidence.judged_gain(Sample(row.test_diff, row.test_diff_deviation, row.n))
+        assert page[name] == [*expected, verdict if name != "baseline" else ""]
+
+
+def test_what_the_readme_says_of_this_page_is_on_it(committed):
+    """Rounded perhaps. A claim's numbers stand beside its verdict or none."""
+    known, means = [float(number) for number in numbers_in(RESULTS)], {*MEAN.findall(RESULTS)}
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "](docs/evidence.md" in line]
+    rows = [line.replace("95%: ", "") for line in lines if line.startswith("|")]
+    assert len(means & {*MEAN.findall("".join(rows))}) >= 2
+    for row in rows:
+        for number in numbers_in(row):
+            digits = len(number.partition(".")[2])
+            assert number.lstrip("+") in {f"{value:.{digits}f}" for value in known}, row
+        printed = MEAN.findall(row)
+        assert means.issuperset(printed), row
+        claims = [claim for claim, found in committed.items() if any({*forms(one)} & {*printed} for one in found)]
+        said = {*re.findall(r"\b(?:holds|fails|undecided|reproduced)\b", row)}
+        assert said <= {committed[claim][0].verdict_of_claim for claim in claims}, row
 
 
 def test_every_number_in_the_tables_of_the_page_has_been_measured():
     """It is a number of the CSV files, or of the benchmark for the times of steps, rounded."""
     files = [ROOT / "results" / name for name in ("tables/tiny.csv", "tables/evidence.csv", "bench/methods-cpu.md")]
     known = [float(n) for file in files if file.exists() for n in NUMBER.findall(file.read_text())]
-    results = (ROOT / "docs/evidence.md").read_text().partition("\n## Results\n")[2].replace("−", "-")
-    rows = [line for line in results.splitlines() if line.startswith("|")]
-    numbers = NUMBER.findall("\n".join(rows))
+    numbers = numbers_in("".join(TABLE.findall(RESULTS)))
     assert len(numbers) > 50
     digits = {number: len(number.partition(".")[2]) for number in numbers}
     assert [n for n, d in digits.items() if not any(f"{value:.{d}f}" == n.lstrip("+") for value in known)] == []

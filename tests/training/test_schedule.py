@@ -52,10 +52,19 @@ def test_papers_step():
     assert schedule(25) == pytest.approx((4e-4 + 0.4) / 2)
 
 
+def test_the_cosine_ends_where_a_cooldown_begins():
+    schedule = build(PAPER.model_copy(update={"lr_end": 1e-3, "cooldown_epochs": 10}), COSINE, 10)
+    assert schedule(475) == pytest.approx((0.4 + 1e-3) / 2)  # in the middle of epochs 5 to 90
+    assert schedule(899) > 1.0001e-3
+    assert {schedule(step) for step in range(900, 1000)} == {1e-3}
+
+
 def test_linear_scaling_scales_the_whole_curve():
+    paper = PAPER.model_copy(update={"lr_end": 1e-3})
     scaling = {"lr_scaling": "linear", "lr_reference_batch": 256}
-    half = build(PAPER.model_copy(update={**scaling, "global_batch": 128}), COSINE, 10)
-    whole = build(PAPER, COSINE, 10)
+    half = build(paper.model_copy(update={**scaling, "global_batch": 128}), COSINE, 10)
+    whole = build(paper, COSINE, 10)
+    assert half(999) == pytest.approx(5e-4, rel=0.01)
     assert [half(s) for s in range(0, 1000, 50)] == pytest.approx([whole(s) / 2 for s in range(0, 1000, 50)])
 
 

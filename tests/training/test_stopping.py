@@ -104,6 +104,7 @@ def test_wherever_it_is_stopped_it_goes_on_to_the_same_numbers(monkeypatch, caps
         "recipe.bn_statistics=mean",
         "method=amplification_per_weight",
         "method=gcgd_pgt method.transforms.1.every=2",
+        "trainer.precision=fp16 trainer.loss_scale=1e8 trainer.loss_scale_growth_interval=2 data.image_size=8",
     ],
 )
 def test_no_setting_makes_the_numbers_depend_on_stops(monkeypatch, overrides):

@@ -240,6 +240,16 @@ def test_evaluation_counts_each_sample_once():
     assert got == pytest.approx(expected, rel=1e-4)
 
 
+def test_top_5_counts_a_label_among_the_five_largest_of_ten_logits():
+    """Each rank among the logits is that of ten labels."""
+    logits, ranks = torch.rand(100, 10).argsort(1).float(), torch.arange(100) % 10
+    labels = (logits == 9 - ranks[:, None]).int().argmax(1)
+    model = nn.Linear(10, 10, bias=False)
+    nn.init.eye_(model.weight)
+    got = evaluate(model, Loaded([Batch(logits, labels)]), 1.0, Precision("fp32", "cpu"))
+    assert (got["test_top1"], got["test_top5"]) == (10, 50)
+
+
 def calibration_by_definition(z, labels):
     """The expected calibration error in percent, one of 15 bins of confidence after the other."""
     confidence, predicted = z.softmax(1).max(1)
@@ -311,6 +321,20 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
         checkpoint.save(path, {"epoch": 4, "bad": lambda: None})
     assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_state_keeps_the_loss_scale_the_skipped_steps_and_the_streak():
+    """Behind a good step, which the scaler counts, and within a streak of bad ones."""
+    one, other = (trainer(network(normalized=False), "fp16", rate=1e-3) for _ in range(2))
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
+    good = Batch(batches(1)[0].images.half(), torch.zeros(6, dtype=torch.int64))
+    bad = Batch(torch.full_like(good.images, torch.inf), good.labels)
+    for groups, skipped, streak in (([good, bad, good], 1, [0, math.inf]), ([good, bad, bad], 2, [2, 4])):
+        one.train_epoch(Loaded(groups), one.progress.epoch + 1, Records(), log_every=3)
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        assert other.tally.read()[3:] == [skipped, *streak]
+        assert other.scaler.state_dict() == one.scaler.state_dict()
+        assert other.tally.read() == one.tally.read()
 
 
 def test_a_state_goes_on_where_the_optimizer_is_of_another_kind():
