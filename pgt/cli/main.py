@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -150,21 +150,23 @@ def _complete(arguments: list[str]) -> int:
     line = os.environ.get("COMP_LINE")
     if not line:
         return _train(arguments)
-    words = line.split()
+    words, between = line.split(), "\n" if "query=fish" in arguments else " "
     before, last = (words, "") if line.endswith(" ") else (words[:-1], words[-1])
     if len(before) < 2:
-        print("train", *COMMANDS)
+        print("train", *COMMANDS, sep=between)
     elif before[1] in ("train", "plan"):
         group, equals, _ = last.partition("=")
-        folders = [folder for flag, folder in pairwise(before) if flag == "--config-dir"]
-        with own_conf(folders):
+        folders = [
+            word for flag, word in pairwise(" ".join(before).replace("=", " ").split()) if flag == "--config-dir"
+        ]
+        with suppress(InputError), own_conf(folders):
             if equals and is_group(group):
-                print(*(f"{group}={name}" for name in choices(group)))
+                print(*(f"{group}={name}" for name in choices(group)), sep=between)
                 return 0
         os.environ["COMP_LINE"] = line.replace(f" {before[1]}", "", 1)  # what Hydra completes has no commands
         with redirect_stdout(StringIO()) as found:
             _train(arguments)
-        print(*(word for word in found.getvalue().split() if not word.startswith("experiment/")))
+        print(*(word for word in found.getvalue().split() if not word.startswith("experiment/")), sep=between)
     return 0
 
 

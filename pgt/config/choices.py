@@ -39,6 +39,10 @@ BASES: dict[str, tuple[str, type[Part]]] = {
 """The choice that a file of one's own builds on, by group, and the keys that every choice has."""
 
 
+SWEEP_OF_PRIMARY = "a sweep belongs in the file of an experiment: sweep: {method.alpha: [0.25, 0.5]}"
+"""The mend for a primary config that goes through values."""
+
+
 class SeveralRuns(InputError):
     """A command line without -m stands for several runs.
 
@@ -52,10 +56,13 @@ class SeveralRuns(InputError):
         self.what, self.one = what, one
 
 
-def experiments(name: str) -> list[str]:
+def experiments(name: str, above: tuple[str, ...] = ()) -> list[str]:
     """The experiments that a name stands for: itself, or with `/all` those of a folder.
 
     If a folder has a file `all.yaml`, this lists them; it may name experiments of other folders.
+
+    Args:
+        above: names whose files have led to this one: left out.
 
     Raises:
         InputError: no such folder.
@@ -67,7 +74,8 @@ def experiments(name: str) -> list[str]:
         listed = read_conf(f"experiment/{name}").get("experiments")
         if not isinstance(listed, list):
             raise InputError(f"{conf_file(f'experiment/{name}')} must have a list `experiments` of names")
-        return [found for other in listed if other != name for found in experiments(str(other))]
+        above = (*above, name)
+        return [found for other in map(str, listed) if other not in above for found in experiments(other, above)]
     known = choices("experiment")
     found = [other for other in known if other.startswith(f"{folder}/")]
     if not found:
@@ -101,7 +109,8 @@ def own_sweep(names: Sequence[str], overrides: Sequence[str], multirun: bool) ->
 def _sweep(experiment: str) -> dict[str, list[Any]]:
     """The mapping `sweep` of an experiment's file, over those of the experiments that it builds on.
 
-    It is empty if there is no such file, which is reported elsewhere.
+    A key that the file sets, or a group of which it chooses, is no longer swept. The mapping is empty if there is no
+    such file, which is reported elsewhere.
     """
     name = f"experiment/{experiment}"
     if not is_choice("experiment", experiment):
@@ -111,7 +120,10 @@ def _sweep(experiment: str) -> dict[str, list[Any]]:
     for group, base in _built_on(name):
         if group == "experiment":
             inherited |= _sweep(base)
-    sweep = read_conf(name).get("sweep", {})
+    contents = read_file(conf_file(name))
+    sweep = contents.pop("sweep", {})
+    own = {*paths(contents), *(group for group, _ in _chosen_in(contents.get("defaults")))}
+    inherited = {key: values for key, values in inherited.items() if key not in own}
     if not (isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values())):
         example = "sweep: {method.alpha: [0.25, 0.5]}"
         raise InputError(f"{conf_file(name)}: sweep must map keys to lists of values, as in `{example}`; got {sweep}")
@@ -155,11 +167,11 @@ def check_file(group: str, name: str, above: tuple[str, ...] = ()) -> None:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
-    _check_keys(file, contents)
+    _check_keys(file, contents, "write hydra.sweeper.params as `sweep: {method.alpha: [0.25, 0.5]}`")
     for fault in _faults(contents.get("defaults", []), own):
         raise InputError(f"{file}: defaults: {fault}")
     for other, base in [*_built_on(own), *_chosen_in(contents.get("defaults", []))]:
-        if is_choice(other, base):
+        if is_group(other) and is_choice(other, base):
             check_file(other, base, (*above, own))
 
 
@@ -167,7 +179,7 @@ def check_primary() -> None:
     """Refuse a primary config of the user's own that says something else than it seems to.
 
     Raises:
-        InputError: it is no YAML or no mapping, has dotted keys, or a sweep.
+        InputError: it is no YAML or no mapping, has dotted keys, or values to go through.
     """
     name = sources().primary
     if name == Sources.primary:
@@ -175,11 +187,15 @@ def check_primary() -> None:
     file, contents = conf_file(name), read_conf(name)
     _check_keys(file, contents)
     if "sweep" in contents:
-        raise InputError(f"{file}: sweep belongs into the file of an experiment, conf/experiment/NAME.yaml")
+        raise InputError(f"{file}: {SWEEP_OF_PRIMARY}")
 
 
-def _check_keys(file: Path, contents: Mapping[str, Any]) -> None:
-    """Refuse dotted keys, and settings of Hydra that stand in the wrong place."""
+def _check_keys(file: Path, contents: Mapping[str, Any], params: str = SWEEP_OF_PRIMARY) -> None:
+    """Refuse dotted keys, and settings of Hydra that stand in the wrong place.
+
+    Args:
+        params: the mend for `hydra.sweeper.params`.
+    """
     for key in contents:
         if re.fullmatch(r"\w+(\.\w+)+", key):  # Hydra reads it as nested keys on a command line only
             *outer, last, inner = key.split(".")
@@ -192,7 +208,7 @@ def _check_keys(file: Path, contents: Mapping[str, Any]) -> None:
         if isinstance(chosen := own.get(part.rpartition("/")[2]), str):
             raise InputError(f"{file}: choose a file of {part} in the defaults list: `- override /{part}: {chosen}`")
     if "params" in dict(own.get("sweeper") or {}):
-        raise InputError(f"{file}: write hydra.sweeper.params as `sweep: {{method.alpha: [0.25, 0.5]}}`")
+        raise InputError(f"{file}: {params}")
 
 
 def refuse_bare(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -204,11 +220,11 @@ def refuse_bare(composed: DictConfig, overrides: Sequence[str]) -> None:
     Raises:
         InputError: the file, its missing keys, and the line to add.
     """
+    deleted = {key_of(text) for text in overrides if parse(text).is_delete()}
     for group, (base, schema) in BASES.items():
         name, part = str(composed.hydra.runtime.choices.get(group)), composed.get(group)
         if not isinstance(part, DictConfig):
             continue
-        deleted = {key_of(text) for text in overrides if parse(text).is_delete()}
         missing = [
             key
             for key, field in schema.model_fields.items()

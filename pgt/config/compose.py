@@ -281,7 +281,7 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
             spelled.append(f"{parsed.get_key_element()}={','.join(map(written, values))}")
         elif isinstance(parsed.value(), RangeSweep) and any(isinstance(value, float) for value in values):
             # Hydra adds up steps: after 0.1 and 0.2 comes 0.30000000000000004
-            spelled.append(f"{parsed.get_key_element()}={','.join(str(round(value, 12)) for value in values)}")
+            spelled.append(f"{parsed.get_key_element()}={','.join(str(float(f'{value:.12g}')) for value in values)}")
         else:
             spelled.append(text)
     return spelled
@@ -378,7 +378,8 @@ def _unswept(text: str, overrides: Sequence[str]) -> str:
     """A sweep `key=a,b` as it is written if it is one value: a list if the key has one, or else a text."""
     key, _, value = text.partition("=")
     try:
-        usual = OmegaConf.select(_composed(tuple(filter(_chooses, overrides)), sources()), key_of(text))
+        usual = _composed(tuple(filter(_chooses, overrides)), sources())
+        usual = OmegaConf.select(usual, key_of(text), throw_on_resolution_failure=False)
     except InputError:
         usual = None
     return f"'{key}=[{value}]'" if isinstance(usual, ListConfig) else quoted(text)

@@ -79,10 +79,12 @@ def faults(composed: DictConfig) -> Iterator[tuple[str, str]]:
     """The keys below `hydra` whose values cannot be used, each with what is wrong and how to mend it."""
     given = {key_of(text) for text in hydra_overrides(composed)}
     for key in ("hydra.job.chdir", "hydra.sweeper.params"):  # files and mappings set them, too
-        if OmegaConf.select(composed, key):
+        if OmegaConf.select(composed, key, throw_on_resolution_failure=False):
             yield key, f"leave out {key}: {REFUSED[key]}"
-    if (size := OmegaConf.select(composed, "hydra.sweeper.max_batch_size")) is not None and size < 1:
-        yield "hydra.sweeper.max_batch_size", f"hydra.sweeper.max_batch_size must be at least 1, got {size}"
+    key = "hydra.sweeper.max_batch_size"
+    size = OmegaConf.select(composed, key, throw_on_resolution_failure=False)
+    if size is not None and size < 1:
+        yield key, f"{key} must be at least 1, got {size}"
     for group in HYDRA_GROUPS:
         key, name = group.replace("/", "."), group.rpartition("/")[2]
         chosen = OmegaConf.select(composed.hydra, name)  # None if it is missing, by ~hydra/launcher

@@ -62,12 +62,29 @@ def own_conf(folders: Sequence[str] = (), primary: str | None = None) -> Iterato
             file = _file(_sources.primary)
             if file is None:
                 raise InputError(f"--config-name {primary}: there is no {_sources.primary}.yaml in {_listed_folders()}")
-            settings = read_file(file).get("hydra")
-            if isinstance(settings, dict) and isinstance(more := settings.get("searchpath"), list):
-                _add([str(folder) for folder in more])
+            _add(_searched_by(file))
         yield
     finally:
         _sources, sys.path[:] = before, path
+
+
+def _searched_by(file: Path) -> list[str]:
+    """The folders in `hydra.searchpath` of a primary config, resolved.
+
+    Raises:
+        InputError: it is no list, or cannot be resolved.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    settings = read_file(file).get("hydra")
+    found = settings.get("searchpath", []) if isinstance(settings, dict) else []
+    if not isinstance(found, list):
+        raise InputError(f"{file}: hydra.searchpath must be a list, as in [file://DIR]; it is {found}")
+    try:
+        return [str(folder) for folder in OmegaConf.create(found)]
+    except OmegaConfBaseException as error:
+        raise InputError(f"{file}: hydra.searchpath cannot be resolved: {one_line(error)}") from None
 
 
 def _add(folders: Sequence[str]) -> None:

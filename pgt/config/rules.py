@@ -83,7 +83,9 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
     apart = ("hydra", "sweep")  # `sweep`, of an experiment, is no value of a run: `pgt.config.choices` reads it
     config = OmegaConf.create({str(key): value for key, value in plain.items() if key not in apart})
     wrong: dict[str, str] = {}
-    if changing := re.search(r"\$\{(now:|hydra:job\.)[^}]*\}", str(plain.get("paths"))):
+    if changing := re.search(
+        r"\$\{\s*(now:|hydra:job\.(num|id)\b|oc\.env:SLURM_\w*JOB_ID)[^}]*\}", str(plain.get("paths"))
+    ):
         wrong["paths.runs"] = (
             f"paths.runs must name the same folder each time, or no run is found again: leave out {changing[0]}"
         )

@@ -100,7 +100,9 @@ class Part(BaseModel):
 def _mixed(value: Any) -> Iterator[Any]:
     """The mappings in a value with keys of several kinds, such as 1 and a: a run's identity cannot sort them."""
     if isinstance(value, dict):
-        if len({*map(type, value)}) > 1:
+        try:
+            sorted(value)
+        except TypeError:
             yield value
         value = [*value.values()]
     for inner in value if isinstance(value, list) else ():

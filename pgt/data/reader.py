@@ -222,12 +222,13 @@ class Stream:
 
     def __init__(self, reader: Reader, sampler: Sampler, start: int) -> None:
         self.reader, self.sampler, self.start = reader, sampler, start
+        self._owner = os.getpid()
         self._parts: dict[int, np.ndarray] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle in a process that reads ahead for DALI."""
         vars(self).update(state)
-        leave_only_with(os.getppid())
+        leave_only_with(self._owner)
 
     def _group(self, epoch: int, place: int) -> np.ndarray:
         """Return the indices of a group; keeps the parts of this epoch and the one before."""

@@ -57,7 +57,7 @@ def verify(root: Path, workers: int) -> Verified:
 
     Raises:
         InputError: a folder is missing or empty, or the splits have different classes.
-        OSError, MemoryError: a file could not be read, and the disk or the machine is to blame.
+        OSError: a file could not be read, and the disk or the machine is to blame.
     """
     tree = read_tree(root)
     unreadable: dict[str, str] = {}
@@ -84,7 +84,7 @@ def _remarkable(files: Files, workers: int, title: str) -> Iterator[tuple[int, s
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with (
-        ProcessPoolExecutor(workers, get_context("spawn"), _remember, (files,)) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), _remember, (files, os.getpid())) as pool,
         Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task(title, total=len(files))
@@ -99,26 +99,24 @@ _files: Files
 """The files of the split that this worker process decodes."""
 
 
-def _remember(files: Files) -> None:
-    """Prepare a worker process."""
+def _remember(files: Files, owner: int) -> None:
+    """Prepare a worker process of the process `owner`."""
     global _files
     _files = files
-    leave_only_with(os.getppid())
+    leave_only_with(owner)
 
 
 def _checked(indices: range) -> list[tuple[int, str | None]]:
     """Return what `_remarkable` yields for some of the files.
 
     Raises:
-        OSError, MemoryError: a file could not be read, and the disk or the machine is to blame.
+        OSError: a file could not be read, and the disk or the machine is to blame.
     """
     found: list[tuple[int, str | None]] = []
     for index in indices:
         try:
             if decode(_files.path(index)) > LARGE:
                 found.append((index, None))
-        except MemoryError:
-            raise
         except UNREADABLE as error:
             if not files_fault(error):
                 raise OSError(getattr(error, "errno", None), why(error), str(_files.path(index))) from None

@@ -332,6 +332,8 @@ def test_flags_of_hydra_that_only_print_are_hydras(capsys):
         ("pgt plan experiment=", "experiment=table1/resnet18_step_pgt", []),
         ("pgt train --config-dir own experiment=", "experiment=mine", []),
         ("pgt train exp", "experiment=", ["experiment/demo="]),
+        ("pgt train --config-dir=own experiment=", "experiment=mine", []),
+        ("pgt train --config-dir nowhere experiment=", "", []),
         ("pgt ta", "table", []),
         ("pgt table de", "", ["demo", "train"]),
     ],
@@ -345,6 +347,15 @@ def test_words_are_completed(capsys, monkeypatch, line, completed, others):
     assert completed in out
     assert err == ""
     assert not any(word in out for word in others)
+
+
+def test_fish_reads_a_word_a_line(capsys, monkeypatch):
+    for line in ("pgt ", "pgt train rec", "pgt train model="):
+        monkeypatch.setenv("COMP_LINE", line)
+        assert main(["-sc", "query=fish"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 1
+        assert all(" " not in found for found in lines)
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,10 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["logger=wandb", "logger.wandb.group=1e3"], ["\"logger.wandb.group='1e3'\""]),
         (["paths.runs='${now:%Y}'"], ["paths.runs must name the same folder each time", "leave out ${now:%Y}"]),
         (["paths.runs='r/${hydra:job.num}'"], ["paths.runs must name the same folder each time"]),
+        (["paths.runs='r/${ now:%Y}'"], ["paths.runs must name the same folder each time"]),
+        (["paths.runs='r/${oc.env:SLURM_JOB_ID,x}'"], ["paths.runs must name the same folder each time"]),
+        (["data=imagefolder", "data.root=a,b"], ["'data.root=a,b' is a sweep", "\"data.root='a,b'\""]),
+        (["data=cifar10", "data.root=a,b"], ["'data.root=a,b' is a sweep", "\"data.root='a,b'\""]),
     ],
 )
 def test_bad_input_is_named_with_what_must_be_and_how_to_mend_it(overrides, facts):
@@ -232,7 +236,8 @@ def test_a_folder_may_look_like_a_number(runs):
 
 
 def test_a_folder_may_be_that_of_the_command():
-    assert compose("paths.runs='${hydra:runtime.cwd}/r'").paths.runs == f"{Path.cwd()}/r"
+    runs = compose("paths.runs='${hydra:runtime.cwd}/r/${hydra:job.name}'").paths.runs
+    assert runs.startswith(f"{Path.cwd()}/r/")
 
 
 @pytest.mark.parametrize("value", ["null", "'2024_01_02'", '"it\'s"', "'true'", "'a b'", "a/b"])
@@ -263,6 +268,7 @@ def test_a_text_that_such_a_sweep_would_change_is_refused():
         ("range(0.1,0.4,0.1)", [0.1, 0.2, 0.3, 0.4]),
         ("sort(range(0.05,0.16,0.05))", [0.05, 0.1, 0.15]),
         ("range(1,3)", [1, 2]),
+        ("range(1e-13,3e-13,1e-13)", [1e-13, 2e-13]),
     ],
 )
 def test_a_range_of_decimals_has_the_values_that_one_would_write(sweep, values):

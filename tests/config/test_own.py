@@ -168,19 +168,23 @@ def test_a_file_with_a_name_of_the_package_is_refused_since_hydra_would_not_read
         Path("own", f"{name}.yaml").unlink()
 
 
-def test_a_primary_config_may_name_more_folders():
-    write("start", "defaults: [train, _self_]\nhydra: {searchpath: [file://other]}\n")
+def test_a_primary_config_may_name_more_folders(monkeypatch):
+    monkeypatch.setenv("HERE", str(Path.cwd()))
     write("../other/recipe/short", "defaults: [demo]\nepochs: 7\n")
-    with own_conf(["own"], "start"):
-        assert compose_all(["recipe=short"])[0].recipe.epochs == 7
+    for folder in ("file://other", "'file://${oc.env:HERE}/other'"):
+        write("start", f"defaults: [train, _self_]\nhydra: {{searchpath: [{folder}]}}\n")
+        with own_conf(["own"], "start"):
+            assert compose_all(["recipe=short"])[0].recipe.epochs == 7
 
 
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        ("sweep: {seed: [1, 2]}\n", ["sweep belongs into the file of an experiment"]),
+        ("sweep: {seed: [1, 2]}\n", ["a sweep belongs in the file of an experiment"]),
         ("recipe.epochs: 3\n", ["write `recipe: {epochs: ...}`"]),
-        ("hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["sweep: {"]),
+        ("hydra: {sweeper: {params: {seed: '0,1'}}}\n", ["a sweep belongs in the file of an experiment: sweep: {"]),
+        ("hydra: {searchpath: file://other}\n", ["hydra.searchpath must be a list"]),
+        ("hydra: {searchpath: ['${oc.env:NOT_SET}/x']}\n", ["hydra.searchpath cannot be resolved", "NOT_SET"]),
         ("hydra: {job: {chdir: true}}\n", ["leave out hydra.job.chdir"]),
         ("hydra: {searchpath: [nowhere]}\n", ["no folder nowhere"]),
     ],
@@ -203,12 +207,37 @@ def test_an_experiment_goes_through_the_values_of_the_one_that_it_builds_on():
     assert [(c.method.alpha, c.seed) for c in found] == [(0.5, 3), (0.25, 3)]
 
 
+def test_what_an_experiment_sets_itself_is_not_swept():
+    write(
+        "experiment/grid", HEADER + "defaults: [demo/bn]\nsweep: {method.alpha: [0.5, 0.25], method: [pgt, gc_pgt]}\n"
+    )
+    text = "defaults:\n  - grid\n  - override /method: agc_pgt\nmethod: {alpha: 0.1}\n"
+    write("experiment/one", HEADER + text)
+    with own_conf(["own"]):
+        [config] = compose_all(["experiment=one"])
+    assert (config.method.alpha, config.method.transforms[0].name) == (0.1, "agc")
+
+
+def test_an_experiment_may_choose_a_launcher_that_builds_on_one_of_hydras():
+    write("hydra/launcher/cluster", "defaults: [basic]\n")
+    write("experiment/x", HEADER + "defaults:\n  - override /hydra/launcher: cluster\n")
+    with own_conf(["own"]):
+        assert compose_jobs(["experiment=x"]).hydra.runtime.choices["hydra/launcher"] == "cluster"
+
+
 def test_a_list_of_experiments_may_name_all_of_another_folder():
     write("experiment/all", "experiments: [demo/all, tiny/bn]\n")
     write("experiment/mine/all", "experiments: [mine/all]\n")
     assert experiments("demo/all") == ["demo/bn", "demo/nobn"]
     with own_conf(["own"]):
         assert experiments("all") == ["demo/bn", "demo/nobn", "tiny/bn"]
+
+
+def test_lists_of_experiments_that_name_each_other_end():
+    write("experiment/a/all", "experiments: [b/all, demo/bn]\n")
+    write("experiment/b/all", "experiments: [a/all, tiny/bn]\n")
+    with own_conf(["own"]):
+        assert experiments("a/all") == ["tiny/bn", "demo/bn"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +274,7 @@ def test_an_argument_of_a_function_of_ones_own_may_be_added_with_a_plus():
             compose_all(["model=net", "model.dropout=0.3"])
         with pytest.raises(InputError, match=r"model has a mapping with keys of several kinds"):
             compose_all(["model=net", "model.width={1: a, b: c}"])
+        assert compose_all(["model=net", "model.width={0: 0.1, 0.5: 0.2}"])[0].model.arguments["width"][0.5] == 0.2
 
 
 @pytest.mark.parametrize(

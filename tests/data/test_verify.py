@@ -101,7 +101,7 @@ from pgt.data import image_file
 original = image_file.contents
 def contents(path):
     if path.name == "b.jpg":
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise {error}
     return original(path)
 image_file.contents = contents  # in the processes that decode, too: they import this file
 if __name__ == "__main__":
@@ -109,19 +109,24 @@ if __name__ == "__main__":
 """
 
 
-def test_a_disk_in_trouble_ends_it_and_makes_no_bad_file(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [("OSError(errno.EIO, os.strerror(errno.EIO))", "Input/output error"), ("MemoryError", "MemoryError")],
+)
+def test_a_disk_in_trouble_ends_it_and_makes_no_bad_file(tmp_path, error, reason):
     tree(tmp_path, {"a.jpg": WHOLE, "b.jpg": WHOLE})
-    Path("in_trouble.py").write_text(IN_TROUBLE)
+    Path("in_trouble.py").write_text(IN_TROUBLE.replace("{error}", error))
     command, environment = [sys.executable, "in_trouble.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "pgt: train/cat/b.jpg: Input/output error\n"
+    assert done.stderr == f"pgt: train/cat/b.jpg: {reason}\n"
     assert not (tmp_path / "pgt-manifest.json").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_its_processes_end_with_it(tmp_path, number):
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 4), (signal.SIGKILL, 4), (signal.SIGKILL, 0)])
+def test_its_processes_end_with_it(tmp_path, number, after):
+    """While they decode, and while they start."""
     tree(tmp_path, {})
     Image.new("1", (8000, 7000)).save(tmp_path / "large.png")
     for i in range(1000):
@@ -131,7 +136,7 @@ def test_its_processes_end_with_it(tmp_path, number):
         children = Path(f"/proc/{verifying.pid}/task/{verifying.pid}/children")
         while len(pids := {int(pid) for pid in children.read_text().split()}) < 3:  # with the tracker of resources
             time.sleep(0.1)
-        time.sleep(4)  # they decode
+        time.sleep(after)
         verifying.send_signal(number)
     assert left(pids, seconds=10) == set()
 

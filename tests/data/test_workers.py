@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,12 +110,20 @@ def test_a_process_that_is_killed_while_it_starts_is_named_as_the_cause(tmp_path
     assert "was killed" in said
 
 
+def runs(pid):
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def left(pids, seconds):
     """The processes that still run after some seconds. They are then ended."""
     deadline = time.monotonic() + seconds
     while pids and time.monotonic() < deadline:
         time.sleep(0.2)
-        pids = {pid for pid in pids if os.path.exists(f"/proc/{pid}")}
+        pids = {pid for pid in pids if runs(pid)}
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return pids
