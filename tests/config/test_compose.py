@@ -240,7 +240,7 @@ def test_a_folder_may_be_that_of_the_command():
     assert runs.startswith(f"{Path.cwd()}/r/")
 
 
-@pytest.mark.parametrize("value", ["null", "'2024_01_02'", '"it\'s"', "'true'", "'a b'", "a/b"])
+@pytest.mark.parametrize("value", ["null", "'2024_01_02'", '"it\'s"'])
 def test_values_reach_each_job_of_a_sweep_over_a_group_as_they_are_written(value):
     key = "logger.wandb.group"
     jobs = compose_jobs(["method=baseline,pgt", "logger=wandb", f"{key}={value}"], multirun=True)

@@ -124,7 +124,7 @@ def test_a_disk_in_trouble_ends_it_and_makes_no_bad_file(tmp_path, error, reason
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 4), (signal.SIGKILL, 4), (signal.SIGKILL, 0)])
+@pytest.mark.parametrize(("number", "after"), [(signal.SIGTERM, 4), (signal.SIGKILL, 0)])
 def test_its_processes_end_with_it(tmp_path, number, after):
     """While they decode, and while they start."""
     tree(tmp_path, {})

@@ -138,8 +138,7 @@ PREEMPTED = "sbatch --partition=urgent --nodes=2 --exclusive --wrap=true"
     [
         ("one_node", "main", REQUEUED, "SIGTERM"),  # by Slurm itself, as when it preempts without a GraceTime
         ("one_node", "grace", PREEMPTED, "SIGTERM"),  # the job is running still, and so it asks to be requeued
-        ("one_node", "main", WARNED, "SIGUSR1"),  # as before the time limit
-        ("several_nodes", "main", WARNED, "SIGUSR1"),
+        ("several_nodes", "main", WARNED, "SIGUSR1"),  # as before the time limit
     ],
 )
 def test_a_job_that_is_stopped_is_requeued_and_goes_on(request, template, partition, command, signal):
