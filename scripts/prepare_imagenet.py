@@ -26,7 +26,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import track
 
-from pgt.core.errors import InputError, as_input_error
+from pgt.core.errors import InputError, run_script
 from pgt.core.files import writing
 from pgt.core.machine import cpus
 from pgt.core.words import some
@@ -248,15 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder that train/ and val/ come into")
     parser.add_argument("--workers", type=int, default=cpus(), help="classes at a time (default: one a CPU)")
     options = parser.parse_args(arguments)
-    try:
-        print(prepare(options.archives, options.output, max(1, options.workers)))
-    except (InputError, OSError) as error:
-        print(f"prepare_imagenet: {as_input_error(error)}", file=sys.stderr)
-        return InputError.exit_code
-    except KeyboardInterrupt:
-        print("prepare_imagenet: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    work = partial(prepare, options.archives, options.output, max(1, options.workers))
+    return run_script("prepare_imagenet", work, "goes on")
 
 
 if __name__ == "__main__":

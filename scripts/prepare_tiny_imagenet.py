@@ -21,7 +21,7 @@ from zipfile import BadZipFile, ZipFile
 from rich.console import Console
 from rich.progress import track
 
-from pgt.core.errors import InputError, as_input_error
+from pgt.core.errors import InputError, run_script
 from pgt.core.files import writing
 from pgt.core.words import some
 from pgt.data.tree import COUNTS, describe, read_tree
@@ -120,15 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder that train/ and val/ come into")
     options = parser.parse_args(arguments)
-    try:
-        print(prepare(options.source, options.output))
-    except (InputError, OSError) as error:
-        print(f"prepare_tiny_imagenet: {as_input_error(error)}", file=sys.stderr)
-        return InputError.exit_code
-    except KeyboardInterrupt:
-        print("prepare_tiny_imagenet: interrupted; the same command starts again", file=sys.stderr)
-        return 130
-    return 0
+    return run_script("prepare_tiny_imagenet", lambda: prepare(options.source, options.output), "starts again")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from io import StringIO
-from itertools import pairwise
 from typing import Any, NoReturn
 
 from pgt import __version__
@@ -156,10 +156,7 @@ def _complete(arguments: list[str]) -> int:
         print("train", *COMMANDS, sep=between)
     elif before[1] in ("train", "plan"):
         group, equals, _ = last.partition("=")
-        folders = [
-            word for flag, word in pairwise(" ".join(before).replace("=", " ").split()) if flag == "--config-dir"
-        ]
-        with suppress(InputError), own_conf(folders):
+        with suppress(InputError), own_conf(re.findall(r"--config-dir[=\s]+(\S+)\s", line)):
             if equals and is_group(group):
                 print(*(f"{group}={name}" for name in choices(group)), sep=between)
                 return 0

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pgt.config.grammar import key_of, parse, written
-from pgt.config.hints import HYDRA_GROUPS, paths, unknown_choice
+from pgt.config.hints import HYDRA_GROUPS, REFUSED, paths, unknown_choice
 from pgt.config.resources import (
     Sources,
     choices,
@@ -37,10 +37,6 @@ BASES: dict[str, tuple[str, type[Part]]] = {
     "trainer": ("default", Trainer),
 }
 """The choice that a file of one's own builds on, by group, and the keys that every choice has."""
-
-
-SWEEP_OF_PRIMARY = "a sweep belongs in the file of an experiment: sweep: {method.alpha: [0.25, 0.5]}"
-"""The mend for a primary config that goes through values."""
 
 
 class SeveralRuns(InputError):
@@ -117,12 +113,12 @@ def _sweep(experiment: str) -> dict[str, list[Any]]:
         return {}
     check_file("experiment", experiment)
     inherited: dict[str, list[Any]] = {}
-    for group, base in _built_on(name):
+    contents = read_file(conf_file(name))
+    sweep, defaults = contents.pop("sweep", {}), contents.get("defaults", [])
+    for group, base in _built_on(defaults, name):
         if group == "experiment":
             inherited |= _sweep(base)
-    contents = read_file(conf_file(name))
-    sweep = contents.pop("sweep", {})
-    own = {*paths(contents), *(group for group, _ in _chosen_in(contents.get("defaults")))}
+    own = {*paths(contents), *(group for group, _ in _chosen_in(defaults))}
     inherited = {key: values for key, values in inherited.items() if key not in own}
     if not (isinstance(sweep, dict) and all(isinstance(values, list) and values for values in sweep.values())):
         example = "sweep: {method.alpha: [0.25, 0.5]}"
@@ -130,12 +126,11 @@ def _sweep(experiment: str) -> dict[str, list[Any]]:
     return inherited | {str(key): values for key, values in sweep.items()}
 
 
-def _built_on(name: str) -> Iterator[tuple[str, str]]:
-    """Group and name of each file that the file `name`, such as `experiment/demo/bn`, adds its own keys to."""
-    defaults = read_file(conf_file(name)).get("defaults", [])
-    for entry in defaults if isinstance(defaults, list) else ():
+def _built_on(defaults: list[Any], own: str) -> Iterator[tuple[str, str]]:
+    """Group and name of each file that the file `own`, such as `experiment/demo/bn`, adds its keys to."""
+    for entry in defaults:
         if isinstance(entry, str) and entry != "_self_" and not {*"@$"} & {*entry}:
-            group, _, base = _absolute(entry, name).partition("/")
+            group, _, base = _absolute(entry, own).partition("/")
             yield group, base
 
 
@@ -163,14 +158,15 @@ def check_file(group: str, name: str, above: tuple[str, ...] = ()) -> None:
     if own in above:
         raise InputError(f"{file} builds on itself: {' -> '.join([*above, own])}")
     contents = read_file(file)
+    defaults = contents.get("defaults", [])
     if group == "experiment" and not contents:
         raise InputError(f"{file} is empty: an experiment states what differs from the defaults")
     if group == "experiment" and not is_global(file):
         raise InputError(f"{file}: add the line `# @package _global_` at its top, so that its keys are those of a run")
-    _check_keys(file, contents, "write hydra.sweeper.params as `sweep: {method.alpha: [0.25, 0.5]}`")
-    for fault in _faults(contents.get("defaults", []), own):
+    _check_keys(file, contents)
+    for fault in _faults(defaults, own):
         raise InputError(f"{file}: defaults: {fault}")
-    for other, base in [*_built_on(own), *_chosen_in(contents.get("defaults", []))]:
+    for other, base in [*_built_on(defaults, own), *_chosen_in(defaults)]:
         if is_group(other) and is_choice(other, base):
             check_file(other, base, (*above, own))
 
@@ -187,15 +183,11 @@ def check_primary() -> None:
     file, contents = conf_file(name), read_conf(name)
     _check_keys(file, contents)
     if "sweep" in contents:
-        raise InputError(f"{file}: {SWEEP_OF_PRIMARY}")
+        raise InputError(f"{file}: {REFUSED['hydra.sweeper.params']}")
 
 
-def _check_keys(file: Path, contents: Mapping[str, Any], params: str = SWEEP_OF_PRIMARY) -> None:
-    """Refuse dotted keys, and settings of Hydra that stand in the wrong place.
-
-    Args:
-        params: the mend for `hydra.sweeper.params`.
-    """
+def _check_keys(file: Path, contents: Mapping[str, Any]) -> None:
+    """Refuse dotted keys, and choices of Hydra's groups that stand in the wrong place."""
     for key in contents:
         if re.fullmatch(r"\w+(\.\w+)+", key):  # Hydra reads it as nested keys on a command line only
             *outer, last, inner = key.split(".")
@@ -207,8 +199,6 @@ def _check_keys(file: Path, contents: Mapping[str, Any], params: str = SWEEP_OF_
     for part in HYDRA_GROUPS:
         if isinstance(chosen := own.get(part.rpartition("/")[2]), str):
             raise InputError(f"{file}: choose a file of {part} in the defaults list: `- override /{part}: {chosen}`")
-    if "params" in dict(own.get("sweeper") or {}):
-        raise InputError(f"{file}: {params}")
 
 
 def refuse_bare(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -283,9 +273,9 @@ def _faults(defaults: Any, own: str) -> Iterator[str]:
             yield f"`{entry}`: give each group one line, such as `- override /model: resnet20`"
 
 
-def _chosen_in(defaults: Any) -> Iterator[tuple[str, str]]:
+def _chosen_in(defaults: list[Any]) -> Iterator[tuple[str, str]]:
     """Group and name of each choice that a defaults list makes."""
-    for entry in defaults if isinstance(defaults, list) else ():
+    for entry in defaults:
         for key, value in entry.items() if isinstance(entry, dict) else ():
             group = str(key).split(" ")[-1].removeprefix("/")
             for name in value if isinstance(value, list) else [value]:

@@ -36,7 +36,10 @@ TAKEN = {
 REFUSED = {
     "hydra.mode": "-m goes through a sweep; without it, one run is trained",
     "hydra.job.chdir": "data and runs are found from the folder in which the command is given",
-    "hydra.sweeper.params": "give the sweep as overrides, as in -m seed=0,1",
+    "hydra.sweeper.params": (
+        "a sweep belongs in the file of an experiment: sweep: {method.alpha: [0.25, 0.5]}, or on the command line: "
+        "-m seed=0,1"
+    ),
     "sweep": "an override of a key takes the place of its values in an experiment's sweep, as in seed=0,1",
 }
 """Keys that would have no effect or a harmful one, each with what to know or do instead."""

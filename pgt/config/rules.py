@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from pgt.config import sharing
 from pgt.config.hints import paths, unknown
 from pgt.config.schema import MISSING, OURS, OWN, Amplification, Config, Model, Recipe, Step, Synthetic
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, unset_variable
 from pgt.core.registry import DATA_SETS, HOOKS, PARAMETERS, STEMS
 
 KINDS = {
@@ -97,12 +97,12 @@ def _resolved(composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
             key = str(error.full_key)
             if key in wrong:  # leaving it out did not help
                 raise InputError(wrong[key]) from None
-            unset = re.search(r"Environment variable '(\w+)' not found", str(error))
+            unset = unset_variable(error)
             if unset and key == "data.root" and _without_data:
                 OmegaConf.update(config, key, "not set")
                 continue
             if unset:
-                wrong[key] = f"{key} is missing: export {unset[1]}=... or add {key}=..."
+                wrong[key] = f"{key} is missing: export {unset}=... or add {key}=..."
             else:
                 wrong[key] = f"{key} cannot be resolved: {str(error.msg).splitlines()[0]}"
             OmegaConf.update(config, key, MISSING)

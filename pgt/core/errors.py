@@ -2,6 +2,8 @@
 
 import re
 import signal
+import sys
+from collections.abc import Callable
 
 
 class InputError(Exception):
@@ -112,6 +114,29 @@ def memory_is_full(error: RuntimeError) -> bool:
     return bool(re.search(r"out of memory|can't allocate \d+ bytes on device|ALLOC_FAILED", str(error), re.IGNORECASE))
 
 
+def unset_variable(error: Exception) -> str | None:
+    """The name of the environment variable that OmegaConf has not found; None if it complains of something else."""
+    found = re.search(r"Environment variable '(\w+)' not found", str(error))
+    return found and found[1]
+
+
 def one_line(error: BaseException) -> str:
     """The text of an exception in one line."""
     return " ".join(str(error).split())
+
+
+def run_script(program: str, work: Callable[[], str], again: str) -> int:
+    """Do a script's work and print what it returns, or in one line why it ended; returns the exit code.
+
+    Args:
+        again: what the same command does after a Ctrl-C: `goes on`, `starts again`.
+    """
+    try:
+        print(work())
+    except (InputError, OSError) as error:
+        print(f"{program}: {as_input_error(error)}", file=sys.stderr)
+        return InputError.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; the same command {again}", file=sys.stderr)
+        return 130
+    return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from pgt.config.grammar import key_of, written
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
 from pgt.config.schema import Config
-from pgt.core.errors import InputError, exit_code, one_line
+from pgt.core.errors import InputError, exit_code, one_line, unset_variable
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch import launchers
@@ -322,6 +321,6 @@ def _hydra(program: str, arguments: Sequence[str], function: Callable[[DictConfi
         error = failure.args[0]
         raise error from error.__cause__
     except (HydraException, ValueError) as error:
-        unset = re.search(r"Environment variable '(\w+)' not found", str(error))
-        mend = f"; export {unset[1]}=..., or give the key another value" if unset else ""
+        unset = unset_variable(error)
+        mend = f"; export {unset}=..., or give the key another value" if unset else ""
         raise InputError(f"{one_line(error)}{mend}") from None

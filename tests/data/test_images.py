@@ -538,19 +538,25 @@ def test_a_file_that_was_left_out_stops_a_run_that_leaves_out_none(tmp_path, bac
         next(loader.epoch(0))
 
 
+def fail_at(monkeypatch, name, reading):
+    """From now on, reading the file of this name fails once: at this reading, counted from 1."""
+    original, calls = image_file.contents, []
+
+    def contents(path):
+        if path.name == name:
+            calls.append(path)
+            if len(calls) == reading:
+                raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(image_file, "contents", contents)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_path, backend, monkeypatch):
     """A file that can be read the second time is not a bad file."""
     tree(tmp_path, {"a.jpg": WHOLE})
-    original, calls = image_file.contents, []
-
-    def once(path):
-        if path.name == "a.jpg" and not calls:
-            calls.append(path)
-            raise OSError(5, "Input/output error")
-        return original(path)
-
-    monkeypatch.setattr(image_file, "contents", once)
+    fail_at(monkeypatch, "a.jpg", 1)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"a.jpg could not be read before, and now it can: .*is the disk all right\?"):
         epoch(options, global_batch=4, local_batch=4)
@@ -561,16 +567,7 @@ def test_a_disk_in_trouble_stops_the_run_even_where_bad_files_are_left_out(tmp_p
 def test_a_disk_in_trouble_stops_the_run_where_a_file_stands_for_a_bad_one(tmp_path, backend, reading, monkeypatch):
     """Otherwise another file would stand for it in this epoch. `b.jpg` is read twice, once instead of `a.jpg`."""
     tree(tmp_path, {"a.jpg": b"", "b.jpg": WHOLE})
-    original, calls = image_file.contents, []
-
-    def in_trouble(path):
-        if path.name == "b.jpg":
-            calls.append(path)
-            if len(calls) == reading:
-                raise OSError(5, "Input/output error")
-        return original(path)
-
-    monkeypatch.setattr(image_file, "contents", in_trouble)
+    fail_at(monkeypatch, "b.jpg", reading)
     options = {**FOLDER, "backend": backend, "on_bad_file": "skip", "workers": 0}
     with pytest.raises(InputError, match=r"b.jpg could not be read before, and now it can: .*is the disk all right\?"):
         epoch(options, global_batch=5, local_batch=5)
