@@ -7,20 +7,15 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, ValueType
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from yaml import YAMLError
+from omegaconf import ListConfig, OmegaConf
 
 from pgt.config import launchers
 from pgt.config.choices import (
@@ -32,29 +27,19 @@ from pgt.config.choices import (
     origin,
     own_sweep,
     refuse_bare,
-    refuse_other_kinds,
 )
+from pgt.config.composition import chooses, compose, composed, forget, in_hydra, searching_in
 from pgt.config.grammar import key_of, parse, quoted, values_of, written
 from pgt.config.hints import ELSEWHERE, REFUSED, called, one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
-from pgt.config.resources import Sources, is_choice, is_group, not_yaml, own_conf, search_path, sources
+from pgt.config.resources import Sources, is_choice, is_group, own_conf, search_path, sources
 from pgt.config.rules import validate
 from pgt.config.schema import Config
-from pgt.core.errors import InputError, one_line
+from pgt.core.errors import InputError
 from pgt.core.registry import DATA_SETS, PARAMETERS, TIMM
 
 ALWAYS = frozenset({"experiment", "seed", "paths.runs"})
 """Keys that every config has, whatever groups it is made of."""
-PLUGINS = {
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
-    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
-    "hydra/launcher/ray": "hydra-ray-launcher",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
-    "hydra/sweeper/ax": "hydra-ax-sweeper",
-    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
-}
-"""The packages that have Hydra's launchers and sweepers."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +80,9 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
     Raises:
         InputError: everything that is wrong with the first job that cannot be run.
     """
-    for cached in (_composed, _keys, check_file):  # in a notebook, files may have been edited since
-        cached.cache_clear()
-    with _searched(overrides) as rest, _hydra():
+    for clear in (forget, _keys.cache_clear, check_file.cache_clear):  # in a notebook, files may have been edited since
+        clear()
+    with _searched(overrides) as rest, in_hydra():
         check_primary()
         spelled = _spell_out(rest, multirun)
         jobs = expand(spelled, multirun)
@@ -106,7 +91,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
         plugins: list[Any] = []
         for job in jobs:
             try:
-                configs.append(_compose(job))
+                configs.append(_checked(job))
             except InputError as error:
                 where = f" (in the job {' '.join(job)})" if len(jobs) > 1 else ""
                 raise InputError(f"{error}{where}") from None
@@ -132,8 +117,8 @@ def compose_job(job: Sequence[str]) -> Config:
     before = main.hydra, own.cfg
     main.clear()
     try:
-        with _hydra():
-            return _compose(job)
+        with in_hydra():
+            return _checked(job)
     finally:
         main.hydra, own.cfg = before
 
@@ -144,7 +129,7 @@ def shown(overrides: Sequence[str]) -> list[str]:
     Raises:
         InputError: an unknown key or choice, or a sweep.
     """
-    with _searched(overrides) as rest, _hydra():
+    with _searched(overrides) as rest, in_hydra():
         check_primary()
         try:
             [job] = expand(_spell_out(rest, False), False)
@@ -162,7 +147,7 @@ def instead_of_flag(flag: str, following: str) -> str:
         following: the next word of the command line.
     """
     name, equals, value = flag.lstrip("-").partition("=")
-    with _hydra():
+    with in_hydra():
         known = _known(())
     plain = name.replace("-", "_")
     elsewhere = ELSEWHERE.get(plain)
@@ -192,7 +177,7 @@ def _refuse_plugins_of_jobs(plugins: Sequence[Any], overrides: Sequence[str]) ->
     """
     shared = [text for text in overrides if not parse(text).is_sweep_override()]
     try:
-        used = [_plugins(_composed(tuple(shared), sources()).hydra)]
+        used = [_plugins(composed(shared).hydra)]
     except InputError as error:
         # Without the swept choices a group may lack one, and Hydra goes on; or a launcher that they name is missing.
         used = [] if "hydra." in str(error) else [*plugins[:1]]
@@ -244,20 +229,16 @@ def _searched(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _other_folders() -> list[str]:
     """The override by which Hydra finds more folders than that of the primary config."""
-    return _searching_in(search_path()[1])
+    return searching_in(search_path()[1])
 
 
 def _own_files() -> list[str]:
     """The words by which `pgt train` finds the user's own files that it finds now."""
     found = sources()
     if found.primary == Sources.primary:
-        return _searching_in(found.own)
+        return searching_in(found.own)
     first = [word for folder in found.own[:1] for word in ("--config-dir", str(folder))]
-    return ["--config-name", found.primary, *first, *_searching_in(found.own[1:])]
-
-
-def _searching_in(folders: Sequence[Path]) -> list[str]:
-    return [f"hydra.searchpath={written([f'file://{folder}' for folder in folders])}"] if folders else []
+    return ["--config-name", found.primary, *first, *searching_in(found.own[1:])]
 
 
 def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
@@ -355,7 +336,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
             values.append([text])
         elif not multirun or parsed.is_hydra_override():
             key = parsed.key_or_group
-            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not _chooses(text)
+            comma = parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not chooses(text)
             mend = f", or if the comma belongs to it, write {_unswept(text, overrides)}" if comma else ""
             if parsed.is_hydra_override():
                 raise InputError(
@@ -378,7 +359,7 @@ def _unswept(text: str, overrides: Sequence[str]) -> str:
     """A sweep `key=a,b` as it is written if it is one value: a list if the key has one, or else a text."""
     key, _, value = text.partition("=")
     try:
-        usual = _composed(tuple(filter(_chooses, overrides)), sources())
+        usual = composed([*filter(chooses, overrides)])
         usual = OmegaConf.select(usual, key_of(text), throw_on_resolution_failure=False)
     except InputError:
         usual = None
@@ -398,29 +379,20 @@ def _swept(override: Override) -> list[str]:
     return list(override.sweep_string_iterator())
 
 
-@contextmanager
-def _hydra() -> Iterator[None]:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(search_path()[0])):
-        yield
-
-
-def _compose(overrides: Sequence[str]) -> Config:
+def _checked(overrides: Sequence[str]) -> Config:
     wrong = _unknown_keys(overrides)
     rest = [text for text in overrides if key_of(text) not in wrong]
-    composed = deepcopy(_composed(tuple(text for text in rest if text.partition("=")[0] != "seed"), sources()))
-    for text in rest:
-        if text.partition("=")[0] == "seed":
-            composed.seed = parse(text).value()
-    HydraConfig.instance().set_config(composed)
-    refuse_bare(composed, rest)
-    place = origin(composed, rest)
+    job = compose(rest)
+    HydraConfig.instance().set_config(job)
+    refuse_bare(job, rest)
+    place = origin(job, rest)
     said = [unknown([key], _known(overrides)) + place(key) for key in wrong]
-    name, file = str(OmegaConf.select(composed, "model.name")), composed.hydra.runtime.choices.get("model")
+    name, file = str(OmegaConf.select(job, "model.name")), job.hydra.runtime.choices.get("model")
     meant = "timm" if name.startswith(TIMM) else name
     if meant in (*PARAMETERS, "timm") and file in (*PARAMETERS, "timm") and file != meant:  # with its interpolation
         said.append(f"model.name={name} goes with model={meant} (in an experiment, `override /model: {meant}`)")
-    said += [line + place(key) for key, line in launchers.faults(composed)]
-    config = validate(composed, said, place)
+    said += [line + place(key) for key, line in launchers.faults(job)]
+    config = validate(job, said, place)
     if changed := list(_changed_texts(config, rest)):
         raise InputError("; ".join(changed))
     return config
@@ -438,37 +410,6 @@ def _changed_texts(config: Config, overrides: Sequence[str]) -> Iterator[str]:
                 yield f"'{text}' is read as the number {got}: write {quoted(text)}"
 
 
-@cache
-def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
-    """Hydra's composition of overrides without a seed: a sweep over seeds composes once, which takes most of the time.
-
-    Raises:
-        InputError: Hydra's complaint, in one line.
-    """
-    try:
-        return hydra.compose(where.primary, [*_other_folders(), *overrides], return_hydra_config=True)
-    except YAMLError as error:
-        raise not_yaml(error) from None
-    except MissingConfigException as error:
-        missing = str(error.missing_cfg_file)
-        group, _, name = missing.rpartition("/")
-        if package := PLUGINS.get(missing):
-            raise InputError(f"{group}={name} is in a package of its own: pip install {package}") from None
-        if group.startswith("hydra/") and error.options:
-            raise InputError(unknown_choice(group, name, error.options)) from None
-        raise InputError(one_line(error)) from None
-    except RecursionError:
-        raise InputError("some of the chosen files name each other in their defaults lists") from None
-    except (HydraException, ValueError) as error:
-        if refused := re.match(r"Could not override '(hydra\.[^']+)'", str(error)):
-            chosen = _composed(tuple(text for text in overrides if _chooses(text)), where)
-            known = frozenset(paths(OmegaConf.to_container(chosen.hydra), "hydra."))
-            raise InputError(unknown([refused[1]], known)) from None
-        if merged := re.match(r"In '([^']+)': ConfigTypeError raised.*Cannot merge", str(error), re.S):
-            refuse_other_kinds(merged[1], OmegaConf.to_container(_composed((), where)))
-        raise InputError(one_line(error)) from None
-
-
 def _unknown_keys(overrides: Sequence[str]) -> list[str]:
     """The keys of overrides that the chosen groups do not have.
 
@@ -476,7 +417,7 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
         InputError: choices that are no files of a group.
     """
     _check_choices(overrides)
-    keys = dict.fromkeys(key_of(text) for text in overrides if not _chooses(text))
+    keys = dict.fromkeys(key_of(text) for text in overrides if not chooses(text))
     asked = [key for key in keys if not key.startswith("hydra") and key not in ALWAYS]
     known = _known(overrides)
     added = {key_of(text) for text in overrides if parse(text).is_add()}
@@ -490,19 +431,13 @@ def _unknown_keys(overrides: Sequence[str]) -> list[str]:
 
 def _known(overrides: Sequence[str]) -> frozenset[str]:
     """Every key that the chosen groups have."""
-    return _keys(tuple(text for text in overrides if _chooses(text)), sources())
+    return _keys(tuple(text for text in overrides if chooses(text)), sources())
 
 
 @cache
 def _keys(chosen: tuple[str, ...], where: Sources) -> frozenset[str]:
-    found = paths(OmegaConf.to_container(_composed(chosen, where)))
+    found = paths(OmegaConf.to_container(composed(chosen)))
     return frozenset(key for key in found if key.partition(".")[0] != "hydra")  # its own keys are never meant by a typo
-
-
-def _chooses(override: str) -> bool:
-    """Whether an override chooses of a group."""
-    key = key_of(override)
-    return is_group(key) or key.startswith("hydra/")
 
 
 def _check_choices(overrides: Sequence[str]) -> None:
