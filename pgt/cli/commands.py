@@ -169,7 +169,7 @@ def table(options: Namespace) -> None:
             found = [paper_tables.paper_table(runs, number, narrow=form == "terminal") for number in numbers]
     else:
         groups = read_groups(options.runs, options.what)
-        found = [tables.experiment_data(groups) if form == "csv" else tables.experiment_table(groups, options.what)]
+        found = [tables.experiment_data(groups) if form == "csv" else tables.experiment_table(groups)]
     text = formats.render(found, form)
     if options.output:
         write_text(options.output, text)

@@ -145,10 +145,11 @@ def work(config: Mapping[str, Any], epochs_done: int = 0) -> Work:
     Args:
         config: its values by dotted name (see `pgt.runs.frame`).
     """
-    train, test = DATA_SETS[config["data.name"]].samples or (config.get("data.num_samples"), 0)
-    batch = config["recipe.global_batch"]
-    left = config["recipe.epochs"] - epochs_done
-    evaluations = math.ceil(left / config["trainer.evaluate_every"])
+    made = config.get("data.num_samples")  # of synthetic images, which are tested on, too
+    train, test = DATA_SETS[config["data.name"]].samples or (made, made or 0)
+    batch, epochs, every = config["recipe.global_batch"], config["recipe.epochs"], config["trainer.evaluate_every"]
+    left = epochs - epochs_done
+    evaluations = math.ceil(epochs / every) - epochs_done // every if left else 0
     parameters = PARAMETERS.get(config["model.name"])
     disk = parameters and parameters * (BEST + CHECKPOINT)
     more_disk = parameters and 2 * CHECKPOINT * parameters if left else 0

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ class Comparison:
     @property
     def counts(self) -> dict[str, int]:
         """The number of finished (`n`), diverged and unfinished runs, as columns of data."""
-        others = unfinished(self.runs)
-        return {"n": len(self.seeds), **{status: others.get(status, 0) for status in (DIVERGED, UNFINISHED)}}
+        found = Counter(self.runs.status.tolist())
+        return {"n": found[FINISHED], DIVERGED: found[DIVERGED], UNFINISHED: found[UNFINISHED]}
 
     @property
     def count(self) -> str:
         """The number of seeds, and of the runs of each status other than finished: `3, 1 diverged`."""
-        return ", ".join([str(len(self.seeds)), *(f"{n} {status}" for status, n in unfinished(self.runs).items())])
+        found = Counter(self.runs.status.tolist())
+        return ", ".join([str(found.pop(FINISHED, 0)), *(f"{n} {status}" for status, n in found.items())])
 
     def measured(self, name: str) -> Sample | None:
         """Mean and deviation of a measured value over the finished runs; None if there are none."""
@@ -172,7 +174,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
     """Runs in groups: by experiment, the baseline first."""
     of_method = [name for name in config_names(runs) if name.startswith("method.")]
     others = [name for name in config_names(runs) if name not in of_method]
-    found: list[Group] = []
+    found: list[tuple[list[tuple[int, Any]], Group]] = []
     for _, own in runs.groupby("experiment"):
         differing = telling(own, others)
         heads = {head["group_id"]: head for head in records(own.drop_duplicates("group_id"))}
@@ -181,25 +183,28 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
             for group_id, members in alike.groupby("group_id", sort=False):
                 head = heads[group_id]
                 recipe = tuple(str(head[name]) for name in others)
+                values = {key: head[key] for key in ("experiment", "method", "alpha", *told)}
                 named = head["experiment"], head["method"], head["alpha"], overrides({key: head[key] for key in told})
-                found.append(Group(members, members[:0], *named, recipe, smoothing(head)))
-    order = list(METHODS)
-    found.sort(
-        key=lambda group: (
-            group.experiment,
-            order.index(group.method) if group.method in order else len(order),
-            -group.alpha,
-            group.setting,
-        )
-    )
-    bases = [group for group in found if group.method == "baseline" and not group.finished.empty]
+                group = Group(members, members[:0], *named, recipe, smoothing(head))
+                found.append(([place(*value) for value in values.items()], group))
+    groups = [group for _, group in sorted(found, key=itemgetter(0))]
+    bases = [group for group in groups if group.method == "baseline" and not group.finished.empty]
 
     def baseline(group: Group) -> pd.DataFrame:
         wanted = group.experiment, group.recipe, baseline_smoothing(group.method, group.smoothing)
         alike = (base.runs for base in bases if (base.experiment, base.recipe, base.smoothing) == wanted)
         return next(alike, group.baseline)
 
-    return [replace(group, baseline=baseline(group)) for group in found]
+    return [replace(group, baseline=baseline(group)) for group in groups]
+
+
+def place(name: str, value: Any) -> tuple[int, Any]:
+    """The sort key of a value of a column: null, numbers, text; methods as in the paper's tables, α from 1 down."""
+    if name == "method" and value in METHODS:
+        return 0, list(METHODS).index(value)
+    if value is None or isinstance(value, int | float):
+        return (0, 0) if value is None else (1, -value if name == "alpha" else value)
+    return 2, str(value)
 
 
 def varying(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -247,11 +252,6 @@ def farthest(runs: pd.DataFrame, by: str | Sequence[str] = "run_id") -> pd.DataF
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The finished runs among them."""
     return runs[runs.status == FINISHED]
-
-
-def unfinished(runs: pd.DataFrame) -> dict[str, int]:
-    """Count the runs of each status other than finished. They are not in the numbers."""
-    return dict(Counter(status for status in runs.status.tolist() if status != FINISHED))
 
 
 def warnings(runs: pd.DataFrame) -> list[Note]:

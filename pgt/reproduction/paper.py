@@ -15,10 +15,10 @@ from pgt.config.resources import read_conf
 from pgt.config.schema import Model
 from pgt.core.registry import HOOKS
 from pgt.reproduction import published
-from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unfinished, unlike
+from pgt.reproduction.groups import BEST, Comparison, farthest, finished, overrides, unlike
 from pgt.reproduction.published import IMAGE_SIZE, Row
 from pgt.reproduction.statistics import NOT_RUN, Verdict, judge_accuracy, judge_difference
-from pgt.runs.folder import DIVERGED
+from pgt.runs.folder import DIVERGED, FINISHED
 from pgt.runs.frame import config_names, dotted
 from pgt.runs.labels import as_pgt
 
@@ -85,8 +85,8 @@ class Line(Comparison):
 
 def _diverged(runs: pd.DataFrame) -> str:
     """The number of diverged runs among those that have ended, as text: `2 of 5`; empty if none diverged."""
-    diverged = unfinished(runs).get(DIVERGED, 0)
-    return f"{diverged} of {diverged + len(finished(runs))}" if diverged else ""
+    found = Counter(runs.status.tolist())
+    return f"{found[DIVERGED]} of {found[DIVERGED] + found[FINISHED]}" if found[DIVERGED] else ""
 
 
 Filling = Mapping[tuple[Row, Arm], Sequence[pd.DataFrame]]

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from pgt.config.resources import repository_folder
 
@@ -183,16 +183,10 @@ def baseline(row: Row) -> Row | None:
     return next(other for other in rows(row.table) if other.setting == wanted)
 
 
-def difference(row: Row) -> float | None:
-    """Published test top-1 minus its baseline's, points."""
+def difference(row: Row, measure: Literal["train_top1", "test_top1"] = "test_top1") -> float | None:
+    """A published accuracy minus its baseline's, points; None for a row that has no baseline."""
     other = baseline(row)
-    return row.test_top1 - other.test_top1 if other else None
-
-
-def train_difference(row: Row) -> float | None:
-    """Published training top-1 minus its baseline's, points."""
-    other = baseline(row)
-    return row.train_top1 - other.train_top1 if other else None
+    return getattr(row, measure) - getattr(other, measure) if other else None
 
 
 def gap(row: Row) -> float:

@@ -176,7 +176,7 @@ def _experiment(name: str, groups: Sequence[Group]) -> Experiment:
         drawn, notes = _means(finished(runs))
     except InputError as error:
         notes = str(error)
-    return Experiment(name, counted, tables.experiment_table(groups, name), best, len(done), drawn, notes)
+    return Experiment(name, counted, tables.experiment_table(groups), best, len(done), drawn, notes)
 
 
 def _means(runs: pd.DataFrame) -> tuple[Chart | None, str]:
@@ -230,13 +230,12 @@ def _embedded(figure: Any) -> str:
 def _sections(runs: pd.DataFrame, groups: Sequence[Group]) -> list[Section]:
     """A section for each of the runs that began last: by experiment, method and α, the baseline first, and seed."""
     shown = runs.sort_values("started", kind="stable").tail(MOST_RUNS)
-    order = sorted(
-        records(shown),
-        key=lambda run: (run["experiment"], run["method"] != "baseline", run["method"], -run["alpha"], run["seed"]),
-    )
     baselines = records(runs[(runs.method == "baseline") & runs.seed.isin(shown.seed)])
-    labels = {(group.experiment, group.runs.group_id.iloc[0]): group.label for group in groups}
-    return [_section(run, labels[run["experiment"], run["group_id"]], _baseline(run, baselines)) for run in order]
+    return [
+        _section(run, group.label, _baseline(run, baselines))
+        for group in groups
+        for run in records(group.runs[group.runs.index.isin(shown.index)].sort_values("seed"))
+    ]
 
 
 def _baseline(run: Run, baselines: Sequence[Run]) -> Run | None:

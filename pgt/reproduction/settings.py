@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pgt.core.words import ranges
-from pgt.reproduction.groups import BEST, METHODS, data_of, joined, telling
+from pgt.reproduction.groups import BEST, data_of, joined, place, telling
 from pgt.runs.folder import read_epochs
 from pgt.runs.frame import config_names
 
@@ -29,12 +29,10 @@ def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()
     if not told:
         return {"": runs}
     keys = [runs[name].map(str) for name in told]  # astype(str) leaves None as missing, and groupby drops such rows
-    parts = [members for _, members in runs.groupby(keys, sort=False)]
-    values = [_first(members, told) for members in parts]
-    taken = Counter(map(label, values))
-    labels = [label(each, exact=taken[label(each)] > 1) for each in values]
-    found = dict(zip(labels, parts, strict=True))
-    return dict(sorted(found.items(), key=lambda item: [_order(*pair) for pair in _first(item[1], told).items()]))
+    parts = [(_first(members, told), members) for _, members in runs.groupby(keys, sort=False)]
+    parts.sort(key=lambda part: [place(*value) for value in part[0].items()])
+    taken = Counter(label(values) for values, _ in parts)
+    return {label(values, exact=taken[label(values)] > 1): members for values, members in parts}
 
 
 OF_RECIPE = "method.smoothing"
@@ -91,7 +89,7 @@ def _usual(key: str, value: Any, exact: bool) -> bool:
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:
     """The distinct values of a column: null, numbers, text; methods as in the paper's tables, α from 1 down."""
     distinct = {str(value): value for value in values}
-    return sorted(distinct.values(), key=lambda value: _order(name, value))
+    return sorted(distinct.values(), key=lambda value: place(name, value))
 
 
 def number(value: Any, exact: bool = False) -> str:
@@ -140,12 +138,3 @@ def counted(parts: Iterable[pd.DataFrame]) -> str:
 def source(runs: pd.DataFrame) -> str:
     """The seeds and the data of runs, in a sentence."""
     return f"Seeds {ranges(runs.seed)}. Data: {data_of(runs)}."
-
-
-def _order(name: str, value: Any) -> tuple[int, Any]:
-    """The key that `ordered` sorts by."""
-    if name == "method" and value in METHODS:
-        return 0, list(METHODS).index(value)
-    if value is None or isinstance(value, int | float):
-        return (0, 0) if value is None else (1, -value if name == "alpha" else value)
-    return 2, str(value)

@@ -84,7 +84,7 @@ class Difference:
 
     def __str__(self) -> str:
         how = f"{self.n} pair{'s' if self.n > 1 else ''}" if self.paired else f"n={self.n}, Welch"
-        ends = "" if math.isnan(self.low) else _minus(f" [{self.low:.2f}, {self.high:.2f}]")
+        ends = "" if math.isnan(self.low) else _minus(f" [{self.low:z.2f}, {self.high:z.2f}]")
         return f"{signed(self.mean)}{ends} ({how})"
 
 

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
-
 from pgt.core.errors import InputError
 from pgt.core.words import counted
 from pgt.reproduction.cost import work
 from pgt.reproduction.formats import Column, Note, Table, render, table
 from pgt.reproduction.groups import no_runs
+from pgt.runs.console import Screen
 from pgt.runs.folder import (
     DIVERGED,
     ENDED,
@@ -203,7 +202,7 @@ def status_table(found: Sequence[Standing], root: Path) -> Table:
     """A line for each run; below, how many have each status, the reasons of those that failed, and what to do."""
     columns: Sequence[Column[Standing]] = (
         ("Run", lambda one: str(one.run.relative_to(root))),
-        ("Method", lambda one: _known(one.method, lambda method: with_alpha(method, one.alpha or 1))),
+        ("Method", lambda one: "" if one.method is None or one.alpha is None else with_alpha(one.method, one.alpha)),
         ("Seed", lambda one: _known(one.seed, str)),
         ("Status", lambda one: one.status),
         ("Epochs", lambda one: _known(one.of, lambda of: f"{one.epochs}/{of}")),
@@ -252,7 +251,7 @@ def _show(found: Sequence[Standing], root: Path) -> None:
     On anything but a terminal it is the numbers alone.
     """
     now = time.strftime("%H:%M:%S")
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = Screen()
     if screen.is_terminal:
         screen.clear()
         open_ones = [one for one in found if one.status not in (QUEUED, FINISHED)]

@@ -51,7 +51,7 @@ COLUMNS: Sequence[Column[Group]] = (
 """Header and cell of each printed column."""
 
 
-def experiment_table(groups: Sequence[Group], experiment: str) -> Table:
+def experiment_table(groups: Sequence[Group]) -> Table:
     """The table of the groups of an experiment, or of a folder of them; a note says so if it is the demo."""
     runs = pd.concat([group.finished for group in groups])
     measured = f" Data: {data_of(runs)}. Seeds: {ranges(runs.seed)}." if len(runs) else ""
@@ -59,7 +59,7 @@ def experiment_table(groups: Sequence[Group], experiment: str) -> Table:
     if all(group.experiment.startswith("demo/") for group in groups):
         notes.append(SMALL_DATA_NOTE)
     columns = [*COLUMNS]
-    if experiment.split("/")[0] == "amplification":
+    if any(map(_published_gain, groups)):
         columns, notes = [*columns, ("Diff: published", _published_gain)], [*notes, GAINS_NOTE]
     if epochs_needed.about_correction(groups):
         columns, notes = [*columns, ("Epochs to the baseline's best", epochs_needed.cell)], [*notes, epochs_needed.NOTE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -94,11 +95,8 @@ class Console:
 
 def line(record: Record) -> str:
     """Return a record as one line for people."""
-    parts = [
-        f"epoch {record['epoch'] + 1}",
-        f"loss {record['train_loss']:.3f}",
-        f"train {record['train_top1']:.2f}%",
-    ]
+    loss, top1 = (math.nan if record[key] is None else record[key] for key in ("train_loss", "train_top1"))
+    parts = [f"epoch {record['epoch'] + 1}", f"loss {loss:.3f}", f"train {top1:.2f}%"]
     if "test_top1" in record:
         parts.append(f"test {record['test_top1']:.2f}%")
     parts.append(f"lr {record['lr']:.3g}")

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class Summary:
     finished: str | None = None
     reason: str | None = None
     warning: str | None = None
-    version: int = field(default=SCHEMA_VERSION)
+    version: int = SCHEMA_VERSION
 
 
 NAMES = tuple(item.name for item in fields(Summary))

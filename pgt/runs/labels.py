@@ -26,7 +26,7 @@ def name_of(part: Mapping[str, Any]) -> str:
 
 def as_pgt(method: str, implementation: str) -> str:
     """A method's label with PGT by any implementation called `pgt`, as in the paper's rows."""
-    return method.replace(implementation, "pgt")
+    return "+".join("pgt" if part == implementation else part for part in method.split("+"))
 
 
 def with_alpha(method: str, alpha: float) -> str:

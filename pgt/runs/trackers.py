@@ -176,8 +176,6 @@ def _wandb_id(about: About) -> str:
     path = about.folder / "wandb-id.txt"
     if path.exists():
         return path.read_text().strip()
-    if about.resumed and (about.folder / "wandb").exists():  # begun by a version that took the run's own id
-        return about.summary.run_id
     made = f"{about.summary.run_id}-{secrets.token_hex(4)}"
     write_text(path, made)
     return made
@@ -294,11 +292,11 @@ def norms_by_layer(folder: Path, step: int, record: Record) -> dict[str, Floats]
 
 
 def named(record: Record) -> dict[str, Any]:
-    """Return a record's values by `step/<key>` or `epoch/<key>`, without NaN and infinite ones."""
+    """Return a record's values by `step/<key>` or `epoch/<key>`, without null, NaN and infinite ones."""
     return {
         f"{record['event']}/{key}": value
         for key, value in record.items()
-        if key != "event" and not (isinstance(value, float) and not math.isfinite(value))
+        if key != "event" and value is not None and not (isinstance(value, float) and not math.isfinite(value))
     }
 
 

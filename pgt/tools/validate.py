@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from tabulate import tabulate
 
 from pgt import data, models
 from pgt.config.resources import read_conf
@@ -198,7 +197,7 @@ def table(measured: Mapping[str, float], recorded: Mapping[str, float]) -> str:
     """Return a table of the measures, beside the run's own records of the same weights."""
     columns = {"measured": measured} | ({"recorded": recorded} if recorded else {})
     rows = [[label, *(_number(values.get(key)) for values in columns.values())] for key, label in MEASURES.items()]
-    return tabulate(rows, ["", *columns], tablefmt="github", disable_numparse=True)
+    return formats.render([formats.Table("", ["", *columns], rows)], "markdown")
 
 
 def _number(value: float | None) -> str:

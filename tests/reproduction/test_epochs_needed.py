@@ -27,7 +27,7 @@ def plant_comparison():
 
 def test_the_first_epoch_that_is_as_good_counts_by_seed():
     plant_comparison()
-    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn")
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"))
     column = list(printed.headers).index(HEADER)
     assert {row[1]: row[column] for row in printed.rows} == {
         "baseline": "3.00 ± 1.41",
@@ -52,7 +52,7 @@ def test_label_smoothing_is_measured_by_the_plain_baseline_and_a_method_by_its_o
         overrides = [f"method.label_smoothing={epsilon}"]
         plant("demo/bn", "baseline", 0, 91, last - 1, curve=(60, last), overrides=overrides)
         plant("demo/bn", "gcw", 0, 91, 74, curve=(75, 60), overrides=overrides)
-    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn")
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"))
     column = list(printed.headers).index(HEADER)
     assert [row[column] for row in printed.rows] == ["2.00 (n=1)", "1 never", "1 never", "1.00 (n=1)"]
 
@@ -60,4 +60,4 @@ def test_label_smoothing_is_measured_by_the_plain_baseline_and_a_method_by_its_o
 def test_other_experiments_have_no_such_column():
     plant("demo/bn", "baseline", 0, 91, 90, curve=(60, 91))
     plant("demo/bn", "pgt", 0, 91, 90, curve=(60, 91))
-    assert HEADER not in tables.experiment_table(read_groups(Path("runs"), "demo/bn"), "demo/bn").headers
+    assert HEADER not in tables.experiment_table(read_groups(Path("runs"), "demo/bn")).headers

@@ -103,6 +103,18 @@ def test_runs_that_have_not_measured_their_logits_are_left_out():
     assert len(figure.axes[2].lines[0].get_xdata()) == 2
 
 
+@pytest.mark.parametrize(("experiment", "lines"), [("grid/alpha_resnet50", 1), ("grid/alpha_resnet20_cifar10", 0)])
+def test_the_papers_line_through_logits_is_drawn_over_runs_on_imagenet_only(monkeypatch, experiment, lines):
+    for name in ("IMAGENET", "CIFAR"):
+        monkeypatch.setenv(name, "nowhere")
+    for alpha in (1, 0.5):
+        plant(experiment, "pgt", 0, 90.0, 80.0, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
+    for path in Path("runs").rglob("summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"test_logit_norm": 5.0, "test_loss": 1.0}))
+    figure = figures.draw(8, Path("runs"), experiment)
+    assert sum("paper" in str(line.get_label()) for line in figure.axes[2].lines) == lines
+
+
 def test_epochs_to_the_baselines_end():
     plant("demo/bn", "baseline", 0, 90.0, 89.0, curve=(50, 70, 80, 90))
     plant("demo/bn", "pgt", 0, 95.0, 94.0, curve=(60, 91, 93, 95))
@@ -616,10 +628,12 @@ def test_norms_of_a_diverging_run_are_drawn():
     """The limits of the axes come from the finite norms only."""
     from pgt.reproduction.figures.style import pyplot
 
-    _, axis = pyplot().subplots()
+    _, (axis, beside) = pyplot().subplots(1, 2, sharey=True)
     values = np.array([[1.0, 2.0], [np.inf, 1.5], [np.nan, 1.0]])
     filters._lines(axis, np.array([0, 1, 2]), values)
-    assert axis.get_ylim() == (0, pytest.approx(2.1))
+    filters._lines(beside, np.array([0, 1, 2]), values / 10)
+    assert axis.get_ylim() == beside.get_ylim() == (0, pytest.approx(2.1))
+    assert axis.get_xlim() == (0, 2)
     pyplot().close("all")
 
 

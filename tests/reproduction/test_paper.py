@@ -63,7 +63,7 @@ def test_every_row_has_one_experiment_and_every_number_is_the_papers():
             assert (row.train_top1, row.test_top1) == (float(line["train_top1"]), float(line["test_top1"]))
             if line.get("test_diff"):
                 assert published.difference(row) == pytest.approx(float(line["test_diff"]), abs=1e-9)
-                assert published.train_difference(row) == pytest.approx(float(line["train_diff"]), abs=1e-9)
+                assert published.difference(row, "train_top1") == pytest.approx(float(line["train_diff"]), abs=1e-9)
             if line.get("gap"):
                 assert published.gap(row) == pytest.approx(float(line["gap"]), abs=1e-9)
     with (ROOT / "results/published/authors_readme.csv").open() as file:
@@ -187,6 +187,10 @@ def test_the_verdict_on_a_difference(claim, low, high, verdict):
     found = judge_difference(claim, measured)
     assert str(found).startswith(verdict)
     assert (found.seeds is not None) == (verdict == "undecided")
+
+
+def test_a_bound_that_rounds_to_zero_has_no_sign():
+    assert str(Difference(-0.1, -0.2, -0.004, 0.3, 3, paired=True)) == "−0.10 [−0.20, 0.00] (3 pairs)"
 
 
 def test_the_verdict_on_an_accuracy():

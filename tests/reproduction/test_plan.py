@@ -16,7 +16,7 @@ from pgt.core.errors import InputError
 from pgt.reproduction import cost
 from pgt.reproduction.plan import plan, plan_table, seconds
 from pgt.runs.folder import find
-from pgt.runs.frame import frame
+from pgt.runs.frame import dotted, frame
 from pgt.runs.labels import experiment_name
 from pgt.training import folder as run_folder
 from tests.conftest import ROOT, TINY, compose, last_wins, train
@@ -83,6 +83,14 @@ def test_hours_worked_by_hand():
     assert np.isnan(seconds(item, None, slow)["step"])
     assert plan_table([item], {"resnet50": speed}, None).rows[0][-1] == "step"
     assert plan_table([item], {"resnet50": speed}, slow).rows[0][-1] == "loader"
+
+
+@pytest.mark.parametrize(("done", "evaluations"), [(0, 3), (2, 3), (3, 3), (4, 2), (7, 2), (8, 1), (9, 1), (10, 0)])
+def test_the_evaluations_that_are_left_include_that_of_the_last_epoch(done, evaluations):
+    """After epochs 4, 8 and 10. Synthetic images are tested on, too."""
+    for chosen, images in (("experiment=demo/bn",), 899), (("data=synthetic", "recipe=demo"), 1024):
+        config = dotted(identity(compose(*chosen, "recipe.epochs=10", "trainer.evaluate_every=4")))
+        assert cost.work(config, done).evaluated == evaluations * images
 
 
 def test_a_run_takes_no_more_gpus_than_can_share_it(capsys):

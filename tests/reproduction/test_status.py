@@ -96,6 +96,12 @@ def test_each_run_has_its_status_and_what_is_left_of_it(capsys):
     assert "to resume a stopped run, repeat its command (environment.json" in printed
 
 
+def test_a_run_at_alpha_0_is_no_run_without_one(capsys):
+    plant("demo/bn", "pgt", 0, 90.0, 89.0, curve=range(15), overrides=["method.alpha=0"])
+    assert main(["status"]) == 0
+    assert "| pgt α=0 " in capsys.readouterr().out
+
+
 def test_a_file_system_without_locks_has_no_holder(monkeypatch):
     folder = begun(0, 1000.0, {"event": "step"})
 

@@ -12,6 +12,7 @@ from pgt import runs
 from pgt.config.identity import identity
 from pgt.runs import folder
 from pgt.runs.frame import dotted
+from pgt.runs.labels import as_pgt
 from tests.conftest import ROOT, compose
 from tests.reproduction.helpers import plant, plant_summary
 
@@ -39,6 +40,11 @@ def test_the_columns_with_a_dot_are_the_identity():
     [row] = runs.frame("runs", "demo/nobn").to_dict("records")
     assert {name: value for name, value in row.items() if "." in name} == dotted(identity(config))
     assert row["run"] == folder
+
+
+def test_pgt_by_any_implementation_is_called_pgt_and_nothing_else_is():
+    assert as_pgt("gc+authors_hook", "authors_hook") == "gc+pgt"
+    assert as_pgt("mine.exact_clip+exact", "exact") == "mine.exact_clip+pgt"
 
 
 def test_whole_numbers_stay_whole_beside_a_missing_one():

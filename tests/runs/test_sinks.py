@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console as Terminal
 
 from pgt.core.errors import InputError
-from pgt.runs import console
+from pgt.runs import console, trackers
 from pgt.runs.console import Console
+from pgt.runs.folder import last_record
 from pgt.runs.sinks import JsonLines, Sinks
 
 RECORD = {"event": "epoch", "epoch": 1, "train_loss": 0.5, "train_top1": 80.0, "test_top1": 70.0, "lr": 0.1,
@@ -52,6 +53,16 @@ def test_console_shows_progress_and_logs_epochs(terminal, monkeypatch):
         state,
         "done",
     ]
+
+
+def test_a_record_without_a_finite_loss_is_read_back_and_shown():
+    """As of an fp16 run whose first steps are all skipped: JSON has null for NaN."""
+    sink = JsonLines(Path("metrics.jsonl"))
+    sink.write(0, {**RECORD, "train_loss": math.nan, "train_top1": math.nan})
+    sink.close()
+    record = last_record(Path())
+    assert console.line(record).startswith("epoch 2  loss nan  train nan%  test 70.00%")
+    assert {"epoch/train_loss", "epoch/train_top1"}.isdisjoint(trackers.named(record))
 
 
 def test_the_progress_line_fits_80_columns_and_says_how_long_it_takes():

@@ -134,8 +134,8 @@ def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
     order = np.random.default_rng(0).permutation(values.shape[1])
     colours = matplotlib.colormaps["turbo"](order / max(1, len(order) - 1))
     points = [np.column_stack([steps, column]) for column in values.T]
-    axis.add_collection(LineCollection(points, colors=colours, linewidths=0.6, rasterized=True))
-    finite = values[np.isfinite(values)]  # a run that diverges has others
-    shared = axis.get_ylim()[1] if axis.get_shared_y_axes().get_siblings(axis)[1:] else 0
-    top = max(shared, 1.05 * finite.max(initial=0))
-    axis.set(xlim=(steps[0], max(steps[-1], steps[0] + 1)), ylim=(0, top or 1))
+    lines = axis.add_collection(LineCollection(points, colors=colours, linewidths=0.6, rasterized=True))
+    axis.update_datalim([(steps[0], 0)])
+    lines.sticky_edges.y.append(0)  # no margin below 0
+    axis.margins(x=0)
+    axis.autoscale_view()
