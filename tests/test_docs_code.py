@@ -140,7 +140,7 @@ def known_command(words, compose):
         return compose([word for word in words[2:] if word != "..."])
     if words[0] == "pgt":
         with own_conf(config_dirs(words)):
-            return bool(parser(words[1]).parse_args(words[1:]))
+            return bool(parser(words[1]).parse_intermixed_args(words[2:]))
     if words[0] in ("pip", "uv"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         return {extra for word in words for extra in re.findall(r"\[([\w-]+)\]", word)} <= {*extras}

@@ -295,17 +295,17 @@ def validate_options(parser: ArgumentParser) -> None:
 def validate(options: Namespace) -> None:
     from pgt.tools import validate
 
-    validate.command(**{name: value for name, value in vars(options).items() if name != "command"})
+    validate.command(**vars(options))
 
 
 def verify_options(parser: ArgumentParser) -> None:
     from pgt.core.machine import cpus
 
     does = "decode and count every image of a folder, and write the list that `pgt train` checks it against"
-    verify = parser.add_subparsers(dest="what", required=True, metavar="what").add_parser("verify", help=does)
-    verify.add_argument("root", type=Path, help="a folder with train/<class>/ and val/<class>/")
-    verify.add_argument("--workers", type=at_least(1), default=cpus(), help="processes (default: one a CPU)")
-    verify.add_argument("--output", type=Path, help="the manifest (default: ROOT/pgt-manifest.json)")
+    parser.add_argument("what", choices=["verify"], help=does)
+    parser.add_argument("root", type=Path, help="a folder with train/<class>/ and val/<class>/")
+    parser.add_argument("--workers", type=at_least(1), default=cpus(), help="processes (default: one a CPU)")
+    parser.add_argument("--output", type=Path, help="the manifest (default: ROOT/pgt-manifest.json)")
 
 
 def data(options: Namespace) -> None:
@@ -318,7 +318,7 @@ def list_options(parser: ArgumentParser) -> None:
     known = _listed()
     parser.add_argument(
         "what",
-        type=lambda text: _several(text) if _several(text) in known else text,  # `method` for `methods`
+        type=lambda text: _plural(text) if _plural(text) in known else text,  # `method` for `methods`
         choices=[*known],
         help="the group to list",
     )
@@ -341,10 +341,10 @@ def _listed() -> dict[str, str]:
     """The config groups whose choices `pgt list` lists, by their plurals."""
     from pgt.config.resources import groups
 
-    return {_several(group): group for group in groups()} | {"launchers": "hydra/launcher"}
+    return {_plural(group): group for group in groups()} | {"launchers": "hydra/launcher"}
 
 
-def _several(group: str) -> str:
+def _plural(group: str) -> str:
     """The plural of a config group's name."""
     return group if group == "data" else f"{group}s"
 

@@ -61,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.startswith("-") and command not in OPTIONS:
             nearest = difflib.get_close_matches(command, OPTIONS, n=1)
             made.error(f"there is no option {command}" + (f": did you mean {nearest[0]}?" if nearest else ""))
-        options = made.parse_args(arguments)
+        if command not in COMMANDS:
+            made.parse_args(arguments)  # --help, --version or nothing: argparse exits
+        options = made.parse_intermixed_args(arguments[1:])  # an argument may stand behind an option
         with own_conf([options.config_dir] if getattr(options, "config_dir", None) else []):
-            return COMMANDS[options.command].run(options) or 0
+            return COMMANDS[command].run(options) or 0
     except BrokenPipeError:  # of standard output: training runs deal with their own
         return READER_LEFT
     except (Exception, KeyboardInterrupt) as error:
@@ -83,16 +85,6 @@ class OneLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(InputError.exit_code, f"pgt: {message}; see `{self.prog} --help`\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse, and refuse unknown arguments in the command's own parser, so that the message names its --help."""
-        options, rest = super().parse_known_args(args, namespace)
-        if hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
-            options.overrides = [*options.overrides, *rest]  # argparse wants all of them before the options
-            rest = []
-        if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
-        return options, rest
-
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print. argparse would hide that standard output cannot be written."""
         if file is sys.stdout:
@@ -102,15 +94,20 @@ class OneLine(argparse.ArgumentParser):
 
 
 def parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of a command line. Only the chosen command gets its options: those of others may need slow imports."""
+    """The parser of the words after a command; or, if `chosen` is none, that of `pgt`.
+
+    Only the chosen command gets its options: those of others may need slow imports.
+    """
+    if chosen in COMMANDS:
+        made = OneLine(prog=f"pgt {chosen}")
+        COMMANDS[chosen].options(made)
+        return made
     made = OneLine(prog="pgt", description="PowerGrad Transform: train, and compare with the paper's numbers.")
     made.add_argument("--version", action="version", version=_version() if chosen == "--version" else "")
     commands = made.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("train", help="train one run, or many with -m")
     for name, command in COMMANDS.items():
-        added = commands.add_parser(name, help=command.help)
-        if name == chosen:
-            command.options(added)
+        commands.add_parser(name, help=command.help)
     return made
 
 
@@ -130,6 +127,8 @@ def entry() -> NoReturn:
         code = main()
     except SystemExit as left:  # argparse and Hydra leave so, with a number
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):  # of a function of the user's own
+            print(left.code, file=sys.stderr)
     except BrokenPipeError:  # of standard error
         code = READER_LEFT
     except Exception:  # a fault of ours

@@ -43,7 +43,7 @@ class SeveralRuns(InputError):
     """A command line without -m stands for several runs.
 
     Args:
-        what: stands for them.
+        what: the words that stand for them.
         one: how to name one run.
     """
 
@@ -205,7 +205,7 @@ def refuse_bare(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse the file of a group that lacks keys, and does not begin with the choice that has them.
 
     Args:
-        overrides: of the command line, which may delete keys; those are reported elsewhere.
+        overrides: the command line. Keys that it deletes are reported elsewhere.
 
     Raises:
         InputError: the file, its missing keys, and the line to add.
@@ -277,16 +277,21 @@ def _chosen_in(defaults: list[Any]) -> Iterator[tuple[str, str]]:
     """Group and name of each choice that a defaults list makes."""
     for entry in defaults:
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            group = str(key).split(" ")[-1].removeprefix("/")
+            group = _group_of(str(key))
             for name in value if isinstance(value, list) else [value]:
                 yield group, str(name)
+
+
+def _group_of(key: str) -> str:
+    """The group that a key of a defaults list names: `override /model`, `/model` and `model` are `model`."""
+    return key.split(" ")[-1].removeprefix("/")
 
 
 def _faults_of_choice(key: str, value: Any) -> Iterator[str]:
     """The faults of `key: value` in a defaults list. Packages, interpolations and groups not of conf/ are left to
     Hydra.
     """
-    group = key.split(" ")[-1].removeprefix("/")
+    group = _group_of(key)
     if (
         {*"@$"} & {*f"{key}{value}"}
         or group.startswith("hydra/")
@@ -300,7 +305,7 @@ def _faults_of_choice(key: str, value: Any) -> Iterator[str]:
         yield f"`{key}: [{', '.join(map(str, value))}]` must be one choice"
     for name in value if isinstance(value, list) else [value]:
         if group in groups() and not is_choice(group, str(name)):
-            yield unknown_choice(group, "null" if name is None else str(name))
+            yield unknown_choice(group, name)
     if key != f"override /{group}":
         yield f"write `{key}: {value}` as `override /{group}: {value}`"
 

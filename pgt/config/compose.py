@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any
 
 from hydra.conf import HydraConf
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 from omegaconf import ListConfig, OmegaConf
 
 from pgt.config import launchers
@@ -28,11 +27,11 @@ from pgt.config.choices import (
     own_sweep,
     refuse_bare,
 )
-from pgt.config.composition import chooses, compose, composed, forget, in_hydra, searching_in
+from pgt.config.composition import chooses, compose, composed, forget, in_hydra, other_folders, searching_in
 from pgt.config.grammar import key_of, parse, quoted, values_of, written
-from pgt.config.hints import ELSEWHERE, REFUSED, called, one_choice, paths, unknown, unknown_choice
+from pgt.config.hints import NAMES_ELSEWHERE, REFUSED, called, one_choice, paths, unknown, unknown_choice
 from pgt.config.identity import identity, run_id, with_files
-from pgt.config.resources import Sources, is_choice, is_group, own_conf, search_path, sources
+from pgt.config.resources import Sources, is_choice, is_group, own_conf, sources
 from pgt.config.rules import validate
 from pgt.config.schema import Config
 from pgt.core.errors import InputError
@@ -49,8 +48,8 @@ class Jobs:
     Attributes:
         overrides: the command line in Hydra's own terms.
         command: the words after `pgt train` that stand for these jobs, whatever the current folder is.
-        configs: of the jobs, in Hydra's order. If a sweeper chooses the values: jobs that between them have each value
-            that it can choose from, and both ends of each interval.
+        configs: one for each job, in Hydra's order. If a sweeper chooses the values, a few samples: together they have
+            each value of a choice and both ends of each interval.
         hydra: Hydra's own config, of the last job.
     """
 
@@ -62,7 +61,12 @@ class Jobs:
     @property
     def searches(self) -> bool:
         """Whether a sweeper chooses the values of the jobs as it goes."""
-        return str(self.hydra.runtime.choices["hydra/sweeper"]) != "basic"
+        return launchers.searches(self.hydra.runtime)
+
+    @property
+    def on_slurm(self) -> bool:
+        """Whether `hydra/launcher=slurm` submits the jobs."""
+        return bool(self.hydra.launcher.get("_target_") == launchers.SLURM)
 
 
 def compose_all(overrides: Sequence[str], multirun: bool = False) -> list[Config]:
@@ -102,7 +106,7 @@ def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> Jobs:
         if choosing:
             _refuse_plugins_of_jobs(plugins, given)
         _refuse_doubles(configs, jobs)
-        return Jobs([*_other_folders(), *given], [*_own_files(), *given], configs, own)
+        return Jobs([*other_folders(), *given], [*_own_files(), *given], configs, own)
 
 
 def compose_job(job: Sequence[str]) -> Config:
@@ -113,14 +117,12 @@ def compose_job(job: Sequence[str]) -> Config:
     Raises:
         InputError: what is wrong with it.
     """
-    main, own = GlobalHydra.instance(), HydraConfig.instance()
-    before = main.hydra, own.cfg
-    main.clear()
+    before = HydraConfig.instance().cfg
     try:
         with in_hydra():
             return _checked(job)
     finally:
-        main.hydra, own.cfg = before
+        HydraConfig.instance().cfg = before
 
 
 def shown(overrides: Sequence[str]) -> list[str]:
@@ -137,7 +139,7 @@ def shown(overrides: Sequence[str]) -> list[str]:
             raise InputError(f"{error.what}, and one job is shown: {error.one}") from None
         if wrong := _unknown_keys(job):
             raise InputError(unknown(wrong, _known(job)))
-        return [*_other_folders(), *job]
+        return [*other_folders(), *job]
 
 
 def instead_of_flag(flag: str, following: str) -> str:
@@ -150,7 +152,7 @@ def instead_of_flag(flag: str, following: str) -> str:
     with in_hydra():
         known = _known(())
     plain = name.replace("-", "_")
-    elsewhere = ELSEWHERE.get(plain)
+    elsewhere = NAMES_ELSEWHERE.get(plain)
     keys = [name] if name in known else [elsewhere] if elsewhere else called(plain, known)
     value = value if equals else following if following and not re.match(r"-|.*=", following) else "..."
     return " or ".join(f"{key}={value}" for key in keys)
@@ -220,16 +222,25 @@ def _searched(overrides: Sequence[str]) -> Iterator[list[str]]:
         if key in given:
             raise InputError(f"{key} is set twice, by '{given[key]}' and '{text}': leave one of them out")
         given[key] = text
-    folders = parse(given.pop("hydra.searchpath", "hydra.searchpath=[]")).value()
-    if not isinstance(folders, list):
-        raise InputError("hydra.searchpath must be a list: hydra.searchpath=[file://DIR]")
-    with own_conf([str(folder) for folder in folders]):
+    given.pop("hydra.searchpath", None)
+    with own_conf(searched_folders(overrides)):
         yield list(given.values())
 
 
-def _other_folders() -> list[str]:
-    """The override by which Hydra finds more folders than that of the primary config."""
-    return searching_in(search_path()[1])
+def searched_folders(overrides: Sequence[str]) -> list[str]:
+    """The folders that `hydra.searchpath` of a command line names.
+
+    Raises:
+        InputError: it is no list.
+    """
+    found: list[str] = []
+    for text in overrides:
+        if text.lstrip("+").startswith("hydra.searchpath="):
+            folders = parse(text).value()
+            if not isinstance(folders, list):
+                raise InputError("hydra.searchpath must be a list: hydra.searchpath=[file://DIR]")
+            found += map(str, folders)
+    return found
 
 
 def _own_files() -> list[str]:
@@ -250,15 +261,15 @@ def _spell_out(overrides: Sequence[str], multirun: bool) -> list[str]:
     spelled = []
     for text in _with_timm(overrides):
         parsed = parse(text)
-        chooses = is_group(parsed.key_or_group) and not parsed.is_delete()
+        names_files = is_group(parsed.key_or_group) and not parsed.is_delete()
         left = isinstance(parsed.value(), IntervalSweep | RangeSweep) and _searching(overrides)  # to the sweeper
-        values = values_of(parsed) if chooses or (parsed.is_sweep_override() and not left) else []
+        values = values_of(parsed) if names_files or (parsed.is_sweep_override() and not left) else []
         if parsed.key_or_group == "experiment" and values and all(isinstance(value, str) for value in values):
             names = list(dict.fromkeys(name for value in values for name in experiments(value)))
             if len(names) > 1 and not multirun:
                 raise SeveralRuns(f"'{text}' names {len(names)} runs", f"name one, as in experiment={names[0]}")
             spelled += [f"experiment={','.join(map(written, names))}", *own_sweep(names, overrides, multirun)]
-        elif chooses and parsed.is_sweep_override():
+        elif names_files and parsed.is_sweep_override():
             spelled.append(f"{parsed.get_key_element()}={','.join(map(written, values))}")
         elif isinstance(parsed.value(), RangeSweep) and any(isinstance(value, float) for value in values):
             # Hydra adds up steps: after 0.1 and 0.2 comes 0.30000000000000004
@@ -308,18 +319,12 @@ def _as_sweep(override: Override) -> str:
     value = override.get_value_element_as_str() or repr("")
     swept = f"{key}=choice({'${oc.decode:null}' if value == 'null' else value})"
     [back] = parse(swept).sweep_string_iterator()
-    if value != "null" and _plain(parse(f"{key}={back}")) != _plain(override):
+    if value != "null" and repr(parse(f"{key}={back}").value()) != repr(override.value()):  # 1 == True == 1.0
         raise InputError(
             f"'{override.input_line}' does not go with a sweep over a group that has this key in some choices only: "
             "give each choice a command of its own"
         )
     return swept
-
-
-def _plain(override: Override) -> str:
-    """The value of an override, in quotes if it is a text, in whatever way it was written."""
-    value = override.value()
-    return repr(value.text if isinstance(value, QuotedString) else value)
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
@@ -350,7 +355,7 @@ def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
         else:
             raise InputError(f"'{text}' is a sweep without a value: name some, as in {parsed.key_or_group}=range(0,3)")
     if _searching(overrides):  # the product may be vast, and the sweeper tries only a part of it
-        most = max(map(len, values))
+        most = max(map(len, values), default=1)
         return [[each[min(index, len(each) - 1)] for each in values] for index in range(most)]
     return [list(job) for job in itertools.product(*values)]
 
@@ -367,8 +372,13 @@ def _unswept(text: str, overrides: Sequence[str]) -> str:
 
 
 def _searching(overrides: Sequence[str]) -> bool:
-    """Whether a command line names a sweeper that chooses the values itself."""
-    return any(parse(text).key_or_group == "hydra/sweeper" and parse(text).value() != "basic" for text in overrides)
+    """Whether the command line, or a file that it chooses, names a sweeper that chooses the values itself."""
+    shared = [text for text in overrides if chooses(text) and not parse(text).is_sweep_override()]
+    try:
+        _check_choices(shared)
+        return launchers.searches(composed(shared).hydra.runtime)
+    except InputError:  # reported with the first job
+        return False
 
 
 def _swept(override: Override) -> list[str]:
@@ -455,6 +465,6 @@ def _check_choices(overrides: Sequence[str]) -> None:
             if is_choice(group, str(name)):
                 check_file(group, str(name))
             else:
-                wrong.append(unknown_choice(group, "null" if name is None else str(name)))
+                wrong.append(unknown_choice(group, name))
     if wrong:
         raise InputError("; ".join(wrong))

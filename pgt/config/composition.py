@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -36,9 +37,14 @@ PLUGINS = {
 
 @contextmanager
 def in_hydra() -> Iterator[None]:
-    """A context in which Hydra can compose."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(search_path()[0])):
-        yield
+    """A context in which Hydra can compose. A Hydra that is already at work is set aside, and put back afterwards."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(search_path()[0])):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before  # another instance: Hydra has put back a copy
 
 
 def chooses(override: str) -> bool:
@@ -85,9 +91,8 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 @cache
 def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
-    other_folders = searching_in(search_path()[1])
     try:
-        return hydra.compose(where.primary, [*other_folders, *overrides], return_hydra_config=True)
+        return hydra.compose(where.primary, [*other_folders(), *overrides], return_hydra_config=True)
     except YAMLError as error:
         raise not_yaml(error) from None
     except MissingConfigException as error:
@@ -108,6 +113,11 @@ def _composed(overrides: tuple[str, ...], where: Sources) -> DictConfig:
         if merged := re.match(r"In '([^']+)': ConfigTypeError raised.*Cannot merge", str(error), re.S):
             refuse_other_kinds(merged[1], OmegaConf.to_container(composed(())))
         raise InputError(one_line(error)) from None
+
+
+def other_folders() -> list[str]:
+    """The override by which Hydra finds more folders than that of the primary config."""
+    return searching_in(search_path()[1])
 
 
 def searching_in(folders: Sequence[Path]) -> list[str]:

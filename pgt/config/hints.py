@@ -44,7 +44,7 @@ REFUSED = {
 }
 """Keys that would have no effect or a harmful one, each with what to know or do instead."""
 
-ELSEWHERE = {
+NAMES_ELSEWHERE = {
     "batch_size": "recipe.global_batch",
     "learning_rate": "recipe.lr_peak",
     "lr": "recipe.lr_peak",
@@ -66,7 +66,7 @@ def _hint(key: str, known: Set[str]) -> str:
     if owners := _owners(group, rest):
         return f": it goes with {owners}"
     alike = sorted(name for name in known | set(groups()) if ("." in name) == ("." in key))
-    if (same := ELSEWHERE.get(key.rpartition(".")[2])) in known:
+    if (same := NAMES_ELSEWHERE.get(key.rpartition(".")[2])) in known:
         return f": did you mean '{same}'?"
     if found := called(key, known) or difflib.get_close_matches(key, alike, n=1):
         return f": did you mean {' or '.join(map(repr, found))}?"
@@ -108,12 +108,13 @@ def _hint_of_hydra(key: str, known: Set[str]) -> str:
     return more or listed
 
 
-def unknown_choice(group: str, name: str, options: Sequence[str] = ()) -> str:
+def unknown_choice(group: str, choice: object, options: Sequence[str] = ()) -> str:
     """Name a choice that a group does not have, with the nearest one or all of them.
 
     Args:
         options: of a group of Hydra's, its choices: all of them are named.
     """
+    name = "null" if choice is None else str(choice)
     known = options or choices(group)
     if group == "experiment" and is_folder(group, name):
         return f"experiment '{name}' is a folder: for all that is in it, write -m experiment={name}/all"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, cast
 
+from hydra.conf import RuntimeConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, ValidationInfo
@@ -63,9 +64,11 @@ class Slurm(Part):
     then: str | None
 
 
+SLURM = "hydra_plugins.pgt.SlurmLauncher"
+
 OPTIONS: dict[str, type[Part]] = {
     "hydra_plugins.pgt.LocalLauncher": Local,
-    "hydra_plugins.pgt.SlurmLauncher": Slurm,
+    SLURM: Slurm,
 }
 """The options of pgt's own launchers, by the `_target_` of each. Those of others are checked by their packages."""
 
@@ -73,6 +76,11 @@ OPTIONS: dict[str, type[Part]] = {
 def hydra_overrides(composed: DictConfig) -> list[str]:
     """The overrides of Hydra's own keys that a config was composed with."""
     return cast(list[str], OmegaConf.to_container(composed.hydra.overrides.hydra))  # unresolved, as they were given
+
+
+def searches(runtime: RuntimeConf) -> bool:
+    """Whether the chosen sweeper tries values of its own choice, as optuna does."""
+    return str(runtime.choices.get("hydra/sweeper", "basic")) != "basic"
 
 
 def faults(composed: DictConfig) -> Iterator[tuple[str, str]]:
@@ -108,7 +116,6 @@ def _conflicts(options: Mapping[str, Any], settings: DictConfig) -> Iterator[tup
     for name, value in options.items():
         if value is not None and (why := TAKEN.get(name.replace("-", "_"))):
             yield f"hydra.launcher.{name}", f"leave out hydra.launcher.{name}: {why}"
-    in_steps = settings.runtime.choices.get("hydra/sweeper") != "basic"
-    if options.get("then") and (in_steps or OmegaConf.select(settings, "sweeper.max_batch_size")):
+    if options.get("then") and (searches(settings.runtime) or OmegaConf.select(settings, "sweeper.max_batch_size")):
         key = "hydra.launcher.then"
         yield key, f"leave out {key}: a sweeper that chooses values, and hydra.sweeper.max_batch_size, submit in steps"

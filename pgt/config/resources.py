@@ -147,7 +147,9 @@ def groups() -> list[str]:
 
 def is_group(name: str) -> bool:
     """Whether there is a Hydra group of that name, other than Hydra's own."""
-    return "." not in name and not name.startswith("hydra/") and any((folder / name).is_dir() for folder in _folders())
+    if not name or "." in name or name.startswith(("/", "hydra/")):
+        return False
+    return any((folder / name).is_dir() for folder in _folders())
 
 
 def is_choice(group: str, name: str) -> bool:
@@ -224,8 +226,8 @@ def header(file: Path) -> str:
 
 
 def is_global(file: Path) -> bool:
-    """Whether the comment at the top of a config file says `@package _global_`."""
-    return re.match(r"(\s*#.*\n|\s*\n)*?\s*#\s*@package\s+_global_\s", file.read_text("utf-8") + "\n") is not None
+    """Whether the first line of a config file is `# @package _global_`. Hydra does not see it behind other comments."""
+    return re.match(r"\s*#+\s*@package +_global_\s", file.read_text("utf-8") + "\n") is not None
 
 
 def _folders() -> tuple[Path, ...]:

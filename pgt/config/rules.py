@@ -124,7 +124,7 @@ def _location(detail: ErrorDetails, plain: Any) -> Iterator[str]:
     """The keys that lead to an error. Pydantic adds the `name` or tag that chose one of several classes: left out."""
     node = plain
     for part in detail["loc"]:
-        if part in (OWN, OURS) or (isinstance(node, Mapping) and part == node.get("name")):
+        if part in (OWN, OURS) or (isinstance(node, Mapping) and part == node.get("name") and part not in node):
             continue
         yield str(part)
         node = node.get(part) if isinstance(node, Mapping) else node[int(part)] if isinstance(node, list) else None

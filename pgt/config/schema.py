@@ -141,7 +141,7 @@ OWN, OURS = "<own>", "<ours>"
 """Tags by which pydantic tells a part of the user's own from one of the project's; they show up in its errors."""
 
 
-def _whose(value: Any) -> str:
+def _own_or_ours(value: Any) -> str:
     return OWN if isinstance(value, Own) or (isinstance(value, dict) and "_target_" in value) else OURS
 
 
@@ -267,7 +267,7 @@ class Amplification(Part):
     measure: Literal["cancellation", "cancellation_per_weight"]
     """Fluctuation of a layer's gradient over an epoch: of the layer as a whole, or weight by weight."""
     threshold: Literal["mean", "mean_plus_std"]
-    """Over the layers."""
+    """The limit: this statistic of the fluctuation of all layers."""
     select: Literal["above", "below", "random"]
     """The layers that are amplified: those above or below the threshold, or a share drawn at random."""
     ratio: Annotated[Number, between(0, 1)] | None
@@ -300,9 +300,9 @@ class WeightCorrection(Part):
     width: Integer = Field(ge=1)
     """Entries of a query, key and value of the attention."""
     target: Literal["weights", "gradients"]
-    """The direction to fit: the way of the weights, or the mean gradient of the later steps."""
+    """The direction to fit: the displacement of the weights, or the mean gradient of the later steps."""
     fit: Literal["direction", "vector"]
-    """Whether its direction alone is fitted, or its length, too."""
+    """direction: only the direction of the target is fitted; vector: its length, too."""
     fit_steps: Integer = Field(ge=1)
     fit_lr: Number = Field(gt=0)
     layers: list[str] | None = None
@@ -335,7 +335,9 @@ class Method(Part):
     smoothing: Literal["paper", "uniform"]
     loss: Annotated[Own | None, ADDED_LATER] = None
     """A loss of the user's own in the place of the cross-entropy and PGT: (logits, target) -> scalar."""
-    transforms: list[Annotated[Annotated[OurTransform, Tag(OURS)] | Annotated[Own, Tag(OWN)], Discriminator(_whose)]]
+    transforms: list[
+        Annotated[Annotated[OurTransform, Tag(OURS)] | Annotated[Own, Tag(OWN)], Discriminator(_own_or_ours)]
+    ]
 
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
@@ -344,7 +346,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 class Trainer(Part):
     precision: Precision
     loss_scale: Number = Field(gt=0)
-    """At the first step in fp16; the gradient scaler adapts it from then on."""
+    """The loss scale at the first step in fp16; the gradient scaler adapts it from then on."""
     loss_scale_growth_interval: Integer = Field(ge=1)
     """Good steps in a row after which the loss scale is doubled."""
     evaluate_every: Integer = Field(ge=1)
@@ -390,7 +392,7 @@ class TensorBoard(Part):
 
 
 NOT_LOGGERS = frozenset({"checkpoints", "export", "lock", "norms"})
-"""Names in a run's folder that a logger, whose folder has its name, cannot have."""
+"""A logger writes to a folder of its name in the run's folder, so it cannot have these names, which pgt uses there."""
 
 
 class Logger(Part):
@@ -423,7 +425,7 @@ class Paths(Part):
 class Config(Part):
     experiment: Annotated[str | None, NO_IDENTITY] = None
     seed: Annotated[Integer, between(0, 2**32 - 1)]
-    model: Annotated[Annotated[Model, Tag(OURS)] | Annotated[OwnModel, Tag(OWN)], Discriminator(_whose)]
+    model: Annotated[Annotated[Model, Tag(OURS)] | Annotated[OwnModel, Tag(OWN)], Discriminator(_own_or_ours)]
     data: ImageFolder | Cifar | Digits | Synthetic = Field(discriminator="name")
     recipe: Recipe
     schedule: Cosine | Step = Field(discriminator="name")

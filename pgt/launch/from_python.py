@@ -61,7 +61,7 @@ def train(arguments: Sequence[str]) -> Any:
         raise InputError(f"{shows[0]} trains nothing: give it to `pgt train` in a shell")
     with _left_as_found(arguments), jobs.own_files(options):
         composed = compose_jobs(options.overrides, options.multirun)
-        if composed.searches or "wait" in composed.hydra.launcher:
+        if composed.searches or composed.on_slurm:
             raise InputError(
                 "pgt.train trains here and returns what it came to: give a sweeper that chooses values, or jobs for a "
                 "cluster, to `pgt train`, and read pgt.runs.frame"

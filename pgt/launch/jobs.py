@@ -11,7 +11,7 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -19,10 +19,10 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pgt import data
-from pgt.config.compose import Jobs, compose_all, compose_jobs, instead_of_flag, shown
+from pgt.config.compose import Jobs, compose_all, compose_jobs, instead_of_flag, searched_folders, shown
 from pgt.config.grammar import key_of, written
 from pgt.config.resources import own_conf, search_path, sources
 from pgt.config.rules import check_size, validate
@@ -31,7 +31,7 @@ from pgt.core.errors import InputError, exit_code, one_line, unset_variable
 from pgt.core.machine import rank_environment
 from pgt.core.signals import Stop
 from pgt.launch import launchers
-from pgt.launch.one_job import Sweep, code_in, ended, label, note, objective, refused, told, train_job
+from pgt.launch.one_job import Sweep, code_in, ended, label, note, objective, refused, train_job, worst_if_nan
 from pgt.launch.run import run, run_as_rank
 from pgt.runs import mirrors
 from pgt.runs.folder import LOCK, lock, read_failure
@@ -64,7 +64,8 @@ def train(arguments: Sequence[str]) -> int:
 
 def own_files(options: Namespace) -> AbstractContextManager[None]:
     """A context in which the configs and modules of the user's own are found that a command line names."""
-    return own_conf([options.config_dir] if options.config_dir else [], options.config_name)
+    first = [options.config_dir] if options.config_dir else []
+    return own_conf([*first, *searched_folders(options.overrides)], options.config_name)
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
@@ -115,29 +116,32 @@ def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = {}) -> int:
     _check_all(jobs.configs)
     Stop.unanswered = 0
     options = jobs.hydra.launcher
-    submits = options.get("wait") is False
+    submits = jobs.on_slurm and not options.wait
     if submits and jobs.searches:
         raise InputError("a sweeper that chooses values needs results: add hydra.launcher.wait=true")
     flags = ["-m"] if multirun else []
     sweep = Sweep(_count(jobs), ["pgt train", *flags, *jobs.command])
-    if "wait" in options:
+    if jobs.on_slurm:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in jobs.overrides}
-    if "hydra.sweep.dir" in given and not _in_turn(jobs.hydra):
-        claim(Path(jobs.hydra.sweep.dir), sweep.command)
-    with _notes(jobs) as notes:
-        settings = {**more, "hydra.run.dir": str(notes), "hydra.sweep.dir": str(notes)}
+    named = _named_folder(jobs.hydra)
+    if named and not _in_turn(jobs.hydra):
+        claim(named, sweep.command)
+    with _hydra_folder(jobs) as notes:
+        folder = named or notes
+        settings = {**more, "hydra.run.dir": str(notes)}
         if "direction" in jobs.hydra.sweeper:
             settings["hydra.sweeper.direction"] = "maximize"  # the objective is an accuracy
         added = [f"{key}={written(value)}" for key, value in settings.items() if key not in given]
         function = update_wrapper(partial(task, sweep=sweep), task)
-        _hydra("pgt train", [*flags, *added, *jobs.overrides], function)
-        if submits or jobs.searches:
-            found = runs_of(Path(jobs.hydra.sweep.dir) if "hydra.sweep.dir" in given else notes)
+        place = f"hydra.sweep.dir={written(str(folder))}"  # the last one of a key counts
+        _hydra("pgt train", [*flags, *added, *jobs.overrides, place], function)
+        if submits or (flags and jobs.searches):  # without -m, Hydra calls no sweeper
+            found = runs_of(folder)
             codes = [code_in(found[number]) for number in sorted(found)]  # of a submission, those that were refused
             return max(codes, default=0) if submits else _exit_code(codes)
     if _in_turn(jobs.hydra):
-        _share(jobs.configs)
+        _train_postponed(jobs.configs)
     return _exit_code([_code_of(config) for config in jobs.configs])
 
 
@@ -155,8 +159,18 @@ def _in_turn(settings: HydraConf) -> bool:
     return bool(chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic")
 
 
+def _named_folder(settings: HydraConf) -> Path | None:
+    """The folder that the user has named by `hydra.sweep.dir`, or None.
+
+    It is resolved once, here: when Hydra composes its own config some seconds later, `${now:...}` is another time.
+    """
+    raw = OmegaConf.to_container(cast(DictConfig, settings.sweep))
+    unnamed = {".", "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"}  # of conf/train.yaml, and of Hydra without that file
+    return None if cast(dict[str, Any], raw)["dir"] in unnamed else Path(settings.sweep.dir)
+
+
 @contextmanager
-def _notes(jobs: Jobs) -> Iterator[Path]:
+def _hydra_folder(jobs: Jobs) -> Iterator[Path]:
     """A folder for what Hydra, its launchers and its sweepers write.
 
     It is a temporary one if jobs train in turn in this process, since their run folders say more. Other launchers and
@@ -176,7 +190,7 @@ def _notes(jobs: Jobs) -> Iterator[Path]:
                 rmtree(folder)
 
 
-def _share(configs: Sequence[Config]) -> None:
+def _train_postponed(configs: Sequence[Config]) -> None:
     """Train the runs of a sweep that were put off because other processes were training them.
 
     Those are the runs that have begun, and have neither ended nor failed.
@@ -227,8 +241,8 @@ def task(composed: DictConfig, sweep: Sweep) -> float:
             if not in_turn:
                 link(Path(settings.sweep.dir), settings.job.num, folder)
         except Exception as error:
-            return told(refused(Path(settings.sweep.dir), settings.job.num, name, error))
-        return told(train_job(config, folder, name, waits=not in_turn))
+            return worst_if_nan(refused(Path(settings.sweep.dir), settings.job.num, name, error))
+        return worst_if_nan(train_job(config, folder, name, waits=not in_turn))
 
 
 def _exit_code(codes: Sequence[int]) -> int:

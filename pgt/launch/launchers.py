@@ -16,10 +16,9 @@ from pgt.config.compose import compose_job
 from pgt.config.grammar import key_of
 from pgt.config.identity import identity
 from pgt.config.launchers import hydra_overrides
-from pgt.config.resources import own_conf
 from pgt.core.errors import InputError
 from pgt.launch import local, slurm
-from pgt.launch.one_job import LaunchedJob, Sweep, label, refused, told
+from pgt.launch.one_job import LaunchedJob, Sweep, label, refused, worst_if_nan
 from pgt.runs.sweeps import write_list
 from pgt.training.job import folder_of
 
@@ -58,19 +57,20 @@ class LocalLauncher(Launcher):
         jobs, objectives = list[LaunchedJob](), dict[int, float]()
         # Without them, a job's config would lack the launcher whose options an experiment's file sets.
         shared = [text for text in hydra_overrides(self._config) if key_of(text) != "hydra.searchpath"]
-        with own_conf([str(folder) for folder in self._config.hydra.searchpath]):
-            for number, overrides in zip(numbers, job_overrides, strict=True):
-                name = label(number, self._sweep.total)
-                try:
-                    config = compose_job([*shared, *overrides])
-                    (sweep / str(number)).unlink(missing_ok=True)  # the last time, it may have been refused
-                    jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
-                except (InputError, OSError) as error:
-                    objectives[number] = refused(sweep, number, name, error)
+        for number, overrides in zip(numbers, job_overrides, strict=True):
+            name = label(number, self._sweep.total)
+            try:
+                config = compose_job([*shared, *overrides])
+                (sweep / str(number)).unlink(missing_ok=True)  # the last time, it may have been refused
+                jobs.append(LaunchedJob(number, name, config, folder_of(config), self._sweep.command))
+            except (InputError, OSError) as error:
+                objectives[number] = refused(sweep, number, name, error)
         write_list(sweep, self._sweep.command, {job.folder: identity(job.config) for job in jobs})
         found = self.train_or_submit(jobs, sweep, **self._options) if jobs else []
         objectives |= zip((job.number for job in jobs), found, strict=True)
-        return [JobReturn(_return_value=told(objectives[number]), status=JobStatus.COMPLETED) for number in numbers]
+        return [
+            JobReturn(_return_value=worst_if_nan(objectives[number]), status=JobStatus.COMPLETED) for number in numbers
+        ]
 
 
 class SlurmLauncher(LocalLauncher):

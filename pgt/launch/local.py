@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,7 +55,9 @@ def launch(
         InputError: the machine does not have what a job is to get, or a job asks for more GPUs than it gets.
         Stopped: this process was asked to stop; every job that was training has stopped in order.
     """
-    free = slots(sorted(machine.affinity()), _gpus(), gpus_per_job, cpus_per_job)
+    # A container's quota limits the time, and names no CPUs. Those of two containers should seldom be the same.
+    cpus = random.sample(sorted(machine.affinity()), machine.cpus())
+    free = slots(sorted(cpus), _gpus(), gpus_per_job, cpus_per_job)
     gpus = len(free[0].gpus.split(",")) if free[0].gpus else 0
     devices = max(job.config.trainer.devices or 1 for job in jobs)
     if 0 < gpus < devices:
@@ -78,9 +81,9 @@ def slots(cpus: Sequence[int], gpus: Sequence[str], gpus_per_job: int | None, cp
         InputError: it has not enough for one job.
     """
     own_gpus = min(1, len(gpus)) if gpus_per_job is None else gpus_per_job
-    if not 0 <= own_gpus <= len(gpus):
+    if own_gpus > len(gpus):
         raise InputError(f"hydra.launcher.gpus_per_job={own_gpus}, but this machine has {counted(len(gpus), 'GPU')}")
-    if cpus_per_job is not None and not 1 <= cpus_per_job <= len(cpus):
+    if (cpus_per_job or 0) > len(cpus):
         raise InputError(
             f"hydra.launcher.cpus_per_job={cpus_per_job}, but this machine has {counted(len(cpus), 'CPU')}"
         )

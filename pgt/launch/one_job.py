@@ -65,8 +65,8 @@ class LaunchedJob:
     command: list[str]
 
 
-def told(value: float) -> float:
-    """The objective for a sweeper: 0, the worst accuracy, in the place of NaN, at which optuna would end its search."""
+def worst_if_nan(value: float) -> float:
+    """The objective that a sweeper is given: 0, the worst accuracy, instead of NaN, which would end optuna's search."""
     return 0.0 if math.isnan(value) else value
 
 
@@ -117,7 +117,7 @@ def note(folder: Path, error: Exception, command: Sequence[str]) -> None:
     """Note in a run's folder why it failed, unless another process goes on with it.
 
     Args:
-        command: that the job belonged to, word by word.
+        command: the command line that the job belonged to, word by word.
     """
     if isinstance(error, HeldError):
         return

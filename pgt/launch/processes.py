@@ -43,7 +43,7 @@ def start_worker(function: Callable[[Any], Any], argument: Any, environment: dic
     Args:
         function: a function of a module, since the process imports it.
         environment: environment variables to set.
-        name: of the process, in errors.
+        name: how errors call the process.
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe()

@@ -104,7 +104,7 @@ def bench_speeds(path: Path) -> dict[str, Speed]:
 
 
 def _benched(line: Mapping[str, Any]) -> tuple[str, str]:
-    """The network whose step was measured, or `loader`, and a description; both empty for a rival's."""
+    """The network whose step was measured, or `loader`, and a description; both empty for another library's step."""
     case, loop = line["case"], line["loop"]
     if line["benchmark"] == "step" and case["size"] == IMAGE_SIZE and loop.startswith("pgt, PGT"):
         compiled = ", compiled" if case["compiled"] else ""

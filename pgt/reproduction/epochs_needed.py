@@ -22,7 +22,9 @@ def about_correction(groups: Sequence[Group]) -> bool:
 
 
 def epochs_needed(group: Group) -> tuple[Sample | None, int]:
-    """Return mean and deviation over the seeds that come to the best of the baseline's run, and how many do not.
+    """Return mean and deviation of the epochs until a run reaches the best accuracy of the baseline's run of its seed.
+
+    They are over the runs that reach it; the second value is the number of those that never do.
 
     A baseline that is compared with no other is compared with itself. A seed without a finished run on both sides does
     not count.

@@ -250,7 +250,7 @@ def farthest(runs: pd.DataFrame, by: str | Sequence[str] = "run_id") -> pd.DataF
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs among them."""
+    """The runs whose status is `finished`."""
     return runs[runs.status == FINISHED]
 
 

@@ -43,7 +43,7 @@ class Item:
     Attributes:
         experiment: of the run.
         config: the values that change its numbers, by dotted name, without the seed.
-        gpus: how many share it.
+        gpus: number of GPUs that share the run.
         status: `done` (a diverged run, too), `partial` or `missing`.
         work: what is left of it.
     """
@@ -71,8 +71,9 @@ def command(
     Args:
         overrides: the command line.
         root: the runs folder.
-        gpus: that share a run, if its batch allows.
-        gpu: the card whose published speeds hold for what is not stated, measured or recorded by a finished run.
+        gpus: number of GPUs that share a run, if its batch can be divided among them.
+        gpu: name of a card; its published speeds are used for networks whose speed is not stated, measured or recorded
+            by a finished run.
         images_per_second: stated speed of one GPU, for every network.
         bench: files of the benchmarks, with speeds measured on images of `IMAGE_SIZE` pixels.
         probe: (config of each run and GPUs that share it) -> the speed of each network, measured now; None: nothing

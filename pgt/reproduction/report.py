@@ -151,7 +151,7 @@ def _notes(table: Table) -> list[tuple[Markup, list[Markup]]]:
 
 
 def _html(text: str) -> Markup:
-    """Markdown's code and emphasis, and nothing else of it, as HTML."""
+    """Text as HTML, with Markdown's code and emphasis; everything else is escaped."""
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*([^*]+)\*", r"<em>\1</em>", marked))  # nosec B704  # the text is escaped above
 

@@ -61,7 +61,8 @@ def label(values: Mapping[str, Any], exact: bool = False) -> str:
     """Values in a few words: `gc+pgt α=0.25 lr_peak=0.1 cifar10`. A key is its last part, unless two keys share it.
 
     Args:
-        exact: give numbers with all digits, not with six, and the keys that a method does not have.
+        exact: write numbers with all digits instead of six, and name keys whose value is None; used if two short labels
+            are equal.
     """
     if "method" in values:
         values = {key: value for key, value in values.items() if not _usual(key, value, exact)}

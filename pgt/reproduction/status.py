@@ -70,7 +70,8 @@ class Standing:
         reason: one line, of `diverged`, `failed`, `refused` and `damaged`.
         job: id of the Slurm job that trains it, or is to.
         process: the one that trains it, or that starts its sweep's jobs, as `pgt.runs.folder.holder` names it.
-        epochs, of: done, and to do.
+        epochs: whole epochs that are done.
+        of: epochs of the whole run.
         best: best test top-1 so far, percent.
         images_per_second: of its whole epochs, or of the first one so far.
         left: seconds of training at the speed so far, evaluations included, for all epochs that are not done.

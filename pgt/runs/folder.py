@@ -149,7 +149,7 @@ class Failure(NamedTuple):
     Attributes:
         code: the exit code that it stands for.
         reason: in words.
-        command: that the job belonged to, word by word.
+        command: the command line that the job belonged to, word by word.
     """
 
     code: int

@@ -19,7 +19,8 @@ class JsonLines:
 
     Args:
         path: of the file.
-        size: bytes to keep, by the checkpoint that the run resumes from. The later lines will be written again.
+        size: length of the file in bytes when the checkpoint was written. What follows is cut off, since the resumed
+            run writes it again.
 
     Raises:
         InputError: the file is shorter than `size`.

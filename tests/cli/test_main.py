@@ -372,6 +372,23 @@ def test_the_flag_of_another_program_is_told_as_an_override(capsys, flag, mend):
     assert mend in capsys.readouterr().err
 
 
+def test_what_a_module_of_ones_own_says_as_it_exits_is_shown():
+    Path("leaving.py").write_text("import sys\nsys.exit('no licence for this network')\n")
+    done = pgt("train", *TINY, "method=baseline", "+method.loss={_target_: leaving.loss}")
+    assert done.returncode != 0
+    assert "no licence for this network" in done.stderr
+
+
+def test_an_argument_may_follow_an_option(capsys):
+    Path("runs").mkdir()
+    assert main(["figure", "4", "--runs", "runs", "demo/bn"]) == 2
+    assert "no runs under runs/demo/bn" in capsys.readouterr().err
+    assert main(["mirror", "tensorboard", "--runs", "runs", "demo/bn"]) == 2
+    assert "no runs under runs/demo/bn" in capsys.readouterr().err
+    assert main(["data", "verify", "--workers", "1", "no/such/folder"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
+
+
 def test_overrides_may_follow_an_option_of_plan(capsys):
     assert main(["plan", "experiment=demo/bn", "--gpus", "2", "seed=0,1", "method=pgt"]) == 0
     assert "2 distinct runs" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pgt.config.compose import compose_all, compose_jobs, expand
+from pgt.config.composition import in_hydra
 from pgt.config.grammar import parse, written
 from pgt.config.identity import group_id, identity, run_id
 from pgt.config.resources import choices, conf_dir, read_conf
@@ -20,6 +21,12 @@ from tests.conftest import compose
 def _data_sets(monkeypatch):
     for name in ("IMAGENET", "TINY_IMAGENET", "TINY_IMAGENET_20", "CIFAR"):
         monkeypatch.setenv(name, ".")
+
+
+def jobs_of(overrides):
+    """The overrides of each job of a sweep."""
+    with in_hydra():
+        return expand(overrides, multirun=True)
 
 
 def refused(*overrides):
@@ -111,6 +118,9 @@ def test_a_hint_never_names_keys_of_hydra(typo):
         (["method.alpha=${oc.env:NOT_SET}"], ["method.alpha is missing: export NOT_SET=... or add method.alpha=..."]),
         (["recipe.epochs=${nope}"], ["recipe.epochs", "'nope' not found"]),
         (["seed=0,1"], ["'seed=0,1' is a sweep: add -m"]),
+        (["/tmp"], ["cannot read the override '/tmp': write key=value"]),  # a folder, as other programs take it
+        ([""], ["cannot read the override '': write key=value"]),
+        (["logger=wandb", "logger.wandb.name=tags", "logger.wandb.tags=3"], ["logger.wandb.tags must be a list"]),
         (["=3"], ["cannot read the override '=3': write key=value"]),
         (["demo/bn"], ["write experiment=demo/bn"]),
         (["demo"], ["-m experiment=demo/all"]),
@@ -245,7 +255,7 @@ def test_values_reach_each_job_of_a_sweep_over_a_group_as_they_are_written(value
     key = "logger.wandb.group"
     jobs = compose_jobs(["method=baseline,pgt", "logger=wandb", f"{key}={value}"], multirun=True)
     [alone] = compose_all(["method=pgt", "logger=wandb", f"{key}={value}"])
-    by_hydra = [compose(*job).logger for job in expand(jobs.overrides, True)]
+    by_hydra = [compose(*job).logger for job in jobs_of(jobs.overrides)]
     assert [config.logger for config in jobs.configs] == by_hydra == [alone.logger] * 2
 
 
@@ -253,7 +263,7 @@ def test_values_reach_each_job_of_a_sweep_over_a_group_as_they_are_written(value
 def test_a_key_that_only_the_swept_choices_have_is_given_to_each_job(exclude):
     jobs = compose_jobs(["method=agc,agc_pgt", f"method.transforms.0.exclude={exclude}"], multirun=True)
     wanted = None if exclude == "null" else exclude
-    for config in (*jobs.configs, *(compose(*job) for job in expand(jobs.overrides, True))):
+    for config in (*jobs.configs, *(compose(*job) for job in jobs_of(jobs.overrides))):
         assert config.method.transforms[0].exclude == wanted
 
 
@@ -274,7 +284,7 @@ def test_a_text_that_such_a_sweep_would_change_is_refused():
 def test_a_range_of_decimals_has_the_values_that_one_would_write(sweep, values):
     jobs = compose_jobs([f"recipe.lr_peak={sweep}"], multirun=True)
     assert [config.recipe.lr_peak for config in jobs.configs] == values
-    assert [compose(*job).recipe.lr_peak for job in expand(jobs.overrides, True)] == values
+    assert [compose(*job).recipe.lr_peak for job in jobs_of(jobs.overrides)] == values
 
 
 @pytest.mark.parametrize("text", ["1", "true", "null", "1e-3", "007", "a,b", "a b", "it's", "", "plain", "1_0", "${x}"])
@@ -380,7 +390,7 @@ def test_run_ids_stay_what_they_are():
 
 
 def test_a_sweep_is_the_product_in_order():
-    jobs = expand(["method=gc,pgt", "seed=0,1", "recipe=demo"], multirun=True)
+    jobs = jobs_of(["method=gc,pgt", "seed=0,1", "recipe=demo"])
     assert jobs == [[f"method={m}", f"seed={s}", "recipe=demo"] for m, s in itertools.product(["gc", "pgt"], [0, 1])]
 
 

@@ -1,7 +1,9 @@
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from pgt.config.compose import compose_job
 from pgt.config.composition import compose, composed, forget, in_hydra
 from pgt.core.errors import InputError
 
@@ -32,6 +34,13 @@ def test_values_are_set_as_hydra_sets_them(overrides):
     expected = hydra.compose("train", overrides, return_hydra_config=True)
     for _ in range(2):  # what the first call composed is not changed by it
         assert OmegaConf.to_container(compose(overrides)) == OmegaConf.to_container(expected)
+
+
+def test_a_hydra_that_is_at_work_is_put_back():
+    at_work = GlobalHydra.instance().hydra
+    assert at_work is not None
+    compose_job(["experiment=demo/bn"])
+    assert GlobalHydra.instance().hydra is at_work
 
 
 def test_a_sweep_over_values_is_composed_once(monkeypatch):

@@ -1,5 +1,6 @@
 """Configs of the user's own: found in their folders, and told from those that Hydra would compose wrongly."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pgt.config.resources import choices, own_conf
 from pgt.core.errors import InputError
 from pgt.launch.jobs import own_files, parse
 from pgt.runs.folder import find
-from tests.conftest import TINY
+from tests.conftest import TINY, last_wins
 
 EXPERIMENT = """# @package _global_
 defaults:
@@ -54,6 +55,23 @@ def test_a_search_path_is_a_package_or_a_folder(monkeypatch):
     monkeypatch.syspath_prepend(".")
     for entry in ("pkg://own", "file://own", "own"):
         assert compose_all([f"hydra.searchpath=[{entry}]", "method=mine"])[0].method.label_smoothing == 0.1
+
+
+def test_modules_are_found_in_the_folders_of_a_search_path():
+    write("method/mine", "defaults: [baseline]\ntransforms: [{_target_: beside_it.nothing}]\n")
+    Path("own/beside_it.py").write_text("def nothing(parameters, step):\n    pass\n")
+    assert main(last_wins("train", *TINY, "hydra.searchpath=[file://own]", "method=mine")) == 0
+    sys.modules.pop("beside_it")
+
+
+@pytest.mark.parametrize("text", ["override /hydra/sweeper: optuna", "/experiment/searching"])
+def test_a_sweeper_that_a_file_chooses_gets_the_intervals(text):
+    write("experiment/searching", HEADER + "defaults:\n  - override /hydra/sweeper: optuna\n")
+    write("experiment/search", HEADER + f"defaults:\n  - {text}\n")
+    with own_conf(["own"]):
+        jobs = compose_jobs(["experiment=search", "method.alpha=interval(0.1,1)", "seed=choice(0,1,2)"], multirun=True)
+    assert jobs.searches
+    assert [(config.method.alpha, config.seed) for config in jobs.configs] == [(0.1, 0), (1.0, 1), (1.0, 2)]
 
 
 @pytest.mark.usefixtures("_own")
@@ -284,6 +302,7 @@ def test_an_argument_of_a_function_of_ones_own_may_be_added_with_a_plus():
         (HEADER + "recipe:\n\t- 1\n", ["line 3", "not valid YAML"]),
         ("recipe: {epochs: 1}\n", ["# @package _global_"]),
         ("recipe: {epochs: 1}\n" + HEADER, ["# @package _global_"]),
+        ("# Mine.\n" + HEADER + "recipe: {epochs: 1}\n", ["# @package _global_"]),  # Hydra does not see it there
         ("- recipe\n", ["must be a mapping"]),
         ("42\n", ["mapping"]),
         ("", ["is empty"]),

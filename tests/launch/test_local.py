@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from pgt.cli.main import main
+from pgt.core import machine
 from pgt.core.errors import InputError, LostRankError, Stopped, TrainingError
 from pgt.core.machine import cpus
 from pgt.launch import local
@@ -44,7 +45,15 @@ def test_each_job_has_its_own_part_of_the_machine(cpus, gpus, gpus_per_job, cpus
     assert [f"{''.join(map(str, sorted(slot.cpus)))} {slot.gpus}".strip() for slot in found] == expected
 
 
-@pytest.mark.parametrize(("gpus_per_job", "cpus_per_job"), [(2, None), (-1, None), (None, 5), (None, 0)])
+def test_a_containers_quota_bounds_the_jobs_side_by_side(monkeypatch):
+    """16 CPUs are visible, and their time is that of two."""
+    monkeypatch.setattr(machine, "affinity", lambda: frozenset(range(16)))
+    monkeypatch.setattr(machine, "cpus", lambda: 2)
+    with pytest.raises(InputError, match="this machine has 2 CPUs"):
+        local.launch([], Path("sweep"), gpus_per_job=None, cpus_per_job=3)
+
+
+@pytest.mark.parametrize(("gpus_per_job", "cpus_per_job"), [(2, None), (None, 5)])
 def test_a_job_that_needs_more_than_the_machine_has_is_refused(gpus_per_job, cpus_per_job):
     with pytest.raises(InputError, match="this machine has"):
         slots(range(4), "0", gpus_per_job, cpus_per_job)

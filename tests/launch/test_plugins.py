@@ -51,6 +51,18 @@ def test_a_sweeper_chooses_values_seeks_the_best_accuracy_and_goes_on():
     assert "finished earlier" in again.stdout
 
 
+@pytest.mark.slow
+def test_the_exit_code_of_a_search_is_that_of_its_jobs_wherever_they_are_listed():
+    """The folder has the time in its name; and a search needs -m: without it, one run is trained."""
+    search = (*SWEEP, "hydra/sweeper=optuna", "recipe.lr_peak=1e30")
+    found = pgt(*search, "hydra.sweeper.n_trials=1", 'hydra.sweep.dir="s/${now:%H-%M-%S-%f}"', "seed=choice(0)")
+    assert found.returncode == 1, found.stderr
+    [folder] = Path("s").iterdir()
+    assert runs_of(folder).keys() == {0}
+    again = pgt(*(word for word in (*search, "seed=0") if word != "-m"))
+    assert (again.returncode, "diverged" in again.stderr + again.stdout) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("choice", "package"),
     [("hydra/launcher=ray", "hydra-ray-launcher"), ("hydra/sweeper=ax", "hydra-ax-sweeper")],
