@@ -384,7 +384,7 @@ def test_an_argument_may_follow_an_option(capsys):
     assert main(["figure", "4", "--runs", "runs", "demo/bn"]) == 2
     assert "no runs under runs/demo/bn" in capsys.readouterr().err
     assert main(["mirror", "tensorboard", "--runs", "runs", "demo/bn"]) == 2
-    assert "no runs under runs/demo/bn" in capsys.readouterr().err
+    assert "no run has ended under runs/demo/bn" in capsys.readouterr().err
     assert main(["data", "verify", "--workers", "1", "no/such/folder"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
 
