@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pgt.cli.main import main, parser
+from pgt.cli.main import OPTIONS, main, parser
 from pgt.config.compose import compose_all
 from pgt.config.resources import own_conf
 from tests.conftest import ROOT, train
@@ -140,7 +140,7 @@ def known_command(words, compose):
         return compose([word for word in words[2:] if word != "..."])
     if words[0] == "pgt":
         with own_conf(config_dirs(words)):
-            return bool(parser(words[1]).parse_intermixed_args(words[2:]))
+            return words[1] in OPTIONS or parser(words[1]).parse_intermixed_args(words[2:]) is not None
     if words[0] in ("pip", "uv"):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         return {extra for word in words for extra in re.findall(r"\[([\w-]+)\]", word)} <= {*extras}

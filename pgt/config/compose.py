@@ -235,7 +235,7 @@ def searched_folders(overrides: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for text in overrides:
-        if text.lstrip("+").startswith("hydra.searchpath="):
+        if re.match(r"(\+*hydra\.searchpath=|~hydra\.searchpath\b)", text):
             folders = parse(text).value()
             if not isinstance(folders, list):
                 raise InputError("hydra.searchpath must be a list: hydra.searchpath=[file://DIR]")
@@ -328,7 +328,7 @@ def _as_sweep(override: Override) -> str:
 
 
 def expand(overrides: Sequence[str], multirun: bool) -> list[list[str]]:
-    """The override lists of the jobs of a command line, in Hydra's order.
+    """The override lists of the jobs of a command line, in Hydra's order. It needs the context `in_hydra`.
 
     Raises:
         InputError: an override that does not parse, a sweep over Hydra's own settings, or one without values.
@@ -372,7 +372,10 @@ def _unswept(text: str, overrides: Sequence[str]) -> str:
 
 
 def _searching(overrides: Sequence[str]) -> bool:
-    """Whether the command line, or a file that it chooses, names a sweeper that chooses the values itself."""
+    """Whether the command line, or else a file that it chooses, names a sweeper that chooses the values itself."""
+    named = [parse(text).value() for text in overrides if key_of(text) == "hydra/sweeper"]
+    if named:
+        return named[-1] not in ("basic", None)
     shared = [text for text in overrides if chooses(text) and not parse(text).is_sweep_override()]
     try:
         _check_choices(shared)

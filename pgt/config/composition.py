@@ -62,15 +62,16 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError: Hydra's complaint, in one line.
     """
-    keys = [text for text in overrides if not chooses(text)]
-    values = [text for text in keys if not parse(text).is_hydra_override()]
-    if any(parse(text).type != OverrideType.CHANGE or parse(text).package for text in values):
-        return deepcopy(composed(overrides))  # what is added or deleted depends on the order
-    config = deepcopy(composed([text for text in overrides if text not in values]))
+    values = [text for text in overrides if not chooses(text) and not parse(text).is_hydra_override()]
+    files = [text for text in overrides if text not in values]
+    merged = [text for text in files if isinstance(parse(text).value(), dict)]  # recipe={epochs: 3} sets values, too
+    if merged or not all(map(_sets, values)):
+        return deepcopy(composed(overrides))  # the order counts
+    config = deepcopy(composed(files))
     try:
         for text in values:
             OmegaConf.update(config, key_of(text), parse(text).value(), merge=True)
-    except OmegaConfBaseException:
+    except (OmegaConfBaseException, ValueError):
         return deepcopy(composed(overrides))  # Hydra says what is wrong
     task = [text for text in overrides if not parse(text).is_hydra_override()]
     style = config.hydra.job.config.override_dirname
@@ -78,6 +79,12 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     config.hydra.overrides.task = task
     config.hydra.job.override_dirname = style.item_sep.join(named).replace("=", style.kv_sep)
     return config
+
+
+def _sets(override: str) -> bool:
+    """Whether an override gives one value to a key that is there, and neither adds nor deletes one."""
+    parsed = parse(override)
+    return parsed.type == OverrideType.CHANGE and not parsed.package and not parsed.is_sweep_override()
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -126,5 +133,5 @@ def searching_in(folders: Sequence[Path]) -> list[str]:
 
 
 def forget() -> None:
-    """Compose anew what was composed before, since in a notebook files may have been edited."""
+    """Clear what `composed` has kept, since in a notebook files may have been edited."""
     _composed.cache_clear()

@@ -65,6 +65,7 @@ class Slurm(Part):
 
 
 SLURM = "hydra_plugins.pgt.SlurmLauncher"
+"""The `_target_` of hydra/launcher=slurm."""
 
 OPTIONS: dict[str, type[Part]] = {
     "hydra_plugins.pgt.LocalLauncher": Local,

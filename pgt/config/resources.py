@@ -226,8 +226,11 @@ def header(file: Path) -> str:
 
 
 def is_global(file: Path) -> bool:
-    """Whether the first line of a config file is `# @package _global_`. Hydra does not see it behind other comments."""
-    return re.match(r"\s*#+\s*@package +_global_\s", file.read_text("utf-8") + "\n") is not None
+    """Whether a config file begins with `# @package _global_`.
+
+    Hydra reads such lines until the first one that is not `# @...`, and does not see it behind another comment.
+    """
+    return re.match(r"\s*(#\s*@.*\n\s*)*?#\s*@package +_global_\s", file.read_text("utf-8") + "\n") is not None
 
 
 def _folders() -> tuple[Path, ...]:

@@ -1,1 +1,1 @@
-"""The pieces that every room uses: errors, contracts, words, signals, streams, files, the machine. No torch."""
+"""The pieces that every package uses: errors, contracts, words, signals, streams, files, the machine. No torch."""

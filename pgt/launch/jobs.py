@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pgt import data
 from pgt.config.compose import Jobs, compose_all, compose_jobs, instead_of_flag, searched_folders, shown
@@ -124,7 +125,7 @@ def train_all(jobs: Jobs, multirun: bool, more: Mapping[str, str] = {}) -> int:
     if jobs.on_slurm:
         flags = ["-m"]  # otherwise Hydra would not call the launcher for a single run
     given = {key_of(text) for text in jobs.overrides}
-    named = _named_folder(jobs.hydra)
+    named = _named_folder(jobs.hydra, "hydra.sweep.dir" in given) if flags else None
     if named and not _in_turn(jobs.hydra):
         claim(named, sweep.command)
     with _hydra_folder(jobs) as notes:
@@ -159,14 +160,24 @@ def _in_turn(settings: HydraConf) -> bool:
     return bool(chosen["hydra/launcher"] == chosen["hydra/sweeper"] == "basic")
 
 
-def _named_folder(settings: HydraConf) -> Path | None:
-    """The folder that the user has named by `hydra.sweep.dir`, or None.
+def _named_folder(settings: HydraConf, given: bool) -> Path | None:
+    """The folder that the user has named by `hydra.sweep.dir`, on the command line (`given`) or in a file, or None.
 
     It is resolved once, here: when Hydra composes its own config some seconds later, `${now:...}` is another time.
+
+    Raises:
+        InputError: it cannot be resolved.
     """
-    raw = OmegaConf.to_container(cast(DictConfig, settings.sweep))
+    raw = cast(dict[str, Any], OmegaConf.to_container(cast(DictConfig, settings.sweep)))["dir"]
     unnamed = {".", "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"}  # of conf/train.yaml, and of Hydra without that file
-    return None if cast(dict[str, Any], raw)["dir"] in unnamed else Path(settings.sweep.dir)
+    if raw in unnamed and not given:
+        return None
+    try:
+        return Path(settings.sweep.dir)
+    except OmegaConfBaseException as error:
+        unset = unset_variable(error)
+        mend = f"export {unset}=..." if unset else one_line(error)
+        raise InputError(f"hydra.sweep.dir={raw} cannot be resolved: {mend}") from None
 
 
 @contextmanager

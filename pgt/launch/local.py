@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 
 from rich.live import Live
 from rich.table import Table
@@ -56,7 +56,7 @@ def launch(
         Stopped: this process was asked to stop; every job that was training has stopped in order.
     """
     # A container's quota limits the time, and names no CPUs. Those of two containers should seldom be the same.
-    cpus = random.sample(sorted(machine.affinity()), machine.cpus())
+    cpus = SystemRandom().sample(sorted(machine.affinity()), machine.cpus())
     free = slots(sorted(cpus), _gpus(), gpus_per_job, cpus_per_job)
     gpus = len(free[0].gpus.split(",")) if free[0].gpus else 0
     devices = max(job.config.trainer.devices or 1 for job in jobs)

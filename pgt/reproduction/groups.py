@@ -186,7 +186,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
                 values = {key: head[key] for key in ("experiment", "method", "alpha", *told)}
                 named = head["experiment"], head["method"], head["alpha"], overrides({key: head[key] for key in told})
                 group = Group(members, members[:0], *named, recipe, smoothing(head))
-                found.append(([place(*value) for value in values.items()], group))
+                found.append(([sort_key(*value) for value in values.items()], group))
     groups = [group for _, group in sorted(found, key=itemgetter(0))]
     bases = [group for group in groups if group.method == "baseline" and not group.finished.empty]
 
@@ -198,7 +198,7 @@ def grouped(runs: pd.DataFrame) -> list[Group]:
     return [replace(group, baseline=baseline(group)) for group in groups]
 
 
-def place(name: str, value: Any) -> tuple[int, Any]:
+def sort_key(name: str, value: Any) -> tuple[int, Any]:
     """The sort key of a value of a column: null, numbers, text; methods as in the paper's tables, α from 1 down."""
     if name == "method" and value in METHODS:
         return 0, list(METHODS).index(value)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pgt.core.words import ranges
-from pgt.reproduction.groups import BEST, data_of, joined, place, telling
+from pgt.reproduction.groups import BEST, data_of, joined, sort_key, telling
 from pgt.runs.folder import read_epochs
 from pgt.runs.frame import config_names
 
@@ -30,7 +30,7 @@ def settings(runs: pd.DataFrame, names: Sequence[str], known: Sequence[str] = ()
         return {"": runs}
     keys = [runs[name].map(str) for name in told]  # astype(str) leaves None as missing, and groupby drops such rows
     parts = [(_first(members, told), members) for _, members in runs.groupby(keys, sort=False)]
-    parts.sort(key=lambda part: [place(*value) for value in part[0].items()])
+    parts.sort(key=lambda part: [sort_key(*value) for value in part[0].items()])
     taken = Counter(label(values) for values, _ in parts)
     return {label(values, exact=taken[label(values)] > 1): members for values, members in parts}
 
@@ -90,7 +90,7 @@ def _usual(key: str, value: Any, exact: bool) -> bool:
 def ordered(name: str, values: Iterable[Any]) -> list[Any]:
     """The distinct values of a column: null, numbers, text; methods as in the paper's tables, α from 1 down."""
     distinct = {str(value): value for value in values}
-    return sorted(distinct.values(), key=lambda value: place(name, value))
+    return sorted(distinct.values(), key=lambda value: sort_key(name, value))
 
 
 def number(value: Any, exact: bool = False) -> str:

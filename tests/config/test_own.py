@@ -303,6 +303,7 @@ def test_an_argument_of_a_function_of_ones_own_may_be_added_with_a_plus():
         ("recipe: {epochs: 1}\n", ["# @package _global_"]),
         ("recipe: {epochs: 1}\n" + HEADER, ["# @package _global_"]),
         ("# Mine.\n" + HEADER + "recipe: {epochs: 1}\n", ["# @package _global_"]),  # Hydra does not see it there
+        ("#" + HEADER + "recipe: {epochs: 1}\n", ["# @package _global_"]),
         ("- recipe\n", ["must be a mapping"]),
         ("42\n", ["mapping"]),
         ("", ["is empty"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgt.cli.main import main
+from pgt.config.compose import compose_all
 from pgt.runs.folder import DIVERGED, FINISHED, find
 from pgt.runs.sweeps import runs_of
 from tests.conftest import TINY, last_wins, pgt
@@ -70,6 +71,34 @@ def test_the_exit_code_of_a_search_is_that_of_its_jobs_wherever_they_are_listed(
 def test_a_plugin_that_is_not_installed_is_named_with_its_package(capsys, choice, package):
     assert main((*SWEEP, choice, "seed=0,1")) == 2
     assert f"pip install {package}" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "fact"),
+    [
+        (["hydra/sweeper=ax"], "pip install hydra-ax-sweeper"),
+        (["hydra/sweeper=optun"], "did you mean 'optuna'?"),
+        (["hydra/launcher=ray", "hydra/sweeper=optuna"], "pip install hydra-ray-launcher"),
+        (["hydra/sweeper=optuna", "experiment=demo/bn/pgt"], "did you mean 'demo/bn'?"),
+    ],
+)
+def test_an_interval_does_not_hide_what_else_is_wrong(capsys, more, fact):
+    assert main(["train", "-m", *more, "method.alpha=interval(0.05,1)"]) == 2
+    assert fact in capsys.readouterr().err
+
+
+def test_a_search_may_go_over_all_experiments_of_a_folder():
+    search = ["experiment=demo/all", "hydra/sweeper=optuna", "method.alpha=interval(0.1,1)"]
+    assert [config.experiment for config in compose_all(search, multirun=True)] == ["demo/bn", "demo/nobn"]
+
+
+@pytest.mark.parametrize("folder", ["'${oc.env:NO_SUCH_VARIABLE}/s'", "'${hydra.job.no_such}'"])
+def test_a_folder_of_a_sweep_that_cannot_be_resolved_gets_one_line(capsys, folder):
+    assert main((*SWEEP, "seed=0,1", f"hydra.sweep.dir={folder}")) == 2
+    err = capsys.readouterr().err
+    assert "hydra.sweep.dir" in err
+    assert ("export NO_SUCH_VARIABLE=..." in err) == ("NO_SUCH" in folder)
     assert not Path("runs").exists()
 
 

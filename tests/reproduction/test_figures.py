@@ -634,6 +634,14 @@ def test_norms_of_a_diverging_run_are_drawn():
     filters._lines(beside, np.array([0, 1, 2]), values / 10)
     assert axis.get_ylim() == beside.get_ylim() == (0, pytest.approx(2.1))
     assert axis.get_xlim() == (0, 2)
+    for steps, values, limits in (
+        ([0, 5], [[0.0], [0.0]], (0, 5, 0, 1.05)),  # every filter is zeroed out
+        ([0, 5], [[np.nan], [np.nan]], (0, 5, 0, 1.05)),
+        ([3], [[2.0]], (3, 4, 0, 2.1)),
+    ):
+        _, alone = pyplot().subplots()
+        filters._lines(alone, np.array(steps), np.array(values))
+        assert (*alone.get_xlim(), *alone.get_ylim()) == pytest.approx(limits)
     pyplot().close("all")
 
 

@@ -135,7 +135,8 @@ def _lines(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
     colours = matplotlib.colormaps["turbo"](order / max(1, len(order) - 1))
     points = [np.column_stack([steps, column]) for column in values.T]
     lines = axis.add_collection(LineCollection(points, colors=colours, linewidths=0.6, rasterized=True))
-    axis.update_datalim([(steps[0], 0)])
+    top = values[np.isfinite(values)].max(initial=0)  # a run that diverges has others
+    axis.update_datalim([(steps[0], 0), (max(steps[-1], steps[0] + 1), top or 1)])
     lines.sticky_edges.y.append(0)  # no margin below 0
     axis.margins(x=0)
     axis.autoscale_view()

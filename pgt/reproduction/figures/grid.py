@@ -97,7 +97,7 @@ def logits_over_alpha(root: Path, experiment: str) -> Any:
         _scatter(right, runs, index)
     for label, look in (("at z", {}), ("at α·z, calibrated", {"linestyle": "--", "markerfacecolor": "white"})):
         middle.plot([], [], color="grey", marker="o", markersize=3.5, label=label, **look)
-    if set(shown["data.name"]) == {"imagenet"}:  # on other data it is another line
+    if set(shown["data.name"]) == {"imagenet"}:  # the paper does not name the network; on other data it is another line
         slope, intercept = PAPER_LINE
         right.axline((0, intercept), slope=slope, linestyle="--", color="grey", label=f"paper: {slope} x + {intercept}")
     left.set(xlabel="α", ylabel="Mean 2-norm of the logits", title="Size of the logits")
