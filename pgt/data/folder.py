@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -167,7 +166,7 @@ def _decoded(data: bytes) -> Tensor:
     if data[:2] == b"\xff\xd8":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces its removal
-            pixels: Tensor = decode_jpeg(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)), ImageReadMode.RGB)
+            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
             return pixels
     with opened(data) as image:
         pixels = TF.pil_to_tensor(rgb(image))

@@ -35,6 +35,8 @@ _FILES_FAULT = {
 """Error numbers that blame one file, not the disk or the machine; Pillow's errors have no number."""
 BITS_PER_SAMPLE = 258
 """The number of a TIFF tag."""
+PNG_DEPTH = 24
+"""The place in a PNG of the byte that says how many bits a channel has."""
 LONGEST = 100
 """The largest ratio of the long side to the short one: resizing a longer image would take all memory."""
 
@@ -52,7 +54,9 @@ def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
-        if decoded or image.format not in DECODED_BY_ALL or _deep(image) or image.mode == "CMYK":
+        # Colours of 16 bits, too: Pillow cuts them to 8, and DALI rounds.
+        deep = _deep(image) or (image.format == "PNG" and data[PNG_DEPTH] == 16)
+        if decoded or image.format not in DECODED_BY_ALL or deep or image.mode == "CMYK":
             return bitmap(rgb(image)), height, width
         if not _ends(data, image.format):
             image.load()

@@ -207,8 +207,9 @@ class Amplification(Alteration):
                 gross += counted.abs_()
         if self.where == "weights" and self.choice is not None:
             layers = [layer for layer, picked in zip(self.layers.values(), self.choice, strict=True) if picked]
-            if own := [p.grad for layer in layers for p in layer.parameters(recurse=False) if p.grad is not None]:
-                torch._foreach_mul_(own, self.factor)
+            own = {p: p.grad for layer in layers for p in layer.parameters(recurse=False) if p.grad is not None}
+            if own:  # each once: layers may share a parameter
+                torch._foreach_mul_(list(own.values()), self.factor)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> dict[str, Any]:

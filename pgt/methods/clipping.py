@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from pgt.methods.gradient import is_short
+
 Parameters = Iterable[tuple[str, Tensor]] | Iterable[Tensor] | Tensor
 """`model.named_parameters()`, `model.parameters()`, or one tensor, as in `torch.nn.utils.clip_grad_norm_`."""
 
@@ -41,8 +43,12 @@ def clip_grad_norm(parameters: Parameters, step: int = 0, *, max_norm: float) ->
     grads = _gradients(parameters)
     if not grads:
         return
-    norm = torch.nn.utils.get_total_norm(grads)
-    torch._foreach_mul_(grads, (max_norm / norm).clamp(max=1))
+    # In 16 bits a norm may overflow, which would clip everything to 0. The norm of norms is the norm.
+    parts = [torch.linalg.vector_norm(grad, dtype=torch.float32) if is_short(grad) else grad for grad in grads]
+    norm = torch.nn.utils.get_total_norm(parts)
+    factor = (max_norm / norm).clamp(max=1)
+    for device in {grad.device for grad in grads}:  # one, unless a network lies on several
+        torch._foreach_mul_([grad for grad in grads if grad.device == device], factor.to(device))
 
 
 def clip_grad_value(parameters: Parameters, step: int = 0, *, clip_value: float) -> None:
@@ -107,18 +113,17 @@ def clip_grad_unitwise(
         return
     grads = [grad for _, grad in chosen]
     norms = [unitwise_norm(grad) for grad in grads]
-    bounds = [unitwise_norm(weight) for weight, _ in chosen]
-    torch._foreach_clamp_min_(bounds, eps)
-    torch._foreach_mul_(bounds, clip_factor)
-    torch._foreach_div_(bounds, norms)
-    torch._foreach_clamp_max_(bounds, 1)
-    torch._foreach_mul_(grads, bounds)
+    # Not in place: the norm of a bias that FSDP has sharded is a sum that still has to be taken over the ranks.
+    bounds = torch._foreach_clamp_min([unitwise_norm(weight) for weight, _ in chosen], eps)
+    factors = torch._foreach_div(torch._foreach_mul(bounds, clip_factor), norms)
+    torch._foreach_mul_(grads, torch._foreach_clamp_max(factors, 1))
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
-    """2-norm of each unit of a parameter: [O, 1, ...] for two or more dimensions, a scalar below."""
+    """2-norm of each unit of a parameter, in float32 or better: [O, 1, ...], or one entry below two dimensions."""
     dimensions = None if x.ndim < 2 else tuple(range(1, x.ndim))
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dimensions, keepdim=True)
+    dtype = torch.float32 if is_short(x) else None  # a norm in float16 may overflow, and then clips to 0
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dimensions, keepdim=True, dtype=dtype)
     return norm
 
 

@@ -34,9 +34,14 @@ def is_transformed(logits: Tensor) -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad.unpack_dual(logits).tangent is not None
 
 
+def is_short(x: Tensor) -> bool:
+    """Whether `x` is in 16 bits."""
+    return x.dtype in (torch.float16, torch.bfloat16)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """`x` in float32 if it is in 16 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if is_short(x) else x
 
 
 def powers_of(log_p: Tensor, alpha: float) -> Tensor:

@@ -16,6 +16,7 @@ from pgt.methods.gradient import (
     CompiledPowerGrad,
     PowerGrad,
     full_precision,
+    is_short,
     is_transformed,
     powers_of,
     refuse_make_fx,
@@ -125,7 +126,7 @@ def power_grad_cross_entropy(
         tensor([[-0.5481,  0.2741,  0.2741]])
     """
     alpha = check_alpha(alpha)
-    check_arguments(logits, target, weight, reduction)
+    target, weight = prepared(logits, target, weight, reduction)
     if logits.ndim == 1:  # one sample without a batch dimension, as torch takes it
         loss = power_grad_cross_entropy(
             logits.unsqueeze(0), target.unsqueeze(0), alpha, label_smoothing=label_smoothing, smoothing=smoothing,
@@ -133,11 +134,8 @@ def power_grad_cross_entropy(
         )  # fmt: skip
         return loss.squeeze(0) if reduction == "none" else loss
     epsilon = uniform_epsilon(label_smoothing, logits.shape[1], smoothing)
-    dtype = torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
-    target = target.to(dtype) if target.is_floating_point() else target.long()
-    weight = None if weight is None else weight.to(dtype)
     if alpha == 1:
-        return F.cross_entropy(logits.to(dtype), target, weight, ignore_index=ignore_index, reduction=reduction,
+        return F.cross_entropy(full_precision(logits), target, weight, ignore_index=ignore_index, reduction=reduction,
                                label_smoothing=epsilon)  # fmt: skip
     return _apply(logits, target, weight, alpha, epsilon, ignore_index, reduction)
 
@@ -235,12 +233,19 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
-def check_arguments(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
-    """Raise a ValueError unless both losses can be computed from them."""
+def prepared(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """Target and weight as both losses compute with them: class indices as int64, the rest in the loss's precision.
+
+    Raises:
+        ValueError: the losses cannot be computed from these arguments.
+    """
     check_reduction(reduction)
     check_target(logits, target)
     if weight is not None and weight.requires_grad:
         raise ValueError("weight must not require a gradient: detach it")
+    dtype = torch.float32 if is_short(logits) else logits.dtype
+    target = target.to(dtype) if target.is_floating_point() else target.long()
+    return target, None if weight is None else weight.to(dtype)
 
 
 def check_target(logits: Tensor, target: Tensor) -> None:

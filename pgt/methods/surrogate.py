@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgt.methods.gradient import full_precision, refuse_make_fx
-from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, check_arguments
+from pgt.methods.power_grad import PowerGradCrossEntropy, check_alpha, prepared
 from pgt.methods.smoothing import uniform_epsilon
 
 
@@ -39,14 +39,12 @@ def surrogate_cross_entropy(
         RuntimeError: within make_fx, which would drop `detach`.
     """
     alpha = check_alpha(alpha)
-    check_arguments(logits, target, weight, reduction)
+    target, weight = prepared(logits, target, weight, reduction)
     if alpha == 0:
         raise ValueError("the surrogate has no gradient at alpha = 0: use power_grad_cross_entropy")
     if alpha < 1 and not torch.compiler.is_compiling():  # torch.compile and torch.export keep `detach`
         refuse_make_fx(logits)
     logits = full_precision(logits)
-    weight = None if weight is None else weight.to(logits.dtype)
-    target = target.to(logits.dtype) if target.is_floating_point() else target.long()
     epsilon = uniform_epsilon(label_smoothing, logits.shape[min(logits.ndim - 1, 1)], smoothing)
 
     def cross_entropy(z: Tensor, q: Tensor) -> Tensor:

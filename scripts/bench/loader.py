@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,11 @@ SIZE = 224
 REFERENCE = "torchvision, Pillow"
 SETTLE = 1.0
 """Seconds in which a loader finishes reading ahead, before the next one is timed."""
-WARM_UP = 4
-"""Batches of a round that are not timed, since they may have been prepared before it."""
+AHEAD, TIMED, EPOCH = 2, 4, 20
+"""Batches a worker: those that torch's DataLoader prepares in advance; those that are timed, since workers that began
+together finish together; and those of an epoch of generated images, at whose end a DataLoader's workers are idle."""
+DISTINCT = 6
+"""Batches of different images that are generated; an epoch has each of them several times."""
 
 Epoch = Callable[[int], Iterator[Any]]
 """Epoch number -> its batches."""
@@ -50,6 +54,11 @@ class Setting:
     batch: int
     workers: int
 
+    @property
+    def warm_up(self) -> int:
+        """Batches of a round that are not timed, since they may have been prepared before it."""
+        return max(4, AHEAD * self.workers)
+
 
 def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: int, results: list[Result]) -> str:
     """Measure training loaders.
@@ -65,19 +74,27 @@ def loaders(root: Path | None, batch: int, workers: int, batches: int, rounds: i
         A Markdown table.
 
     Raises:
-        InputError: fewer images than a round reads.
+        InputError: fewer images than a batch.
     """
     with TemporaryDirectory() as folder:
         if root is None:
-            generate(Path(folder) / "train", batch * (WARM_UP + 2))
             root = Path(folder) / "train"
+            generate(root, batch * DISTINCT)
+            _repeat(root, -(-EPOCH * max(workers, 1) // DISTINCT))
         root = root / "train" if (root / "train").is_dir() else root
         return _measure(Setting(root, batch, workers), batches, rounds, results)
 
 
+def _repeat(root: Path, times: int) -> None:
+    """List each image so many times, by links."""
+    for path in list(root.rglob("*.jpg")):
+        for number in range(1, times):
+            os.link(path, path.with_stem(f"{path.stem}-{number}"))
+
+
 def _measure(setting: Setting, batches: int, rounds: int, results: list[Result]) -> str:
     streams = {name: _endless(build(setting)) for name, build in _contenders().items()}
-    timed = in_turns(rounds, {name: partial(_timed, s, batches, setting.batch) for name, s in streams.items()})
+    timed = in_turns(rounds, {name: partial(_timed, s, batches, setting) for name, s in streams.items()})
     speeds = {name: [speed for speed, _ in values] for name, values in timed.items()}
     costs = {name: [cost for _, cost in values] for name, values in timed.items()}
     slowest = statistics.median(speeds[REFERENCE])
@@ -105,9 +122,9 @@ def _endless(epoch: Epoch) -> Iterator[Any]:
         index += 1
 
 
-def _timed(stream: Iterator[Any], batches: int, batch: int) -> tuple[float, float]:
+def _timed(stream: Iterator[Any], batches: int, setting: Setting) -> tuple[float, float]:
     """Return the images a second, and the CPU milliseconds of this thread a batch, in which it launches no kernels."""
-    for _ in range(WARM_UP):
+    for _ in range(setting.warm_up):
         next(stream)
     wait_for(first_device())
     started, busy = time.perf_counter(), time.thread_time()
@@ -117,7 +134,7 @@ def _timed(stream: Iterator[Any], batches: int, batch: int) -> tuple[float, floa
     wait_for(first_device())
     seconds = time.perf_counter() - started
     time.sleep(SETTLE)
-    return batches * batch / seconds, cost
+    return batches * setting.batch / seconds, cost
 
 
 def _contenders() -> dict[str, Callable[[Setting], Epoch]]:
@@ -191,11 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, help="a folder of classes of images (default: generated, 500x375)")
     parser.add_argument("--workers", type=int, default=cpus(), help="of each loader (default: one a CPU)")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch (default: 64)")
-    parser.add_argument("--batches", type=int, default=12, help="timed batches of a round (default: 12)")
+    parser.add_argument("--batches", type=int, help="timed batches of a round (default: 12, or 4 a worker if more)")
     given, results = parser.parse_args(arguments), list[Result]()
     if given.root is not None and not given.root.is_dir():
         parser.error(f"no folder {given.root}: --root must hold <class>/*.jpg, or train/<class>/*.jpg")
-    text = loaders(given.root, given.batch, given.workers, given.batches, given.rounds, results)
+    batches = given.batches or max(12, TIMED * given.workers)
+    text = loaders(given.root, given.batch, given.workers, batches, given.rounds, results)
     show(text, results, given.json)
 
 

@@ -97,7 +97,9 @@ def measure(case: Case, rounds: int, length: int, results: list[Result]) -> str:
     for name, build in contenders.items():
         before = _in_use(device)
         loops[name] = build(case, batch)
-        loops[name](3)
+        loops[name](3)  # cuDNN tries its algorithms in the first loop, each with a workspace ...
+        _in_use(device)  # ... which are no part of a step's peak
+        loops[name](1)
         memory[name] = _peak(device) - before
     for loop in loops.values():  # building a compiled one has made torch forget those before it
         loop(3)

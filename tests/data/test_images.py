@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,6 +278,20 @@ def test_deep_greyscale_keeps_its_upper_8_bits_however_dark(brightest, format):
     with Image.open(io.BytesIO(deep(values, format))) as image:
         shown = np.asarray(image_file.rgb(image))
     assert np.abs(shown - values[..., None] / 257).max() <= 0.5
+
+
+def test_deep_colours_are_decoded_here_and_cut_as_pillow_cuts_them(tmp_path):
+    """DALI would round them: 255 of 65535 to 1."""
+    values = np.full((4, 6, 3), 255, ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    path = tmp_path / "16 bits.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks))  # fmt: skip
+    content, *_ = read(path)
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, np.asarray(image).max()) == ("BMP", 0)
 
 
 def test_deep_greyscale_of_another_range_is_as_bright():

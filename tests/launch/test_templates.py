@@ -175,7 +175,9 @@ echo "$answer"
 """A program of Slurm that gives the next line of the file of its name. It fails if that line is empty or missing."""
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("script", "in_array"), [*((name, True) for name in SCRIPTS), ("one_node", False), ("several_nodes", False)]
+)
 @pytest.mark.parametrize(
     ("code", "squeue", "scontrol", "asked", "requeued"),
     [
@@ -188,7 +190,7 @@ echo "$answer"
         (1, ["RUNNING"], ["done"], 0, 0),
     ],
 )
-def test_a_stopped_job_is_requeued_once_slurm_answers(script, code, squeue, scontrol, asked, requeued):
+def test_a_stopped_job_is_requeued_once_slurm_answers(script, in_array, code, squeue, scontrol, asked, requeued):
     programs = {"srun": f"exit {code}", "sleep": 'echo "sleep $*" >> calls', "squeue": STAND_IN, "scontrol": STAND_IN}
     Path("bin").mkdir()
     for name, text in programs.items():
@@ -197,7 +199,7 @@ def test_a_stopped_job_is_requeued_once_slurm_answers(script, code, squeue, scon
     Path("squeue").write_text("".join(f"{line}\n" for line in squeue))
     Path("scontrol").write_text("".join(f"{line}\n" for line in scontrol))
     Path("calls").touch()
-    array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"} if script in ("sweep", "launcher") else {}
+    array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"} if in_array else {}
     variables = {"PATH": f"{Path('bin').absolute()}:/usr/bin:/bin", "SLURM_JOB_ID": "15", **array}
     assert subprocess.run(["bash", "-c", SCRIPTS[script]], env=variables, capture_output=True).returncode == code
     calls, job = Path("calls").read_text().splitlines(), "12_3" if array else "15"

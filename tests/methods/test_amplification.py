@@ -317,6 +317,16 @@ def test_on_weights_only_the_chosen_layers_own_gradients_differ():
         assert torch.equal(p.grad, 1.7 * others[name] if chosen else others[name]), name
 
 
+def test_a_weight_that_chosen_layers_share_is_multiplied_once():
+    plain, net = chain(), chain()
+    for each in (plain, net):
+        each[2].weight = each[0].weight
+    alteration = everywhere(net, "weights", ["0", "2"], kinds=["linear"], factor=1.7)
+    (_, _), (_, expected) = gradients(net, X), gradients(plain, X)
+    alteration(list(net.named_parameters()), 0)
+    assert torch.equal(net[0].weight.grad, 1.7 * expected["0.weight"])
+
+
 @pytest.mark.parametrize("measure", sorted(MEASURES))
 @pytest.mark.parametrize("where", ["activations", "weights"])
 def test_in_a_chain_the_measure_does_not_see_the_factor(measure, where):

@@ -1,9 +1,12 @@
 import pytest
 import timm.utils.agc
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from pgt import clip_grad_norm, clip_grad_unitwise, clip_grad_value
 from pgt.methods import TRANSFORMS, build_alteration, unitwise_norm
@@ -152,3 +155,39 @@ def test_order_matters():
     for transform in (agc, gc):
         transform(list(second.named_parameters()), 0)
     assert not all(torch.allclose(a, b) for a, b in zip(grads(first), grads(second), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_thresholds_hold_in_16_bits_even_where_a_norm_overflows_them(dtype):
+    def layer():
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(2, 40_000).to(dtype))
+        weight.grad = (500 * torch.randn(2, 40_000)).to(dtype)
+        return weight
+
+    weight = layer()
+    clip_grad_norm([weight], max_norm=1.0)
+    assert weight.grad.double().norm().item() == pytest.approx(1, rel=1e-3)
+    weight = layer()
+    clip_grad_unitwise([weight], clip_factor=0.01)
+    bounds = 0.01 * weight.detach().double().norm(dim=1)
+    torch.testing.assert_close(weight.grad.double().norm(dim=1), bounds, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+def test_sharded_parameters_are_clipped_like_whole_ones(name):
+    """As FSDP (`fully_shard`) makes them; one rank is enough for the layout that norms of shards have."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole, sharded, mesh = network(), network(), DeviceMesh("cpu", [0])
+        parameters = []
+        for key, p in sharded.named_parameters():
+            parameters.append((key, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))))
+            parameters[-1][1].grad = distribute_tensor(p.grad, mesh, [Shard(0)])
+        for given in (parameters, list(whole.named_parameters())):
+            build_alteration(name, **OPTIONS[name])(given, 0)
+        for (_, p), q in zip(parameters, whole.parameters(), strict=True):
+            assert isinstance(p.grad, DTensor)
+            torch.testing.assert_close(p.grad.full_tensor(), q.grad)
+    finally:
+        dist.destroy_process_group()

@@ -42,7 +42,7 @@ def test_steps(monkeypatch):
 
 
 def test_methods(monkeypatch):
-    monkeypatch.setattr(methods, "cases", lambda: [("resnet20", 8, 8, "bf16")])
+    monkeypatch.setattr(methods, "cases", lambda: [Case("resnet20", 8, 8, "bf16")])
     lines = written(methods.main, "--rounds", "2", "--steps", "1")
     assert [line["loop"] for line in lines] == list(methods.METHODS)
     assert all(line["images_per_second"] > 0 for line in lines)
@@ -91,6 +91,34 @@ def test_the_benchmark_of_the_step_prints_a_table(monkeypatch, capsys):
         assert all(float(figure.replace(",", "")) > 0 for row in rows[2:] for figure in row[1:])
         assert rows[2][3] == rows[3][4] == "1.000"
     assert out.count("Norms: ") == 2
+
+
+def test_a_method_that_does_not_fit_costs_only_its_case(monkeypatch, capsys):
+    def build(case, method):
+        if case.network == "large":
+            raise torch.OutOfMemoryError("too large")
+        return real(case, method)
+
+    real = methods.build
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "this GPU")
+    monkeypatch.setattr(methods, "build", build)
+    monkeypatch.setattr(methods, "METHODS", ("baseline", "pgt"))
+    monkeypatch.setattr(methods, "cases", lambda: [Case("large", 8, 8, "bf16"), Case("resnet20", 8, 8, "bf16")])
+    lines = written(methods.main, "--rounds", "2", "--steps", "1")
+    assert [line["case"]["network"] for line in lines] == ["resnet20"] * 2
+    assert "large" in capsys.readouterr().out
+
+
+def test_the_hooks_memory_counts_though_no_graph_holds_it():
+    z, y = torch.randn(64, 100), torch.randint(0, 100, (64,))
+    hook, plain = (loss._kept(loss.LOSSES[name], z, y) for name in ("authors' hook", "cross_entropy"))
+    assert hook - plain == 64 * 100 * 4  # q
+
+
+@pytest.mark.parametrize("workers", [0, 2, 16])
+def test_what_a_loader_has_read_ahead_is_not_timed(workers):
+    """torch's DataLoader has two batches a worker ready."""
+    assert loader.Setting(Path(), 64, workers).warm_up >= 2 * workers
 
 
 @pytest.mark.slow
