@@ -172,10 +172,10 @@ def _number(variables: Mapping[str, str], name: str) -> str:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of Slurm's node list: `gpu007` of `gpu[007-009,012],login1`."""
-    head = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    """The first host of Slurm's node list: `gpu007` of `gpu[007-009,012],login1`, `r0n2-ib` of `r[0-1]n[2-3]-ib`."""
+    head = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     assert head is not None, nodes
-    return head[1] + (head[2] or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", head[0])
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the house. Does not import torch: readers of image files import this module."""
+"""The contracts between the packages of pgt. Does not import torch: readers of image files import this module."""
 
 from __future__ import annotations
 

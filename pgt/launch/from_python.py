@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import ModuleType
 from typing import Any
@@ -94,10 +94,14 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     hydra, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     deterministic, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    tf32 = None
+    with suppress(RuntimeError):  # the caller has set some by torch's newer names, and torch does not read the old ones
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     sys.argv, sys.modules["__main__"] = ["pgt.train", *arguments], ModuleType("__main__")
     GlobalHydra.instance().clear()
     try:
-        with torch.random.fork_rng(devices=[]):
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -110,5 +114,7 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
         if torch.get_deterministic_debug_mode() != deterministic:  # each call imports inductor, which takes seconds
             torch.set_deterministic_debug_mode(deterministic)
         torch.backends.cudnn.benchmark = benchmark
+        if tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         for number, handler in handlers.items():
             signal.signal(number, handler)

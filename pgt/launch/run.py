@@ -12,7 +12,7 @@ from pgt.core.errors import InputError, RankZeroError, Stopped, TrainingError, e
 from pgt.core.streams import endure
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import Summary
-from pgt.training.job import Job, prepare
+from pgt.training.job import prepare
 
 
 def run(config: Config, label: str = "") -> Summary:
@@ -57,13 +57,13 @@ def run_as_rank(compose: Callable[[], Config]) -> int:
     endure()
     rank = int(os.environ["RANK"])
 
-    def prepared() -> Job | Summary:
+    def checked() -> Config:
         config = compose()
         sharing.check(config.recipe, int(os.environ["WORLD_SIZE"]))
-        return prepare(config)
+        return config
 
     try:
-        training.train_as_rank(prepared)
+        training.train_as_rank(checked)
     except (RankZeroError, Stopped) as error:
         if rank == 0:
             raise

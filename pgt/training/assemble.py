@@ -59,7 +59,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
     train, test = dataset.loaders(delivery)
     model = precision.apply(_model(config, train.num_classes))
     model = model.to(device).to(memory_format=torch.channels_last)
-    try_network(config, model, train.num_classes, precision)
+    unused = try_network(config, model, train.num_classes, precision)
     if config.record.norms_every:
         record_format(model)  # refuses a network whose norms cannot be recorded, before anything is written
     try:
@@ -93,6 +93,7 @@ def assemble(config: Config, dataset: DataSet, ranks: Ranks) -> tuple[Loader, Lo
         compiled=config.trainer.compile,
         diagnostics=loss.diagnostics if isinstance(loss, AuthorsHookCrossEntropy) else dict,
         seed=config.seed,
+        unused=unused,
     )
     return train, test, trainer
 

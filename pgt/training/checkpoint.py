@@ -19,10 +19,17 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
         before: the name that the checkpoint which was at `path` gets.
 
     Raises:
-        InputError: the disk is full. The checkpoints that were there are left as they are.
+        InputError: the disk is full, or `state` holds what `load` would refuse. The checkpoints that were there are
+            left as they are.
     """
     whole = io.BytesIO()
     torch.save(state, whole)  # into memory: if torch meets a full disk, its traceback hides the cause
+    whole.seek(0)
+    if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(whole):
+        raise InputError(
+            f"{path} would hold {', '.join(sorted(foreign))}, which no run resumes from: let each state_dict of yours "
+            "return tensors, numbers, texts, lists and dicts alone"
+        )
     with atomic_write(path, before) as file:
         file.write(whole.getbuffer())
 

@@ -19,12 +19,14 @@ def checkpoint_activations(model: nn.Module) -> None:
     """Let each block of the network keep its input only and compute its activations again in the backward pass.
 
     No number changes. A block is a child of an `nn.Sequential` that is itself a child of the network, as the stages of
-    ResNets are.
+    ResNets are, and has layers of its own. A single layer keeps little more than its input, and one that changes its
+    input in place, such as `nn.ReLU(inplace=True)` in VGG, cannot be computed again.
 
     Raises:
         InputError: the network has no such blocks.
     """
-    blocks = [block for stage in model.children() if isinstance(stage, nn.Sequential) for block in stage]
+    stages = [stage for stage in model.children() if isinstance(stage, nn.Sequential)]
+    blocks = [block for stage in stages for block in stage if list(block.children())]
     if not blocks:
         raise InputError("this network has no stages of blocks: leave trainer.checkpoint_activations=false")
     for block in blocks:

@@ -29,7 +29,7 @@ from pgt.training import device_memory, own
 from pgt.training import folder as run_folder
 from pgt.training.assemble import assemble, set_up_torch
 from pgt.training.epochs import train_epochs
-from pgt.training.job import Job, describe, report_earlier, result_line
+from pgt.training.job import Job, describe, prepare, report_earlier, result_line
 from pgt.training.ranks import ALONE, Ranks, check_kernels, process_group, visible_gpus
 from pgt.training.trainer import Trainer
 
@@ -56,6 +56,7 @@ def train(job: Job, ranks: Ranks = ALONE) -> Summary:
         if isinstance(checkpoint, Summary):
             return checkpoint
         state = run_folder.resume(job.folder, trainer, train_loader, checkpoint)
+        del checkpoint  # weights and momentum, which every rank would keep in the host's memory until the run ends
         now = {"commit": job.summary.commit, "world_size": ranks.world_size}
         summary = replace(job.summary, **{**state["summary"], **now})
         stop = stack.enter_context(Stop())
@@ -66,20 +67,21 @@ def train(job: Job, ranks: Ranks = ALONE) -> Summary:
         )
 
 
-def train_as_rank(prepared: Callable[[], Job | Summary]) -> Summary:
-    """`train` as the rank that torchrun's environment variables name, if rank 0 alone knows the job.
+def train_as_rank(compose: Callable[[], Config]) -> Summary:
+    """`train` as the rank that torchrun's environment variables name, if rank 0 alone knows the config.
 
     Args:
-        prepared: what `pgt.training.job.prepare` returns. Rank 0 alone calls it.
+        compose: makes and checks the config. Rank 0 alone calls it.
 
     Raises:
         LostRankError: another rank no longer answers; the rest as `train`.
     """
     with process_group() as ranks:
-        job = ranks.broadcast_result(prepared)
+        config = ranks.broadcast_result(compose)
+        ranks.set_timeout(config.trainer.timeout_minutes)  # before rank 0 lists the data, which may take long
+        job = ranks.broadcast_result(lambda: prepare(config))
         if isinstance(job, Summary):
             return job
-        ranks.set_timeout(job.config.trainer.timeout_minutes)
         with _own_log(job, ranks.rank):
             return train(job, ranks)
 

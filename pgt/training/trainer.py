@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pgt.core.errors import TrainingError
@@ -33,6 +33,10 @@ KEEP_BUFFERS: dict[str, Any] = {SYNC_BUFFERS: False}
 SCALER_PATIENCE = 24
 """fp16: training is given up after more than this many consecutive steps with a non-finite loss. Until then fp16
 overflow may be the cause, and the gradient scaler halves its scale at each of them (from 65536 to 2^-8)."""
+
+LEAST_SCALE = 2.0**-24
+"""fp16: training is given up if the gradient scaler still skips steps below this loss scale, the smallest number of
+fp16: the gradients are finite at no scale then, and no step would ever be taken."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Trainer:
         diagnostics: returns more entries for each record, perhaps a `warning`; may wait for the device.
         seed: of the random numbers that network, loss and alterations draw while they train.
         recorder: records norms, if the config asks for it, on the rank that writes.
+        unused: whether there are parameters that the logits do not depend on, as in some networks of the user's own.
     """
 
     model: nn.Module
@@ -82,6 +87,7 @@ class Trainer:
     diagnostics: Callable[[], dict[str, Any]] = dict
     seed: int = 0
     recorder: Recorder | None = None
+    unused: bool = False
     progress: Progress = field(init=False, default_factory=lambda: Progress(-1))
     tally: Tally = field(init=False)
 
@@ -103,6 +109,7 @@ class Trainer:
                 **KEEP_BUFFERS,
                 gradient_as_bucket_view=True,
                 static_graph=not self.accumulating,  # a static graph fails with no_sync (torch 2.15)
+                find_unused_parameters=self.accumulating and self.unused,  # a static graph finds them itself
             )
 
     def train_step(self, groups: Sequence[Batch], step: int) -> None:
@@ -136,17 +143,13 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training resumes from, as tensors and plain types. All ranks call it together.
 
-        It holds the running statistics combined over all ranks. This rank keeps its own, so that no number depends on
-        when a checkpoint is made.
+        Its tensors are those of the trainer, not copies. The running statistics alone are new ones, combined over all
+        ranks: this rank keeps its own, so that no number depends on when a checkpoint is made.
         """
-        buffers = batch_norm.buffers(self.model)
-        own = [buffer.clone() for buffer in buffers]
-        self.share_buffers()
-        model = {key: value.clone() for key, value in self.model.state_dict().items()}
-        for buffer, value in zip(buffers, own, strict=True):
-            buffer.copy_(value)
+        combined = {name: buffer.clone() for name, buffer in batch_norm.buffers(self.model).items()}
+        self._combine(list(combined.values()))
         return {
-            "model": model,
+            "model": {key: combined.get(key, value) for key, value in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
@@ -187,8 +190,12 @@ class Trainer:
 
     def share_buffers(self) -> None:
         """Combine the running statistics over the ranks, and give the result to every rank."""
-        share = self.ranks.all_reduce_mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.broadcast_
-        share(batch_norm.buffers(self.model))
+        self._combine(list(batch_norm.buffers(self.model).values()))
+
+    def _combine(self, statistics: list[Tensor]) -> None:
+        """Replace running statistics by those of rank 0 or by the mean over all ranks, as `bn_statistics` says."""
+        combine = self.ranks.all_reduce_mean_ if self.bn_statistics == batch_norm.MEAN else self.ranks.broadcast_
+        combine(statistics)
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Return the context in which gradients are averaged over ranks only with the last group of a step."""
@@ -247,6 +254,12 @@ class Trainer:
             raise TrainingError(
                 f"the loss is not finite since step {first_bad:.0f}{scaled} (learning rate "
                 f"{self.schedule(int(first_bad)):.3g}): {hint}"
+            )
+        if self.scaler.is_enabled() and skipped and scale < LEAST_SCALE:
+            hint = more.get("warning", "is there a root, a norm or a quotient of zero in network or loss?")
+            raise TrainingError(
+                f"the loss is finite, but its gradients are not, even with the loss scale at {scale:g} (step {step}): "
+                f"{hint}"
             )
         return {
             "train_top1": 100 * correct / count if count else math.nan,

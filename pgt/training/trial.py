@@ -20,31 +20,40 @@ REFUSALS = (AssertionError, RuntimeError, ValueError)
 """The errors of networks that cannot take images of a size."""
 
 
-def try_network(config: Config, model: nn.Module, classes: int, precision: Precision) -> None:
+def try_network(config: Config, model: nn.Module, classes: int, precision: Precision) -> bool:
     """Try a network that is not one of the paper's, or any on groups of one image, as in training and in evaluation.
 
     The network stays on its device. Its buffers and torch's random numbers are as they were.
+
+    Returns:
+        Whether it has trainable parameters that the logits do not depend on, for which DDP must be prepared.
 
     Raises:
         InputError: it has batch norm and the recipe no groups, or it does not make logits of the data's images.
     """
     count = min(config.recipe.local_batch or config.recipe.global_batch, 2)
     if config.model.name in PARAMETERS and count > 1:
-        return
+        return False
     if config.recipe.local_batch is None and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise InputError(needs_groups(config.model.name, config.recipe))
     data, device = config.data, next(model.parameters()).device
     size = data.image_size if isinstance(data, (ImageFolder, Synthetic)) else DATA_SETS[data.name].image_size
     assert size is not None
     images = torch.zeros(count, 3, size, size, device=device, dtype=precision.dtype)
-    with _as_it_was(model, device), torch.no_grad(), precision.autocast():
+    parameters, unused = [p for p in model.parameters() if p.requires_grad], False
+    with _as_it_was(model, device), precision.autocast():
         for training in (True, False):
             try:
-                logits = model.train(training)(images)
+                with torch.set_grad_enabled(training):
+                    logits = model.train(training)(images)
             except REFUSALS as error:
                 what = f"images of {size} pixels" if count > 1 else f"groups of one image of {size} pixels"
                 raise InputError(f"model ({config.model.name}) cannot take {what}: {one_line(error)}") from error
             _check("model", config.model.name, logits, (count, classes))
+            if logits.requires_grad:
+                gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+                unused = any(gradient is None for gradient in gradients)
+    return unused
 
 
 def try_loss(config: Config, loss: Loss, classes: int, device: torch.device) -> None:

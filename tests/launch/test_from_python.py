@@ -33,6 +33,7 @@ def state():
         "python": (list(sys.argv), list(sys.path), sys.modules["__main__"], sys.stdout, sys.stderr),
         "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
         "torch": (torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, torch.get_rng_state().tolist()),
+        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
     }
 
 

@@ -311,7 +311,14 @@ def test_a_rank_that_is_no_number_is_refused(name):
 
 @pytest.mark.parametrize(
     ("nodes", "host"),
-    [("login1", "login1"), ("gpu[007-009,012],login1", "gpu007"), ("a-b[1,3]", "a-b1"), ("x1,x2", "x1")],
+    [
+        ("login1", "login1"),
+        ("gpu[007-009,012],login1", "gpu007"),
+        ("a-b[1,3]", "a-b1"),
+        ("x1,x2", "x1"),
+        ("r[0-1]n[2-3],login1", "r0n2"),
+        ("c[1-4]-ib", "c1-ib"),
+    ],
 )
 def test_the_first_host_of_a_node_list(nodes, host):
     assert first_host(nodes) == host

@@ -3,6 +3,7 @@ import torch
 
 from pgt.core.errors import InputError
 from pgt.data import open_set
+from pgt.models import build
 from pgt.training.assemble import assemble
 from pgt.training.device_memory import checkpoint_activations
 from pgt.training.ranks import ALONE
@@ -45,6 +46,29 @@ def test_activations_computed_again_change_no_number(model, options):
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(InputError, match="checkpoint_activations=false"):
         checkpoint_activations(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+
+
+class Stem(torch.nn.Module):
+    """A stem of single layers, one of which changes its input in place, and a stage of one block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(inplace=True))
+        self.stage = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3), torch.nn.SiLU(inplace=True)))
+
+    def forward(self, x):
+        return self.stage(self.stem(x)).mean((2, 3))
+
+
+def test_a_layer_that_changes_its_input_is_not_computed_again():
+    """VGG has only such layers: nothing would be saved."""
+    network, images = Stem(), torch.randn(2, 3, 8, 8)
+    expected = torch.autograd.grad(network(images).sum(), list(network.parameters()))
+    checkpoint_activations(network)
+    got = torch.autograd.grad(network(images).sum(), list(network.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+    with pytest.raises(InputError, match="no stages of blocks"):
+        checkpoint_activations(build("vgg19_bn", 10))
 
 
 FULL = [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from pgt.cli.main import main
@@ -131,6 +132,29 @@ def test_gradients_are_sent_once_a_step_whatever_its_groups(one_of_two, groups):
     assert sum(sent) == 2 * sum(p.numel() for p in trainer.model.parameters())
     assert trainer._shared.gradient_as_bucket_view  # no second copy of them
     assert trainer._shared.static_graph == (groups == 1)
+
+
+class Unused(nn.Module):
+    """A network with a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.other = nn.Linear(192, 10), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_parameter_that_no_logit_depends_on_may_be_there(one_of_two, monkeypatch, groups):
+    config = compose(*SMALL, "model.name=timm/resnet18", f"recipe.local_batch={12 // groups}")
+    monkeypatch.setattr("pgt.training.assemble._model", lambda config, classes: Unused())
+    dataset = open_set(name="synthetic", num_samples=75, num_classes=10, image_size=8)
+    train, _, trainer = assemble(config, dataset, one_of_two)
+    batches = train.epoch(0)
+    for step in range(3):
+        trainer.train_step([next(batches) for _ in range(groups)], step)
+    assert trainer._shared.find_unused_parameters == (groups == 2)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from pgt.training.assemble import set_up_torch
 from pgt.training.batch_norm import running_statistics
 from pgt.training.evaluation import calibration_error, calibration_sums, evaluate
 from pgt.training.precision import Precision
+from pgt.training.ranks import Ranks
 from pgt.training.trainer import Trainer
 from tests.conftest import TINY, compose
 
@@ -150,6 +152,20 @@ def test_the_scaler_has_its_say_first():
     bad = Batch(torch.full((6, 3, 8, 8), torch.inf, dtype=torch.float16), half[0].labels)
     with pytest.raises(TrainingError, match=r"not finite since step 30 with the loss scale at \d"):
         subject.train_epoch(Loaded([bad] * 30), 1, Records(), log_every=30)
+
+
+def test_gradients_that_are_finite_at_no_loss_scale_stop_the_run():
+    """The scaler would skip every step, and the finite loss would hide it."""
+
+    def loss(logits, target):
+        return F.cross_entropy(logits.float(), target) + (0 * logits.float().sum()).sqrt()
+
+    subject = trainer(network(normalized=False), "fp16", loss=loss)
+    half = [Batch(b.images.half(), b.labels) for b in batches(20)]
+    subject.train_epoch(Loaded(half), 0, Records(), log_every=20)
+    subject.train_epoch(Loaded(half), 1, Records(), log_every=20)
+    with pytest.raises(TrainingError, match=r"its gradients are not, even with the loss scale at .*e-1"):
+        subject.train_epoch(Loaded(half), 2, Records(), log_every=20)
 
 
 def test_a_loss_that_is_not_finite_does_not_count_in_the_mean():
@@ -312,6 +328,57 @@ def test_a_checkpoint_executes_nothing_and_says_what_is_wrong(tmp_path):
     path.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(InputError, match="start over"):
         checkpoint.load(path, torch.device("cpu"))
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    """For example numpy's numbers in the state of an alteration of the user's own."""
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"epoch": 3})
+    with pytest.raises(InputError, match=r"would hold numpy\S*scalar"):
+        checkpoint.save(path, {"alterations": [{"mean": np.float64(1.5)}]})
+    assert checkpoint.load(path, torch.device("cpu")) == {"epoch": 3}
+
+
+class Counting(nn.Flatten):
+    """A layer whose state is no tensor."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+def test_a_state_keeps_what_a_layer_adds_to_it(tmp_path):
+    one, other = (trainer(nn.Sequential(Counting(), nn.Linear(192, 5))) for _ in range(2))
+    one.train_step(batches(2), 0)
+    checkpoint.save(tmp_path / "last.pt", one.state_dict())
+    other.load_state_dict(checkpoint.load(tmp_path / "last.pt", "cpu"))
+    assert other.model[0].calls == 2
+
+
+class Doubling(Ranks):
+    """Ranks whose exchange changes a tensor."""
+
+    def broadcast_(self, tensors):
+        for tensor in tensors:
+            tensor *= 2
+
+
+def test_a_state_has_the_statistics_of_all_ranks_and_each_rank_keeps_its_own():
+    subject = trainer(network())
+    subject.train_step(batches(1), 0)
+    subject.ranks, own = Doubling(), subject.model[1].running_mean.clone()
+    state = subject.state_dict()["model"]
+    assert torch.equal(state["1.running_mean"], 2 * own)
+    assert torch.equal(subject.model[1].running_mean, own)
+    assert list(state) == list(subject.model.state_dict())
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
