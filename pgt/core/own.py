@@ -9,7 +9,7 @@ from typing import Any
 
 from pgt.core.errors import InputError, one_line
 
-FOUND = "modules are looked for where Python does, in the current folder and beside your configs"
+FOUND = "modules are looked for where Python does, in the current folder and beside the configs of --config-dir"
 
 
 def located(key: str, target: str) -> Callable[..., Any]:

@@ -43,7 +43,7 @@ def train_epochs(
         Stopped: a rank was asked to stop; the state is saved.
         TrainingError: the loss is no longer finite.
     """
-    breaks = Breaks(trainer, loaders[0], save, stop, 60 * config.trainer.checkpoint_minutes, summary)
+    breaks = Breaks(trainer, loaders, save, stop, 60 * config.trainer.checkpoint_minutes, summary)
     for epoch in range(summary.epochs, config.recipe.epochs):
         record = _epoch(config, trainer, loaders, epoch, sink, breaks)
         before = summary.test_top1_best
@@ -61,12 +61,13 @@ class Breaks:
     """The breaks between two batches, at which a run can write a checkpoint and stop.
 
     Attributes:
+        loaders: of training and test images; only the first one has a place to resume from.
         seconds: between two checkpoints.
         summary: after the last whole epoch.
     """
 
     trainer: Trainer
-    loader: Loader
+    loaders: tuple[Loader, Loader]
     write: Callable[[Summary, dict[str, Any], bool], None]
     stop: Stop
     seconds: float
@@ -75,7 +76,7 @@ class Breaks:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint. All ranks collect it together, and rank 0 writes it."""
-        state = {"loader": self.loader.state_dict(), "skipped": _skipped(self.trainer.ranks, self.loader)}
+        state = {"loader": self.loaders[0].state_dict(), "skipped": _skipped(self.trainer.ranks, *self.loaders)}
         self.write(self.summary, {**self.trainer.state_dict(), **state}, best)
         self.saved = time.monotonic()
 

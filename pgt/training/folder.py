@@ -142,7 +142,7 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
     try:
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
-        left_out = map(Path, state["skipped"])
+        left_out = map(Path, state["skipped"])  # test images, too: counted, whichever loader has them
         # Older checkpoints have the root before each path. Such files are left out, and counted, when they come again.
         loader.skipped.update(path for path in left_out if path.parts[0] in ("train", "val"))
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps

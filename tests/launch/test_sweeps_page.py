@@ -10,16 +10,17 @@ from tests.conftest import ROOT
 from tests.test_docs_code import LINES, own_files  # noqa: F401  # a fixture
 
 PAGE = ROOT / "docs/sweeps.md"
+PLUGINS = {"hydra/launcher=joblib", "hydra/sweeper=optuna"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page_follow_on_one_another(own_files, capsys):  # noqa: F811
-    """Those that need a cluster are composed by tests/test_docs_code.py. Runs have two epochs."""
+    """Those that need a cluster or a plugin are composed by tests/test_docs_code.py. Runs have two epochs."""
     own_files(PAGE)
     given = 0
     for page, words in LINES:
-        if page == PAGE and words[0] == "pgt" and "hydra/launcher=slurm" not in words:
+        if page == PAGE and words[0] == "pgt" and not {"hydra/launcher=slurm", *PLUGINS} & {*words}:
             fewer = ["recipe.epochs=2", "recipe.warmup_epochs=1"] if words[1] == "train" else []
             assert main([*words[1:], *fewer]) == 0, words
             given += 1

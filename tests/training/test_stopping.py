@@ -256,6 +256,21 @@ def test_files_that_were_left_out_before_it_was_stopped_count(monkeypatch, look)
     assert train(*run).skipped_files == 3
 
 
+@pytest.mark.slow
+def test_test_images_that_were_left_out_before_it_was_stopped_count(monkeypatch):
+    """Also before the next evaluation: after epoch 2, it is stopped in the third of four."""
+    run = [override for override in RUN if not override.startswith(("data=", "data.num_samples", "recipe.epochs"))]
+    run += [*images("images"), "data.workers=0", "data.on_bad_file=skip", "recipe.epochs=4", "trainer.evaluate_every=2"]
+    Path("images", "val", "a", "3.png").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr("pgt.training.run.Stop", lambda: Asked(11))
+        with pytest.raises(Stopped, match="of epoch 3"):
+            train(*run)
+    summary = train(*run)
+    epochs = read_metrics(Path("runs/custom") / summary.run_id, "epoch")
+    assert [record.get("skipped_files", 0) for record in epochs] == [0, 1, 1, 1]
+
+
 def test_a_request_that_comes_too_late_for_a_run_stops_the_sweep(monkeypatch, capsys):
     """Once it is finished there is nothing left of it to stop."""
     finished = iter([True, False])
