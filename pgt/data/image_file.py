@@ -54,8 +54,8 @@ def read(path: Path, decoded: bool = False) -> tuple[bytes, int, int]:
         width, height = image.size
         if max(width, height) > LONGEST * min(width, height):
             raise ValueError(f"{width} x {height} pixels are more than {LONGEST} times as long as wide")
-        # Colours of 16 bits, too: Pillow cuts them to 8, and DALI rounds.
-        deep = _deep(image) or (image.format == "PNG" and data[PNG_DEPTH] == 16)
+        # Colours of 16 bits are decoded here, too: Pillow cuts them to 8 bits, and DALI rounds.
+        deep = _deep(image) or (image.format == "PNG" and (data[12:16] != b"IHDR" or data[PNG_DEPTH] == 16))
         if decoded or image.format not in DECODED_BY_ALL or deep or image.mode == "CMYK":
             return bitmap(rgb(image)), height, width
         if not _ends(data, image.format):
@@ -103,7 +103,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Convert any image to 8-bit RGB. Deep greyscale keeps its upper 8 bits; Pillow alone would clip it at 255.
+    """Convert any image to 8-bit RGB. Deep greyscale is scaled to 8 bits; Pillow alone would clip it at 255.
 
     Raises:
         ValueError: the format does not say which grey value is white.

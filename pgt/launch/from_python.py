@@ -94,14 +94,11 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     hydra, its_config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     deterministic, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
-    tf32 = None
-    with suppress(RuntimeError):  # the caller has set some by torch's newer names, and torch does not read the old ones
-        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     sys.argv, sys.modules["__main__"] = ["pgt.train", *arguments], ModuleType("__main__")
     GlobalHydra.instance().clear()
     try:
         gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        with torch.random.fork_rng(devices=gpus):
+        with _float32_precision_as_found(), torch.random.fork_rng(devices=gpus):
             yield
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -114,7 +111,32 @@ def _left_as_found(arguments: Sequence[str]) -> Iterator[None]:
         if torch.get_deterministic_debug_mode() != deterministic:  # each call imports inductor, which takes seconds
             torch.set_deterministic_debug_mode(deterministic)
         torch.backends.cudnn.benchmark = benchmark
-        if tf32 is not None:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _float32_precision_as_found() -> Iterator[None]:
+    """A context that leaves torch's settings of TF32 as it found them, by whichever of their names they were set.
+
+    torch refuses to read the older names once one of the newer ones has been set.
+    """
+    import torch
+
+    cudnn_parts: Any = torch.backends.cudnn
+    newer = (torch.backends.cuda.matmul, cudnn_parts.conv, cudnn_parts.rnn)
+    precisions = [part.fp32_precision for part in newer]
+    matmul = cudnn = None
+    with suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        cudnn = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            torch.backends.cudnn.allow_tf32 = cudnn
+        for part, precision in zip(newer, precisions, strict=True):
+            part.fp32_precision = precision

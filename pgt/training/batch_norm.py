@@ -52,11 +52,7 @@ def running_statistics(model: nn.Module, rule: str, group: int, groups: int, fir
         torch._foreach_copy_(running, torch._foreach_lerp(before, running, weights))
 
 
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the running means and variances of all batch norms by their names in the network's state."""
-    found = {}
-    for name, module in model.named_modules(remove_duplicate=False):  # the state has every name of a shared module
-        for kind in ("running_mean", "running_var") if isinstance(module, _BatchNorm) else ():
-            if (buffer := getattr(module, kind)) is not None:
-                found[f"{name}.{kind}".removeprefix(".")] = buffer
-    return found
+def buffers(model: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of all batch norms."""
+    norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
+    return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from pgt.core.errors import InputError
+from pgt.core.errors import InputError, one_line
 from pgt.core.files import atomic_write
 
 
@@ -25,10 +26,14 @@ def save(path: Path, state: dict[str, Any], before: Path | None = None) -> None:
     whole = io.BytesIO()
     torch.save(state, whole)  # into memory: if torch meets a full disk, its traceback hides the cause
     whole.seek(0)
-    if foreign := torch.serialization.get_unsafe_globals_in_checkpoint(whole):
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(whole)
+    except UnpicklingError as error:  # such as an integer of many digits
+        foreign = [one_line(error)]
+    if foreign:
         raise InputError(
             f"{path} would hold {', '.join(sorted(foreign))}, which no run resumes from: let each state_dict of yours "
-            "return tensors, numbers, texts, lists and dicts alone"
+            "return tensors and Python's own numbers, texts, lists and dicts alone"
         )
     with atomic_write(path, before) as file:
         file.write(whole.getbuffer())

@@ -36,7 +36,7 @@ overflow may be the cause, and the gradient scaler halves its scale at each of t
 
 LEAST_SCALE = 2.0**-24
 """fp16: training is given up if the gradient scaler still skips steps below this loss scale, the smallest number of
-fp16: the gradients are finite at no scale then, and no step would ever be taken."""
+fp16: losses or gradients are finite at no scale then."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,11 @@ class Trainer:
         Its tensors are those of the trainer, not copies. The running statistics alone are new ones, combined over all
         ranks: this rank keeps its own, so that no number depends on when a checkpoint is made.
         """
-        combined = {name: buffer.clone() for name, buffer in batch_norm.buffers(self.model).items()}
+        combined = {id(buffer): buffer.clone() for buffer in batch_norm.buffers(self.model)}  # wrappers change names
         self._combine(list(combined.values()))
+        values = self.model.state_dict(keep_vars=True)
         return {
-            "model": {key: combined.get(key, value) for key, value in self.model.state_dict().items()},
+            "model": {key: _alone(combined.get(id(value), value)) for key, value in values.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(self.progress),
@@ -190,7 +191,7 @@ class Trainer:
 
     def share_buffers(self) -> None:
         """Combine the running statistics over the ranks, and give the result to every rank."""
-        self._combine(list(batch_norm.buffers(self.model).values()))
+        self._combine(batch_norm.buffers(self.model))
 
     def _combine(self, statistics: list[Tensor]) -> None:
         """Replace running statistics by those of rank 0 or by the mean over all ranks, as `bn_statistics` says."""
@@ -256,10 +257,10 @@ class Trainer:
                 f"{self.schedule(int(first_bad)):.3g}): {hint}"
             )
         if self.scaler.is_enabled() and skipped and scale < LEAST_SCALE:
-            hint = more.get("warning", "is there a root, a norm or a quotient of zero in network or loss?")
+            hint = "is there a root, a norm or a quotient of zero in network or loss, or a batch with a loss of NaN?"
             raise TrainingError(
-                f"the loss is finite, but its gradients are not, even with the loss scale at {scale:g} (step {step}): "
-                f"{hint}"
+                f"the gradients are not finite, even with the loss scale at {scale:g} (step {step}): "
+                f"{more.get('warning', hint)}"
             )
         return {
             "train_top1": 100 * correct / count if count else math.nan,
@@ -277,3 +278,12 @@ def _steps(loader: Loader, epoch: int, done: int) -> Iterator[list[Batch]]:
     batches = loader.epoch(epoch)
     for _ in range(done, loader.steps_per_epoch):
         yield list(islice(batches, loader.groups_per_step))
+
+
+def _alone(value: Any) -> Any:
+    """A value of a state as it is written: a tensor that is a small part of a larger one would be written with it."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    part = value.layout == torch.strided and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if part else value

@@ -50,9 +50,14 @@ def try_network(config: Config, model: nn.Module, classes: int, precision: Preci
                 what = f"images of {size} pixels" if count > 1 else f"groups of one image of {size} pixels"
                 raise InputError(f"model ({config.model.name}) cannot take {what}: {one_line(error)}") from error
             _check("model", config.model.name, logits, (count, classes))
-            if logits.requires_grad:
-                gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
-                unused = any(gradient is None for gradient in gradients)
+            if training and logits.requires_grad:
+                try:
+                    logits.sum().backward()  # not autograd.grad, which reentrant checkpoints do not allow
+                except REFUSALS as error:
+                    raise InputError(f"model ({config.model.name}) cannot be trained: {one_line(error)}") from error
+                unused = any(parameter.grad is None for parameter in parameters)
+                for parameter in parameters:
+                    parameter.grad = None
     return unused
 
 

@@ -273,7 +273,7 @@ RAMP = np.linspace(0, 1, 80 * 60).reshape(60, 80)
 
 @pytest.mark.parametrize("brightest", [1, 255, 256, 65535])
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_deep_greyscale_keeps_its_upper_8_bits_however_dark(brightest, format):
+def test_deep_greyscale_is_scaled_to_8_bits_however_dark(brightest, format):
     values = (RAMP * brightest).round().astype(np.uint16)
     with Image.open(io.BytesIO(deep(values, format))) as image:
         shown = np.asarray(image_file.rgb(image))

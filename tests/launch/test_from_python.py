@@ -23,6 +23,9 @@ from tests.conftest import ROOT, TINY, last_wins
 SMALL = (*TINY, "model=resnet20")
 
 
+FLOAT32 = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
 def state():
     """What a program would notice."""
     return {
@@ -33,15 +36,20 @@ def state():
         "python": (list(sys.argv), list(sys.path), sys.modules["__main__"], sys.stdout, sys.stderr),
         "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
         "torch": (torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, torch.get_rng_state().tolist()),
-        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "tf32": [part.fp32_precision for part in FLOAT32],
     }
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_changed():
+    as_it_was = [part.fp32_precision for part in FLOAT32]
+    for part in FLOAT32:
+        part.fp32_precision = "tf32"
     before = state()
     yield
     assert state() == before
+    for part, precision in zip(FLOAT32, as_it_was, strict=True):
+        part.fp32_precision = precision
 
 
 def test_a_run_is_its_row_of_the_frame(capsys):

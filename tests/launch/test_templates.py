@@ -200,7 +200,7 @@ def test_a_stopped_job_is_requeued_once_slurm_answers(script, in_array, code, sq
     Path("scontrol").write_text("".join(f"{line}\n" for line in scontrol))
     Path("calls").touch()
     array = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"} if in_array else {}
-    variables = {"PATH": f"{Path('bin').absolute()}:/usr/bin:/bin", "SLURM_JOB_ID": "15", **array}
+    variables = {"PATH": f"{Path('bin').absolute()}:/usr/bin:/bin", "SLURM_JOB_ID": "12" if array else "15", **array}
     assert subprocess.run(["bash", "-c", SCRIPTS[script]], env=variables, capture_output=True).returncode == code
     calls, job = Path("calls").read_text().splitlines(), "12_3" if array else "15"
     assert sum(call.startswith("squeue ") and f"--jobs={job} " in call for call in calls) == asked

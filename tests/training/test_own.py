@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pgt.cli.main import main
 from pgt.config.identity import group_id, identity, run_id
@@ -222,6 +223,28 @@ def test_groups_of_one_image_that_a_network_cannot_be_trained_on_are_refused(cap
     err = capfd.readouterr().err
     assert "model (resnet18) cannot take groups of one image of 32 pixels: Expected more than 1 value" in err
     assert not find(Path("runs"))
+
+
+class Reentrant(nn.Module):
+    """A network that computes its activations again in a way in which `torch.autograd.grad` cannot be used."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused, self.body = nn.Linear(1, 1), nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, images):
+        if self.training:
+            return checkpoint(self.body, images.requires_grad_(), use_reentrant=True)
+        with torch.enable_grad():
+            return self.body(images) + 0 * self.unused.weight.sum()
+
+
+def test_a_network_with_reentrant_checkpoints_is_tried():
+    config = compose("data=synthetic", "recipe=demo", "model.name=timm/resnet18")
+    network = Reentrant()
+    network.eval()(torch.zeros(2, 3, config.data.image_size, config.data.image_size))
+    assert try_network(config, network, 10, Precision("fp32", "cpu"))  # in training, `unused` is
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_trying_a_network_leaves_its_buffers_and_random_numbers_as_they_were():

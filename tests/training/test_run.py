@@ -576,6 +576,6 @@ def test_the_best_weights_are_the_first_of_several_that_are_the_best(monkeypatch
     fresh = job.prepare(config).summary
     stateful = SimpleNamespace(state_dict=dict, ranks=ALONE, skipped=set())
     epochs.train_epochs(
-        config, stateful, (stateful, None), fresh, None, lambda _, state, is_best: best.append(is_best), None
+        config, stateful, (stateful, stateful), fresh, None, lambda _, state, is_best: best.append(is_best), None
     )
     assert best == [True, False, False]

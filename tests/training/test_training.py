@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from pgt.core.errors import InputError, TrainingError
 from pgt.core.types import IGNORE_INDEX, Batch
@@ -164,7 +165,7 @@ def test_gradients_that_are_finite_at_no_loss_scale_stop_the_run():
     half = [Batch(b.images.half(), b.labels) for b in batches(20)]
     subject.train_epoch(Loaded(half), 0, Records(), log_every=20)
     subject.train_epoch(Loaded(half), 1, Records(), log_every=20)
-    with pytest.raises(TrainingError, match=r"its gradients are not, even with the loss scale at .*e-1"):
+    with pytest.raises(TrainingError, match=r"the gradients are not finite, even with the loss scale at .*e-1"):
         subject.train_epoch(Loaded(half), 2, Records(), log_every=20)
 
 
@@ -379,6 +380,19 @@ def test_a_state_has_the_statistics_of_all_ranks_and_each_rank_keeps_its_own():
     assert torch.equal(state["1.running_mean"], 2 * own)
     assert torch.equal(subject.model[1].running_mean, own)
     assert list(state) == list(subject.model.state_dict())
+
+
+def test_a_state_finds_statistics_under_other_names_and_holds_no_more_than_its_tensors():
+    net = network()
+    net[1] = checkpoint_wrapper(net[1])  # it is left out of the names of the state, and stands in those of modules
+    net.register_buffer("part", torch.zeros(1000)[:2])
+    subject = trainer(net)
+    subject.ranks = Doubling()
+    state = subject.state_dict()["model"]
+    assert list(state) == list(net.state_dict())
+    assert torch.equal(state["1.running_var"], 2 * net.state_dict()["1.running_var"])
+    assert state["part"].untyped_storage().nbytes() == 8
+    assert not any(value.requires_grad for value in state.values())
 
 
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path):
