@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -95,15 +96,34 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
 
 @pytest.mark.slow
 def test_two_identical_sweeps_share_the_work():
+    """The first one is held still in its first run until the second one trains, however fast the machine is."""
     command = [sys.executable, "-m", "pgt", *last_wins(*SWEEP, "seed=0,1,2,3", "recipe.epochs=20")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    sweeps = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [sweep.communicate(timeout=240)[0] for sweep in sweeps]
-    assert [sweep.returncode for sweep in sweeps] == [0, 0], said
+    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
+    trains = ": 20 epochs of 2 steps  ->"
+
+    def until_it_trains(sweep):
+        read = []
+        while not read or trains not in read[-1]:
+            read.append(sweep.stdout.readline())
+            assert read[-1], read
+        return "".join(read)
+
+    with subprocess.Popen(command, **options) as first:
+        begun = until_it_trains(first)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            second = subprocess.Popen(command, **options)
+            joined = until_it_trains(second)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        begun += first.communicate(timeout=240)[0]
+        joined += second.communicate(timeout=240)[0]
+    assert (first.returncode, second.returncode) == (0, 0), begun + joined
     found = find(Path("runs"))
     assert [summary.status for _, summary in found] == [FINISHED] * 4
     assert [len(json.loads((path / "environment.json").read_text())["starts"]) for path, _ in found] == [1] * 4
-    assert all(": 20 epochs of 2 steps  ->" in text for text in said)
+    assert "[1/4] is put off to the end of the sweep" in joined
+    assert begun.count(trains) + joined.count(trains) == 4
 
 
 def test_the_task_returns_what_a_sweeper_optimises(outcomes, monkeypatch):

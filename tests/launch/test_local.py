@@ -166,7 +166,7 @@ def test_a_failed_job_does_not_stop_the_others():
 @pytest.mark.parametrize("death", ["Ctrl-C", "SIGKILL"])
 def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked, death):  # noqa: F811
     """Ctrl-C stops both jobs that train, in order; the third one has not begun."""
-    long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=15", "seed=0,1,2")
+    long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=40", "seed=0,1,2")
     command = [sys.executable, "-m", "pgt", *long]
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
