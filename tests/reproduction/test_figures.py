@@ -103,6 +103,18 @@ def test_runs_that_have_not_measured_their_logits_are_left_out():
     assert len(figure.axes[2].lines[0].get_xdata()) == 2
 
 
+def test_from_three_points_a_line_is_fitted_through_logits_and_losses():
+    for number, alpha in enumerate((1, 0.5, 0.25), start=1):
+        plant("demo/bn", "pgt", 0, 90.0, 80.0, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
+        for path in Path("runs").rglob("summary.json"):
+            values = json.loads(path.read_text())
+            norm = 4 + 1 / values["identity"]["method"]["alpha"]
+            path.write_text(json.dumps(values | {"test_logit_norm": norm, "test_loss": 2 * norm - 3}))
+        if number > 1:
+            labels = [line.get_label() for line in figures.draw(8, Path("runs"), "demo/bn").axes[2].lines]
+            assert ("2.0000 x − 3.000 (R² = 1.00)" in labels) == (number == 3)
+
+
 @pytest.mark.parametrize(("experiment", "lines"), [("grid/alpha_resnet50", 1), ("grid/alpha_resnet20_cifar10", 0)])
 def test_the_papers_line_through_logits_is_drawn_over_runs_on_imagenet_only(monkeypatch, experiment, lines):
     for name in ("IMAGENET", "CIFAR"):
@@ -263,6 +275,14 @@ def test_accuracies_of_nothing_and_of_everything_are_drawn_without_a_warning(cur
     figure = figures.draw(number, Path("runs"), "demo/bn")
     figure.canvas.draw()
     assert all(axis.get_ylim()[1] <= 100 for axis in figure.axes)
+
+
+@pytest.mark.parametrize(("highest", "end"), [(50.5, 100), (50, 65), (24.7, 35), (0.5, 5)])
+def test_low_accuracies_by_epoch_fill_their_panels_which_share_their_axis(highest, end):
+    plant("demo/bn", "pgt", 0, 0.4, 0.2, curve=(0.1, 0.2), overrides=["recipe.lr_peak=0.2"])
+    plant("demo/bn", "pgt", 0, highest, 0.2, curve=(0.1, highest), overrides=["recipe.lr_peak=0.1"])
+    figure = curves.accuracy_by_epoch(Path("runs"), "demo/bn")
+    assert {axis.get_ylim() for axis in np.array(figure.axes).reshape(3, 2)[:2].flat} == {(0, end)}
 
 
 def test_accuracy_over_alpha_ends_at_100_if_that_leaves_room():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,13 @@ def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
     figure, axes = pyplot().subplots(
         3, len(columns), figsize=(max(4.6, 2.4 * len(columns)), 6.2 + 0.17 * rows), squeeze=False
     )
-    for (title, lines), column in zip(columns.items(), axes.T, strict=True):
-        histories = {label: by_epoch(runs, METRICS) for label, runs in lines.items()}
+    read = [{label: by_epoch(runs, METRICS) for label, runs in lines.items()} for lines in columns.values()]
+    end = _end(values.to_numpy().max() for each in read for found in each.values() for values in found.values())
+    for (title, lines), histories, column in zip(columns.items(), read, axes.T, strict=True):
         looks = {label: style(labels.index(label)) for label in lines}
         for axis, (metric, label) in zip(column, METRICS.items(), strict=False):
             _accuracy(axis, {name: history[metric] for name, history in histories.items()}, looks)
-            axis.set(ylabel=label, ylim=(0, 100))
+            axis.set(ylabel=label, ylim=(0, end))
         column[0].set_title(wrapped(title, 30))
         means = {label: history["test_top1"].mean(axis=1) for label, history in histories.items()}
         counts = {label: "" if same else f" (n={len(runs)})" for label, runs in lines.items()}
@@ -131,6 +133,12 @@ def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
         source(pd.concat(shown)),
     )
     return figure
+
+
+def _end(highest: Iterable[float]) -> float:
+    """Where the vertical axes of all panels end: at 100, or with a fifth to spare if no accuracy is above 50."""
+    top = max(highest)
+    return 100 if top > 50 else max(5, 5 * math.ceil(top / 4))
 
 
 def _accuracy(axis: Any, curves: Mapping[str, pd.DataFrame], looks: Mapping[str, dict[str, str]]) -> None:
