@@ -32,8 +32,9 @@ from pgt.training.trainer import Trainer
 
 LAST, PREVIOUS = CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
 """Checkpoints to resume from: the last one, or if it cannot be read, the one before."""
-WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "loader", "skipped", "metrics_size", "summary"}
-"""Keys that every checkpoint has. Older ones lack `alterations` and `loss`."""
+WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "alterations", "loss",
+         "loader", "skipped", "metrics_size", "summary"}  # fmt: skip
+"""Keys that every checkpoint has."""
 
 
 def clear(folder: Path, loggers: Iterable[str]) -> None:
@@ -83,7 +84,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     Its entry `warning`, if it has one, says that a later one is damaged.
 
     Raises:
-        InputError: the only checkpoint, or both, are damaged, or of an older format.
+        InputError: the only checkpoint, or both, are damaged.
     """
     for unfinished in (folder / LAST).parent.glob(TEMPORARY):  # by a process that was killed
         unfinished.unlink(missing_ok=True)
@@ -111,17 +112,10 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint that has everything to resume from.
 
     Raises:
-        InputError: it is damaged, or of an older format.
+        InputError: it is damaged.
     """
     state = checkpoint.load(path, "cpu")
     missing = WHOLE - (state.keys() if isinstance(state, dict) else set())
-    # A checkpoint of a version that saved only between epochs: it counts them, and has no place within one.
-    if {"progress"} <= missing < WHOLE and "epoch" in state:
-        commit = state.get("summary", {}).get("commit", "unknown")
-        raise InputError(
-            f"{path} is of an older format (commit {commit}): finish the run with that, or add trainer.force=true to "
-            "start over"
-        )
     if missing:
         raise checkpoint.damaged(path, KeyError(*missing))
     return state
@@ -142,9 +136,7 @@ def resume(folder: Path, trainer: Trainer, loader: Loader, state: dict[str, Any]
     try:
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
-        left_out = map(Path, state["skipped"])  # test images, too: counted, whichever loader has them
-        # Older checkpoints have the root before each path. Such files are left out, and counted, when they come again.
-        loader.skipped.update(path for path in left_out if path.parts[0] in ("train", "val"))
+        loader.skipped.update(map(Path, state["skipped"]))  # test images, too: counted, whichever loader has them
         step = trainer.progress.epoch * loader.steps_per_epoch + trainer.progress.steps
         return {"step": step, "warning": state.get("warning"), **{k: state[k] for k in ("metrics_size", "summary")}}
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -24,9 +24,6 @@ from pgt.runs.folder import DIVERGED, ENDED, Summary
 from pgt.runs.labels import experiment_name, title
 from pgt.runs.norms import FOLDER as NORMS
 
-OLD_DIGITS = "scikit-learn "
-"""How the manifest of the digits began when they came from there: the same images as today's."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -86,20 +83,11 @@ def folder_of(config: Config) -> Path:
     """
     if not DATA_SETS[config.data.name].any_files:
         return _folder(config, identity(config))
-    return _folder(config, _identity(config, open_data(config)))
+    return _folder(config, with_files(identity(config), open_data(config).files))
 
 
 def _folder(config: Config, values: Mapping[str, Any]) -> Path:
     return Path(config.paths.runs) / experiment_name(config.experiment) / run_id(values)
-
-
-def _identity(config: Config, dataset: DataSet) -> dict[str, Any]:
-    """The identity of the config's run. A run of the same data that began before files were part of it goes on."""
-    without_files = identity(config)
-    earlier = runs.read_summary(_folder(config, without_files)) if dataset.files else None
-    if earlier is not None and earlier.manifest == dataset.manifest:
-        return without_files
-    return with_files(without_files, dataset.files)
 
 
 def prepare(config: Config, label: str = "") -> Job | Summary:
@@ -109,10 +97,10 @@ def prepare(config: Config, label: str = "") -> Job | Summary:
         InputError: the data cannot be used, or the run was made from other data.
     """
     dataset = open_data(config)
-    fresh = _new_summary(config, _identity(config, dataset), dataset.manifest)
+    fresh = _new_summary(config, with_files(identity(config), dataset.files), dataset.manifest)
     folder = _folder(config, fresh.identity)
     before = None if config.trainer.force else runs.read_summary(folder)
-    if before is not None and before.manifest != fresh.manifest and not before.manifest.startswith(OLD_DIGITS):
+    if before is not None and before.manifest != fresh.manifest:
         raise InputError(
             f"{folder} was made from other data ({before.manifest}, now {fresh.manifest}): "
             "add another paths.runs=... to keep both, or trainer.force=true to start over"

@@ -169,10 +169,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.tally.load_state_dict(state["tally"])
-        kept = state.get("alterations", [{}] * len(self.alterations))  # earlier checkpoints have none
-        for alteration, own_state in zip(self.alterations, kept, strict=True):
+        for alteration, own_state in zip(self.alterations, state["alterations"], strict=True):
             alteration.load_state_dict(own_state)
-        if isinstance(self.loss, nn.Module) and "loss" in state:  # earlier checkpoints have none
+        if isinstance(self.loss, nn.Module):
             self.loss.load_state_dict(state["loss"])
 
     def _seed(self, step: int, part: int) -> None:

@@ -1,7 +1,6 @@
 """Which run a config names: image folders tell which files they hold, and old run folders are found again."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from PIL import Image
 
 from pgt.cli.main import main
 from pgt.config.compose import compose_all
-from pgt.config.identity import identity, run_id
+from pgt.config.identity import run_id
 from pgt.core.errors import InputError
 from pgt.data import image_file
 from pgt.data.tree import read_tree
 from pgt.launch.run import run
-from pgt.runs.folder import find, read_summary
-from pgt.training.job import folder_of, prepare
+from pgt.runs.folder import find
+from pgt.training.job import folder_of
 from tests.conftest import TINY, compose
 
 FILES = (*(text for text in TINY if not text.startswith(("data=", "data.num_samples"))), "data=imagefolder",
@@ -64,19 +63,6 @@ def test_data_that_have_moved_are_the_same_run_and_a_line_says_so(roots, capsys)
     capsys.readouterr()
     run(on("moved"))
     assert "data.root" not in capsys.readouterr().out
-
-
-def test_a_run_that_began_before_files_were_part_of_the_identity_is_found(roots):
-    config = on("one")
-    first = run(config)
-    values = identity(config)
-    earlier = Path("runs/custom") / run_id(values)
-    folder_of(config).rename(earlier)
-    summary = {**json.loads((earlier / "summary.json").read_text()), "run_id": run_id(values), "identity": values}
-    (earlier / "summary.json").write_text(json.dumps(summary))
-    assert run(config) == read_summary(earlier) != first
-    assert folder_of(config) == earlier
-    assert prepare(on("other_names")).folder != earlier
 
 
 def test_a_named_data_set_has_the_id_that_its_config_gives():

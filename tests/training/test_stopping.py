@@ -287,14 +287,6 @@ def test_a_request_that_comes_too_late_for_a_run_stops_the_sweep(monkeypatch, ca
     assert [summary.status for _, summary in find(Path("runs"))] == ["finished"]
 
 
-def test_a_checkpoint_of_an_older_format_is_not_called_damaged(monkeypatch):
-    stopped_at(monkeypatch, 1)
-    [path] = Path("runs").glob("**/last.pt")
-    torch.save({"epoch": 0, "summary": {"commit": "0123456789ab"}}, path)
-    with pytest.raises(InputError, match=r"last.pt is of an older format \(commit 0123456789ab\): finish the run"):
-        train(*RUN)
-
-
 def place():
     """(epoch from 0, steps) that the run's checkpoint stands at."""
     [path] = Path("runs").glob("**/last.pt")
