@@ -267,21 +267,32 @@ def best_method(shared: bool, measured: Measured) -> Finding:
         *(Number(f"{LAST}, {method}, lr_peak={rates[method]:g}", _mean(values)) for method, values in top1.items()),
         *(Number(f"{BEST} − {method}", _difference(top1[BEST], values), difference=True)
           for method, values in top1.items() if method != BEST),
+        *(Number(f"baseline − {method}", _difference(top1["baseline"], values), difference=True)
+          for method, values in top1.items() if method not in ("baseline", BEST)),
     ]  # fmt: skip
     return Finding(numbers, judged_best(top1))
 
 
 def truncation(measured: Measured) -> Finding:
-    """E8: the published hook, emulated in fp16, against exact PGT."""
-    numbers, ratios = list[Number](), list[float]()
+    """E8: the published hook, emulated in fp16, against exact PGT; described besides, against the baseline."""
+    numbers, ratios, base = list[Number](), list[float](), Setting("tiny/bn")
     for alpha in (0.25, 0.05):
         hook, exact = Setting("tiny/bn", HOOK, alpha), Setting("tiny/bn", "pgt", alpha)
-        top1 = _difference(measured(hook, LAST, THREE), measured(exact, LAST, THREE))
+
+        def difference(other: Setting, name: str, hook: Setting = hook) -> Sample:
+            return _difference(measured(hook, name, THREE), measured(other, name, THREE))
+
         norms, exact_norms = (measured(setting, LOGITS, THREE) for setting in (hook, exact))
         ratios = [norms[seed] / exact_norms[seed] for seed in norms]  # the last α, 0.05, is judged
         numbers += [
-            Number(f"{LAST}, hook − exact PGT, α={alpha:g}", top1, difference=True),
             Number(f"logit norm, hook over exact PGT, α={alpha:g}", sample(ratios)),
+            Number(f"loss at z, hook, α={alpha:g}", _mean(measured(hook, LOSS, THREE))),
+            Number(f"loss at α·z, hook, α={alpha:g}", _mean(measured(hook, LOSS_ALPHA, THREE))),
+            *(
+                Number(f"{name}, hook − {what}, α={alpha:g}", difference(other, name), difference=True)
+                for what, other in (("exact PGT", exact), ("baseline", base))
+                for name in (LAST, TRAIN)
+            ),
         ]
     return Finding(numbers, judged_truncation(ratios))
 
@@ -299,6 +310,29 @@ def other_alphas(measured: Measured) -> Finding:
     ])  # fmt: skip
 
 
+def other_rates(measured: Measured) -> Finding:
+    """Not a claim: PGT at α = 0.25 against the baseline at each learning rate of E5, and the baseline at the best
+    against PGT at the usual one."""
+    base, ours = (
+        {rate: Setting("tiny/bn", method, alpha, rate) for rate in RATES}
+        for method, alpha in (("baseline", 1.0), ("pgt", 0.25))
+    )
+
+    def difference(name: str, one: Setting, other: Setting) -> Sample:
+        return _difference(measured(one, name, THREE), measured(other, name, THREE))
+
+    at_each = [
+        Number(f"{name}, α=0.25 − baseline, both at {rate:g}", difference(name, ours[rate], base[rate]), True)
+        for name in (TRAIN, LAST)
+        for rate in RATES
+    ]
+    across = [
+        Number(f"{name}, baseline at 0.2 − α=0.25 at 0.1", difference(name, base[0.2], ours[RATE]), True)
+        for name in (TRAIN, LAST)
+    ]
+    return Finding([*at_each, *across])
+
+
 CLAIMS: Mapping[str, Callable[[Measured], Finding]] = {
     "E1": partial(gain, LAST),
     "E2": partial(gain, TRAIN),
@@ -309,6 +343,7 @@ CLAIMS: Mapping[str, Callable[[Measured], Finding]] = {
     "E7": partial(best_method, True),
     "E8": truncation,
     "other α": other_alphas,
+    "other rates": other_rates,
 }
 
 

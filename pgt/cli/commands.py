@@ -140,7 +140,7 @@ def _retry(options: Namespace) -> int:
 
             codes.append(jobs.train(words))
         else:
-            print("pgt did not start it, or in an older version: give the command again yourself")
+            print("pgt did not start it: give the command again yourself")
     return max(codes, default=0)
 
 

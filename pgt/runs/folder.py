@@ -167,7 +167,7 @@ def read_failure(folder: Path) -> Failure | None:
     """The failure that `write_failure` has noted; None if the run has not failed, or goes on."""
     try:
         values = json.loads((folder / FAILURE).read_text())
-        return Failure(int(values["code"]), str(values["reason"]), list(values.get("command", ())))
+        return Failure(int(values["code"]), str(values["reason"]), list(values["command"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

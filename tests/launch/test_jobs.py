@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -98,27 +99,31 @@ def test_a_run_that_another_process_trains_is_put_off_and_never_a_failure(outcom
 def test_two_identical_sweeps_share_the_work():
     """The first one is held still in its first run until the second one trains, however fast the machine is."""
     command = [sys.executable, "-m", "pgt", *last_wins(*SWEEP, "seed=0,1,2,3", "recipe.epochs=20")]
-    options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
-    trains = ": 20 epochs of 2 steps  ->"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    trains, logs = ": 20 epochs of 2 steps  ->", [Path("first.log"), Path("second.log")]
 
-    def until_it_trains(sweep):
-        read = []
-        while not read or trains not in read[-1]:
-            read.append(sweep.stdout.readline())
-            assert read[-1], read
-        return "".join(read)
+    with ExitStack() as ends:
 
-    with subprocess.Popen(command, **options) as first:
-        begun = until_it_trains(first)
+        def training(log):
+            with log.open("w") as said:
+                sweep = subprocess.Popen(command, env=environment, stdout=said)
+            ends.callback(sweep.wait)
+            ends.callback(sweep.kill)
+            deadline = time.monotonic() + 60
+            while trains not in log.read_text():
+                assert sweep.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            return sweep
+
+        first = training(logs[0])
         first.send_signal(signal.SIGSTOP)
-        try:
-            second = subprocess.Popen(command, **options)
-            joined = until_it_trains(second)
-        finally:
-            first.send_signal(signal.SIGCONT)
-        begun += first.communicate(timeout=240)[0]
-        joined += second.communicate(timeout=240)[0]
-    assert (first.returncode, second.returncode) == (0, 0), begun + joined
+        second = training(logs[1])
+        first.send_signal(signal.SIGCONT)
+        codes = [sweep.wait(timeout=80) for sweep in (first, second)]
+
+    begun, joined = (log.read_text() for log in logs)
+    assert codes == [0, 0], begun + joined
     found = find(Path("runs"))
     assert [summary.status for _, summary in found] == [FINISHED] * 4
     assert [len(json.loads((path / "environment.json").read_text())["starts"]) for path, _ in found] == [1] * 4

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pgt.core.errors import InputError, LostRankError, Stopped, TrainingError
 from pgt.core.machine import cpus
 from pgt.launch import local
 from pgt.launch.local import slots
-from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, write_summary
+from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, holder, write_summary
 from pgt.training import job as training
 from tests.conftest import TINY, last_wins, pgt
 from tests.launch.test_ranks import eventually_none, marked  # noqa: F401  # a fixture
@@ -165,20 +166,32 @@ def test_a_failed_job_does_not_stop_the_others():
 @needs_two
 @pytest.mark.parametrize("death", ["Ctrl-C", "SIGKILL"])
 def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked, death):  # noqa: F811
-    """Ctrl-C stops both jobs that train, in order; the third one has not begun."""
-    long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=40", "seed=0,1,2")
+    """Ctrl-C stops both jobs that train, in order; the third one has not begun.
+
+    The first job with a checkpoint is held still until the other one has its own, so that neither can end before.
+    """
+    long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=15", "seed=0,1,2")
     command = [sys.executable, "-m", "pgt", *long]
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list(Path("runs").glob("custom/*/checkpoints/last.pt"))) < 2:
-        assert sweep.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    if death == "Ctrl-C":
-        os.killpg(sweep.pid, signal.SIGINT)
-    else:
-        sweep.kill()
-    out, err = sweep.communicate(timeout=60)
+    deadline, held = time.monotonic() + 120, None
+    try:
+        while len(begun := list(Path("runs").glob("custom/*/checkpoints/last.pt"))) < 2:
+            assert sweep.poll() is None
+            assert time.monotonic() < deadline
+            if begun and held is None:
+                held = int(re.search(r"process (\d+)", holder(begun[0].parents[1]))[1])
+                os.kill(held, signal.SIGSTOP)
+            time.sleep(0.05)
+        if held is not None:
+            os.kill(held, signal.SIGCONT)
+        if death == "Ctrl-C":
+            os.killpg(sweep.pid, signal.SIGINT)
+        else:
+            sweep.kill()
+        out, err = sweep.communicate(timeout=60)
+    except BaseException:
+        os.killpg(sweep.pid, signal.SIGKILL)
+        raise
     assert eventually_none(marked)
     assert [summary.status for _, summary in find(Path("runs"))] == [UNFINISHED] * 2
     if death == "Ctrl-C":

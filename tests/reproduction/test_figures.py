@@ -103,9 +103,10 @@ def test_runs_that_have_not_measured_their_logits_are_left_out():
     assert len(figure.axes[2].lines[0].get_xdata()) == 2
 
 
-def test_from_three_points_a_line_is_fitted_through_logits_and_losses():
+def test_a_line_is_fitted_through_logits_and_losses_of_three_alphas():
     for number, alpha in enumerate((1, 0.5, 0.25), start=1):
-        plant("demo/bn", "pgt", 0, 90.0, 80.0, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
+        for seed in (0, 1):
+            plant("demo/bn", "pgt", seed, 90.0, 80.0, curve=(50, 60), overrides=[f"method.alpha={alpha}"])
         for path in Path("runs").rglob("summary.json"):
             values = json.loads(path.read_text())
             norm = 4 + 1 / values["identity"]["method"]["alpha"]

@@ -71,7 +71,8 @@ def changed(frame, name, value, **where):
 
 def test_every_claim_has_a_verdict():
     found, missing = verdicts(runs())
-    assert (found.pop("other α"), set(found.values()), missing) == ("", {"holds"}, {})
+    assert [found.pop("other α"), found.pop("other rates")] == ["", ""]
+    assert (set(found.values()), missing) == ({"holds"}, {})
     assert {*found} == {f"E{number}" for number in range(1, 9)}
 
 
@@ -115,6 +116,7 @@ def test_a_claim_without_its_runs_has_no_verdict():
         "E2": "tiny/bn baseline lr_peak=0.1, seed 4",
         "E5": "tiny/bn baseline lr_peak=0.2, seed 0–2",
         "E6": "tiny/nobn gc lr_peak=0.0125, seed 100",
+        "other rates": "tiny/bn pgt α=0.25 lr_peak=0.2, seed 0–2",
     }
     assert found.keys() == {"E3", "E4", "E7", "E8", "other α"}
 
@@ -240,6 +242,8 @@ def test_each_claim_on_the_page_has_its_own_numbers_and_verdict(committed):
     assert said == {name: {committed[name][0].verdict_of_claim if name in committed else none} for name in names}
     [other] = re.findall(rf"^The other values of α.*\n\n({TABLE.pattern})", RESULTS, re.MULTILINE)
     assert are_in_order(MEAN.findall(other), committed["other α"])
+    [rates] = re.findall(rf"^PGT at each learning rate.*\n\n({TABLE.pattern})", RESULTS, re.MULTILINE)
+    assert all(are_in_order(MEAN.findall(line), committed["other rates"]) for line in rates.splitlines())
 
 
 SIDE_BY_SIDE = {

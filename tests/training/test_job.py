@@ -1,4 +1,4 @@
-"""Which run a config names: image folders tell which files they hold, and old run folders are found again."""
+"""Which run a config names: image folders tell which files they hold."""
 
 import errno
 import os

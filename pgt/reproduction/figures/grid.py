@@ -137,11 +137,11 @@ def _counted(series: Settings) -> str:
 
 
 def _scatter(axis: Any, runs: pd.DataFrame, index: int) -> None:
-    """Plot a point for each run, and from three points the line of least squares: two are on a line in any case."""
-    points = runs[["test_logit_norm", "test_loss"]].to_numpy(float)
-    norms, losses = points[np.isfinite(points).all(axis=1)].T
+    """Plot a point for each run, and a line of least squares if there are three α: two are on a line in any case."""
+    points = runs[["test_logit_norm", "test_loss", "alpha"]].to_numpy(float)
+    norms, losses, alphas = points[np.isfinite(points).all(axis=1)].T
     axis.plot(norms, losses, "o", color=style(index)["color"], markersize=3)
-    if len(norms) < 3 or len(set(norms)) < 2 or len(set(losses)) < 2:  # a constant has no R²
+    if len(set(alphas)) < 3 or len(set(norms)) < 2 or len(set(losses)) < 2:  # a constant has no R²
         return
     ends = np.array([norms.min(), norms.max()])
     slope, intercept = np.polyfit(norms, losses, 1)
