@@ -114,9 +114,11 @@ def clip_grad_unitwise(
     grads = [grad for _, grad in chosen]
     norms = [unitwise_norm(grad) for grad in grads]
     # Not in place: the norm of a bias that FSDP has sharded is a sum that still has to be taken over the ranks.
-    bounds = torch._foreach_clamp_min([unitwise_norm(weight) for weight, _ in chosen], eps)
+    # Nor by torch._foreach_clamp_min, which torch 2.11 lacks for sharded tensors.
+    bounds = [unitwise_norm(weight).clamp(min=eps) for weight, _ in chosen]
     factors = torch._foreach_div(torch._foreach_mul(bounds, clip_factor), norms)
-    torch._foreach_mul_(grads, torch._foreach_clamp_max(factors, 1))
+    torch._foreach_clamp_max_(factors, 1)
+    torch._foreach_mul_(grads, factors)
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
