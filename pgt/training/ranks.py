@@ -264,4 +264,6 @@ def _is_lost(error: Exception) -> bool:
         return any(word in text for word in ("remote", "peer", "connection", "timeout", "timed out"))
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
         return True
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "process group"))
+    # Gloo's errors name a file of its own, but for "Application timeout caused pair closure".
+    words = ("gloo", "pair closure", "nccl", "process group")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)

@@ -261,21 +261,30 @@ NCCL = (
 
 
 @pytest.mark.parametrize(
-    ("text", "raised", "said"),
+    ("error", "raised", "said"),
     [
         (
-            NCCL.format("unhandled system error", "ncclSystemError: System call failed", "/dev/shm: No space left"),
+            dist.DistBackendError(
+                NCCL.format("unhandled system error", "ncclSystemError: System call failed", "/dev/shm: No space left")
+            ),
             TrainingError,
             r"^the ranks cannot communicate: NCCL error .* No space left$",
         ),
         (
-            NCCL.format("remote process exited", "ncclRemoteError: A remote process exited", "peer closed"),
+            dist.DistBackendError(
+                NCCL.format("remote process exited", "ncclRemoteError: A remote process exited", "peer closed")
+            ),
             LostRankError,
             r"^lost the other ranks: NCCL error .* peer closed$",
         ),
+        (
+            RuntimeError("Application timeout caused pair closure"),
+            LostRankError,
+            r"^lost the other ranks: Application timeout caused pair closure$",
+        ),
     ],
 )
-def test_an_error_of_nccl_is_said_whole_and_is_another_ranks_only_if_it_says_so(monkeypatch, text, raised, said):
+def test_an_error_of_a_backend_is_said_whole_and_is_another_ranks_only_if_it_says_so(monkeypatch, error, raised, said):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -284,7 +293,7 @@ def test_an_error_of_nccl_is_said_whole_and_is_another_ranks_only_if_it_says_so(
         monkeypatch.setenv(name, str(value))
     try:
         with pytest.raises(TrainingError, match=said) as caught, process_group():
-            raise dist.DistBackendError(text)
+            raise error
         assert type(caught.value) is raised
     finally:
         dist.destroy_process_group()
