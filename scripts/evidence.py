@@ -149,6 +149,11 @@ def _difference(values: BySeed, others: BySeed) -> Sample:
     return sample([values[seed] - others[seed] for seed in values])
 
 
+def _between(measured: Measured, name: str, setting: Setting, other: Setting) -> Sample:
+    """The paired difference of two settings on three seeds."""
+    return _difference(measured(setting, name, THREE), measured(other, name, THREE))
+
+
 def _ratio(values: BySeed, others: BySeed) -> Sample:
     return sample([values[seed] / others[seed] for seed in values])
 
@@ -275,13 +280,9 @@ def best_method(shared: bool, measured: Measured) -> Finding:
 
 def truncation(measured: Measured) -> Finding:
     """E8: the published hook, emulated in fp16, against exact PGT; described besides, against the baseline."""
-    numbers, ratios, base = list[Number](), list[float](), Setting("tiny/bn")
+    numbers, ratios = list[Number](), list[float]()
     for alpha in (0.25, 0.05):
         hook, exact = Setting("tiny/bn", HOOK, alpha), Setting("tiny/bn", "pgt", alpha)
-
-        def difference(other: Setting, name: str, hook: Setting = hook) -> Sample:
-            return _difference(measured(hook, name, THREE), measured(other, name, THREE))
-
         norms, exact_norms = (measured(setting, LOGITS, THREE) for setting in (hook, exact))
         ratios = [norms[seed] / exact_norms[seed] for seed in norms]  # the last α, 0.05, is judged
         numbers += [
@@ -289,8 +290,8 @@ def truncation(measured: Measured) -> Finding:
             Number(f"loss at z, hook, α={alpha:g}", _mean(measured(hook, LOSS, THREE))),
             Number(f"loss at α·z, hook, α={alpha:g}", _mean(measured(hook, LOSS_ALPHA, THREE))),
             *(
-                Number(f"{name}, hook − {what}, α={alpha:g}", difference(other, name), difference=True)
-                for what, other in (("exact PGT", exact), ("baseline", base))
+                Number(f"{name}, hook − {what}, α={alpha:g}", _between(measured, name, hook, other), difference=True)
+                for what, other in (("exact PGT", exact), ("baseline", Setting("tiny/bn")))
                 for name in (LAST, TRAIN)
             ),
         ]
@@ -299,14 +300,11 @@ def truncation(measured: Measured) -> Finding:
 
 def other_alphas(measured: Measured) -> Finding:
     """Not a claim: the other values of α with batch norm against the baseline."""
-
-    def difference(name: str, alpha: float) -> Sample:
-        settings = Setting("tiny/bn", "pgt", alpha), Setting("tiny/bn")
-        return _difference(*(measured(setting, name, THREE) for setting in settings))
-
+    ours = {alpha: Setting("tiny/bn", "pgt", alpha) for alpha in ALPHAS if alpha != 0.25}
     return Finding([
-        Number(f"{name}, α={alpha:g} − baseline", difference(name, alpha), True, FOUR_COMPARISONS)
-        for name in (TRAIN, LAST) for alpha in ALPHAS if alpha != 0.25
+        Number(f"{name}, α={alpha:g} − baseline", _between(measured, name, setting, Setting("tiny/bn")), True,
+               FOUR_COMPARISONS)
+        for name in (TRAIN, LAST) for alpha, setting in ours.items()
     ])  # fmt: skip
 
 
@@ -317,20 +315,12 @@ def other_rates(measured: Measured) -> Finding:
         {rate: Setting("tiny/bn", method, alpha, rate) for rate in RATES}
         for method, alpha in (("baseline", 1.0), ("pgt", 0.25))
     )
-
-    def difference(name: str, one: Setting, other: Setting) -> Sample:
-        return _difference(measured(one, name, THREE), measured(other, name, THREE))
-
-    at_each = [
-        Number(f"{name}, α=0.25 − baseline, both at {rate:g}", difference(name, ours[rate], base[rate]), True)
-        for name in (TRAIN, LAST)
-        for rate in RATES
-    ]
-    across = [
-        Number(f"{name}, baseline at 0.2 − α=0.25 at 0.1", difference(name, base[0.2], ours[RATE]), True)
-        for name in (TRAIN, LAST)
-    ]
-    return Finding([*at_each, *across])
+    pairs = {f"α=0.25 − baseline, both at {rate:g}": (ours[rate], base[rate]) for rate in RATES}
+    across = {"baseline at 0.2 − α=0.25 at 0.1": (base[0.2], ours[RATE])}
+    return Finding([
+        Number(f"{name}, {what}", _between(measured, name, *pair), difference=True)
+        for chosen in (pairs, across) for name in (TRAIN, LAST) for what, pair in chosen.items()
+    ])  # fmt: skip
 
 
 CLAIMS: Mapping[str, Callable[[Measured], Finding]] = {

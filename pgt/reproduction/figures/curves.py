@@ -136,7 +136,11 @@ def _draw(columns: Mapping[str, Settings], name: str, chosen: str) -> Any:
 
 
 def _end(highest: Iterable[float]) -> float:
-    """Where the vertical axes of all panels end: at 100, or with a fifth to spare if no accuracy is above 50."""
+    """Return the upper limit of the vertical axes, in percent: 100, or if no accuracy is above 50, a little above it.
+
+    Args:
+        highest: the highest accuracy of each curve; the panels share the limit.
+    """
     top = max(highest)
     return 100 if top > 50 else max(5, 5 * math.ceil(top / 4))
 
