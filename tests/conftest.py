@@ -5,6 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,18 @@ def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     options = {"timeout": 240, **options}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+def until(reached: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait until something is so that a living process brings about. Without it, the process is killed."""
+    deadline = time.monotonic() + seconds
+    try:
+        while not reached():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    except BaseException as error:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # its children may have its pipes
+            error.add_note(f"it has said: {process.communicate(timeout=10)}")
+        raise

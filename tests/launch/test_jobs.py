@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from pgt.core.errors import HeldError, InputError, TrainingError
 from pgt.launch import jobs, one_job
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, lock, read_summary
 from pgt.training import job as training
-from tests.conftest import ROOT, TINY, compose, last_wins
+from tests.conftest import ROOT, TINY, compose, last_wins, until
 
 SWEEP = ("train", "-m", *TINY, "model=resnet20", "seed=0,1,2")
 
@@ -109,11 +108,7 @@ def test_two_identical_sweeps_share_the_work():
                 sweep = subprocess.Popen(command, env=environment, stdout=said)
             ends.callback(sweep.wait)
             ends.callback(sweep.kill)
-            deadline = time.monotonic() + 60
-            while trains not in log.read_text():
-                assert sweep.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: trains in log.read_text(), sweep, seconds=60)
             return sweep
 
         first = training(logs[0])

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -22,7 +21,7 @@ from pgt.launch import local
 from pgt.launch.local import slots
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, holder, write_summary
 from pgt.training import job as training
-from tests.conftest import TINY, last_wins, pgt
+from tests.conftest import TINY, last_wins, pgt, until
 from tests.launch.test_ranks import eventually_none, marked  # noqa: F401  # a fixture
 
 SWEEP = last_wins("train", "-m", *TINY, "model=resnet20", "hydra/launcher=local", "hydra.launcher.cpus_per_job=1")
@@ -173,17 +172,16 @@ def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked
     long = last_wins(*SWEEP, "data.num_samples=32", "recipe.epochs=15", "seed=0,1,2")
     command = [sys.executable, "-m", "pgt", *long]
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline, held = time.monotonic() + 120, None
+
+    def begun():
+        return [path.parents[1] for path in Path("runs").glob("custom/*/checkpoints/last.pt")]
+
     try:
-        while len(begun := list(Path("runs").glob("custom/*/checkpoints/last.pt"))) < 2:
-            assert sweep.poll() is None
-            assert time.monotonic() < deadline
-            if begun and held is None:
-                held = int(re.search(r"process (\d+)", holder(begun[0].parents[1]))[1])
-                os.kill(held, signal.SIGSTOP)
-            time.sleep(0.05)
-        if held is not None:
-            os.kill(held, signal.SIGCONT)
+        until(begun, sweep)
+        held = int(re.search(r"process (\d+)", holder(begun()[0]))[1])
+        os.kill(held, signal.SIGSTOP)
+        until(lambda: len(begun()) == 2, sweep)
+        os.kill(held, signal.SIGCONT)
         if death == "Ctrl-C":
             os.killpg(sweep.pid, signal.SIGINT)
         else:

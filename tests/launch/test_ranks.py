@@ -17,7 +17,7 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import first_host, rank_environment
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, last_wins, train
+from tests.conftest import ROOT, TINY, last_wins, train, until
 from tests.launch import failing
 
 MARK = "PGT_TEST_MARK"
@@ -130,11 +130,7 @@ def long_run(*extra):
     parent = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 120
-    while not list(Path(".").glob("runs/**/last.pt")):
-        assert time.monotonic() < deadline, parent.communicate()
-        assert parent.poll() is None, parent.communicate()
-        time.sleep(0.1)
+    until(lambda: list(Path(".").glob("runs/**/last.pt")), parent)
     return parent
 
 

@@ -16,7 +16,7 @@ from pgt.config.identity import identity, run_id
 from pgt.reproduction import status
 from pgt.runs import folder as runs
 from pgt.runs.sweeps import link, new_sweep, write_list
-from tests.conftest import ROOT, TINY, compose, last_wins
+from tests.conftest import ROOT, TINY, compose, last_wins, until
 from tests.reproduction.helpers import plant, plant_summary
 
 LOCKED = """
@@ -41,10 +41,7 @@ def begun(seed, speed, *records, age=0.0):
 def holding(folder):
     """A process that holds a folder."""
     process = subprocess.Popen([sys.executable, "-c", LOCKED, str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    until = time.monotonic() + 60
-    while not runs.holder(folder):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(lambda: runs.holder(folder), process)
     return process
 
 
