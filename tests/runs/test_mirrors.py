@@ -201,7 +201,7 @@ def test_tensorboard_forgets_what_a_killed_run_writes_again(monkeypatch, number,
 
 @pytest.mark.slow
 def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
-    run = (*TINY, "model=resnet20", "recipe.epochs=3", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
+    run = (*TINY, "model=resnet20", "recipe.epochs=20", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
     process = begun(sys.executable, "-m", "pgt", "train", *run, steps=12)  # an epoch's nine records, and three
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from pgt.runs.sinks import JsonLines
 from pgt.training import folder as run_folder
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE
-from tests.conftest import ROOT, TINY, compose, pgt, train
+from tests.conftest import ROOT, TINY, compose, pgt, train, until
 
 DIGITS = ("experiment=demo/bn", "recipe.epochs=3", "recipe.warmup_epochs=1")
 
@@ -140,13 +139,8 @@ def killed_after(epochs, *overrides):
     """`pgt train` in a process of its own, killed once that many epochs are in its summary."""
     command = [sys.executable, "-m", "pgt", "train", *overrides]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        time.sleep(0.02)
-        found = find(Path("runs"))
-        if found and found[0][1].epochs >= epochs:
-            process.send_signal(signal.SIGKILL)
-            break
+    until(lambda: (found := find(Path("runs"))) and found[0][1].epochs >= epochs, process)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
 
 

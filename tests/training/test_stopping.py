@@ -351,7 +351,7 @@ def test_what_one_process_began_two_go_on_with_in_the_middle_of_an_epoch(monkeyp
 
 @pytest.mark.slow
 def test_what_two_processes_began_one_goes_on_with(capsys):
-    run = last_wins(*LONG, "recipe.epochs=2", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
+    run = last_wins(*LONG, "recipe.epochs=6", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
     process = begun(sys.executable, "-m", "pgt", "train", *run, "trainer.devices=2", steps=3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
