@@ -1,12 +1,13 @@
 """What the tests share. Every test runs in a folder of its own."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,6 +97,34 @@ def pgt(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     options = {"timeout": 240, **options}
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+IMPORTS = """
+import json, sys
+from pgt.cli.main import main
+def code(command):
+    try:
+        return main(command)
+    except SystemExit as left:
+        return left.code
+modules, *commands = json.loads(sys.argv[1])
+print(json.dumps([[code(command) for command in commands], sorted({*modules} & sys.modules.keys())]))
+"""
+
+
+def imports(
+    modules: Iterable[str], *commands: Sequence[str], env: Mapping[str, str] = os.environ
+) -> tuple[list[int], list[str], str]:
+    """Run commands of `pgt` one after another in one new process.
+
+    Returns:
+        Their exit codes, those of the modules that they have imported, and what they print.
+    """
+    command = [sys.executable, "-c", IMPORTS, json.dumps([list(modules), *commands])]
+    done = subprocess.run(command, capture_output=True, text=True, env={**env, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    *printed, last = done.stdout.splitlines()
+    return *json.loads(last), "\n".join(printed)
 
 
 def until(reached: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:

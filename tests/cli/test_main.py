@@ -11,7 +11,7 @@ import pgt as package
 from pgt.cli.main import main
 from pgt.config.resources import choices
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, last_wins, pgt, until
+from tests.conftest import ROOT, TINY, imports, last_wins, pgt, until
 
 SMALL = (*TINY, "model=resnet20")
 
@@ -22,13 +22,9 @@ def written():
 
 def test_help_says_what_there_is_and_imports_nothing_slow():
     slow = ("torch", "hydra", "numpy", "pandas", "pydantic", "rich")
-    code = (
-        "import sys; from pgt.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-        f"sys.exit(any(name in sys.modules for name in {slow}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert all(command in done.stdout for command in ("train", "table", "figure", "data"))
+    codes, found, printed = imports(slow, ["--help"])
+    assert (codes, found) == ([0], [])
+    assert all(command in printed for command in ("train", "table", "figure", "data"))
 
 
 @pytest.mark.parametrize(
@@ -67,12 +63,10 @@ def test_each_command_has_help(capsys, command):
 @pytest.mark.parametrize("what", ["experiments", "models", "methods", "data", "recipes"])
 def test_list_gives_a_line_for_each_choice_and_imports_nothing_slow(what):
     slow = ("torch", "hydra", "omegaconf", "numpy", "pandas", "pydantic")
-    code = f"import sys; from pgt.cli.main import main; main(['list', '{what}'])\n"
-    code += f"sys.exit(any(name in sys.modules for name in {slow}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
+    codes, found, printed = imports(slow, ["list", what])
+    assert (codes, found) == ([0], [])
     names = choices(what if what == "data" else what[:-1])
-    lines = done.stdout.splitlines()[: len(names)]
+    lines = printed.splitlines()[: len(names)]
     assert [line.split()[0] for line in lines] == names
     assert all(re.fullmatch(r"\S+  +\S.*\.", line) for line in lines), "a header is one sentence or more on one line"
 
@@ -286,12 +280,8 @@ def test_processes_that_train_together_go_on_if_nobody_reads():
 def test_a_config_is_printed_or_refused_without_what_trains(arguments, code):
     """These imports take seconds."""
     slow = ("torch", "torchvision", "timm", "pandas", "wandb")
-    command = "import sys; from pgt.cli.main import main\ntry: code = main(sys.argv[1:])\n"
-    command += f"except SystemExit as left: code = left.code\nprint(code, *sorted({{*{slow}}} & sys.modules.keys()))"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "train", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines()[-1] == str(code), done.stderr
+    codes, found, _ = imports(slow, ["train", *arguments])
+    assert (codes, found) == ([code], [])
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(capsys):

@@ -18,7 +18,7 @@ from pgt.core.errors import InputError, Stopped
 from pgt.core.machine import cpus
 from pgt.core.words import counted
 from pgt.data import tree as trees
-from tests.conftest import ROOT, TINY, compose, last_wins, pgt, train
+from tests.conftest import ROOT, TINY, compose, last_wins, pgt, train, until
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 from tests.data.test_workers import left
@@ -134,8 +134,8 @@ def test_its_processes_end_with_it(tmp_path, number, after):
     command = [sys.executable, "-m", "pgt", "data", "verify", ".", "--workers", "2"]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as verifying:
         children = Path(f"/proc/{verifying.pid}/task/{verifying.pid}/children")
-        while len(pids := {int(pid) for pid in children.read_text().split()}) < 3:  # with the tracker of resources
-            time.sleep(0.1)
+        until(lambda: len(children.read_text().split()) >= 3, verifying)  # with the tracker of resources
+        pids = {int(pid) for pid in children.read_text().split()}
         time.sleep(after)
         verifying.send_signal(number)
     assert left(pids, seconds=10) == set()

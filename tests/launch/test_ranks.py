@@ -112,8 +112,7 @@ if __name__ == "__main__":
 
 def test_when_the_parent_is_killed_the_ranks_go(marked):
     parent = subprocess.Popen([sys.executable, "-c", HANGING])
-    while not (Path("pid0").exists() and Path("pid1").exists()):
-        time.sleep(0.05)
+    until(lambda: Path("pid0").exists() and Path("pid1").exists(), parent)
     parent.kill()
     parent.wait()
     assert eventually_none(marked)

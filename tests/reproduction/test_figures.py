@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pgt.reproduction import figures, report
 from pgt.reproduction.figures import curves, filters, grid, sweep
 from pgt.reproduction.figures.style import COLOURS, MOST_LINES
 from pgt.runs.folder import read_epochs
-from tests.conftest import TINY, train
+from tests.conftest import TINY, imports, train
 from tests.reproduction.helpers import plant
 
 
@@ -628,12 +627,8 @@ def test_tables_plan_and_report_of_many_runs_need_no_torch():
         other = values | {"run_id": f"{index:012x}", "seed": index}
         (copy / "summary.json").write_text(json.dumps(other))
     commands = "table all", "table demo", "report --no-figures", "plan experiment=demo/all", "status"
-    code = (
-        "import sys; from pgt.cli.main import main\n"
-        "codes = [main(line.split()) for line in sys.argv[1:]]; sys.exit(any(codes) or 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    codes, found, _ = imports(["torch"], *map(str.split, commands))
+    assert (codes, found) == ([0] * 5, [])
     assert Path("report.html").read_text().count("<details id") == 51
 
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from pgt.runs.folder import find
 from pgt.runs.frame import dotted, frame
 from pgt.runs.labels import experiment_name
 from pgt.training import folder as run_folder
-from tests.conftest import ROOT, TINY, compose, last_wins, train
+from tests.conftest import ROOT, TINY, compose, imports, last_wins, train
 from tests.reproduction.helpers import plant, plant_summary
 
 
@@ -264,10 +262,9 @@ def test_a_plan_of_what_was_trained_says_done_and_knew_the_disk_that_it_takes(mo
 
 
 def test_a_plan_needs_neither_data_nor_torch():
-    code = "import sys; from pgt.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    arguments = ["plan", "experiment=table2/batch256_pgt,grid/alpha_resnet20_cifar10", "method.alpha=0.3"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env={})
-    assert done.stdout.endswith("0 False\n"), done.stderr
+    plan = ["plan", "experiment=table2/batch256_pgt,grid/alpha_resnet20_cifar10", "method.alpha=0.3"]
+    codes, found, _ = imports(["torch"], plan, env={})
+    assert (codes, found) == ([0], [])
 
 
 def test_a_folder_of_data_may_be_that_of_any_variable_that_is_not_set(monkeypatch, capsys):
