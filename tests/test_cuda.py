@@ -158,7 +158,7 @@ TWO = ("model=resnet20", "recipe.local_batch=2", "trainer.compile=true", "traine
 def test_two_gpus_compiled_and_accumulating_resume_where_they_were_stopped():
     process = begun(sys.executable, "-m", "pgt", "train", *LONG, *TWO)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
     step, epoch = map(int, re.search(r"after step (\d) of epoch (\d+);", err).groups())
     done = pgt("train", *LONG, *TWO)

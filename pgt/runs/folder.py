@@ -259,9 +259,13 @@ def last_record(folder: Path) -> dict[str, Any]:
 def read_epochs(folder: Path, epochs: int) -> list[dict[str, Any]]:
     """The records of a run's first `epochs` epochs, as many as its summary counts.
 
+    None are read before the first one has ended: a run that begins has its summary for a moment, and no records.
+
     Raises:
         InputError: `metrics.jsonl` is damaged, or lacks some of them.
     """
+    if not epochs:
+        return []
     found = read_metrics(folder, "epoch")[:epochs]
     if [record["epoch"] for record in found] != list(range(epochs)):
         raise InputError(f"{folder / 'metrics.jsonl'} lacks epochs that summary.json counts: the file is damaged")
@@ -324,19 +328,31 @@ def held(folder: Path, process: str) -> HeldError:
     return HeldError(f"{folder} is being trained by another process ({process}): wait for it, or stop it")
 
 
+NAME_SECONDS = 1
+"""How long to wait for the name of a process that holds a folder: it takes the lock, and then writes its name."""
+
+
 def holder(folder: Path) -> str:
     """The process that holds a folder, as `lock` names it (`node7, process 123`).
 
-    It is empty if none does, or if the file system lacks flock.
+    It is empty if none does, or if the file system lacks flock, and "a process" if that writes no name.
     """
+    deadline = time.monotonic() + NAME_SECONDS
     try:
         with (folder / LOCK).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read() or "a process"
-            except OSError:  # the file system does not support flock
-                return ""
-            return ""
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    if name := file.read():
+                        return name
+                    if time.monotonic() > deadline:
+                        return "a process"
+                    time.sleep(0.01)
+                except OSError:  # the file system does not support flock
+                    return ""
+                else:
+                    return ""
     except FileNotFoundError:
         return ""

@@ -131,7 +131,7 @@ def read_run(folder: Path, which: str) -> Source:
 
 def _recorded(folder: Path, summary: Summary, which: str) -> Mapping[str, Any]:
     """Return the record of the epoch of the weights: of the best epoch, the first one if several are equal."""
-    epochs = runs.read_epochs(folder, summary.epochs) if summary.epochs else []
+    epochs = runs.read_epochs(folder, summary.epochs)
     evaluated = [record for record in epochs if "test_top1" in record]
     if which == BEST:
         return max(evaluated, key=lambda record: record["test_top1"], default={})

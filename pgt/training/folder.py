@@ -38,13 +38,16 @@ WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "alterations", "lo
 
 
 def clear(folder: Path, loggers: Iterable[str]) -> None:
-    """Remove what a run would resume from, and the folders of trackers: of wandb, TensorBoard and these loggers."""
+    """Remove what a run would resume from, and the folders of trackers: of wandb, TensorBoard and these loggers.
+
+    The summary goes first, since it counts the epochs that the others have: somebody may read the run meanwhile.
+    """
     for name in (
+        "summary.json",
         "checkpoints/best.pt",
         *CHECKPOINTS,
         "metrics.jsonl",
         "environment.json",
-        "summary.json",
         runs.FAILURE,
     ):
         (folder / name).unlink(missing_ok=True)

@@ -209,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on():
         try:
             until(lambda: list(Path().rglob("last.pt")), process)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=120)
         finally:
             process.kill()
     assert process.returncode == 130

@@ -138,7 +138,7 @@ def test_its_processes_end_with_it(tmp_path, number, after):
         pids = {int(pid) for pid in children.read_text().split()}
         time.sleep(after)
         verifying.send_signal(number)
-    assert left(pids, seconds=10) == set()
+    assert left(pids, seconds=30) == set()
 
 
 def test_bad_files_of_any_name(tmp_path):

@@ -15,7 +15,7 @@ def work(job):
     rank = int(os.environ["RANK"])
     Path(f"pid{rank}").write_text(str(os.getpid()))
     if job.get("forked") and os.fork() == 0:
-        time.sleep(60)
+        time.sleep(300)
         os._exit(0)
     if job.get("children"):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])

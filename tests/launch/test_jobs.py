@@ -108,14 +108,14 @@ def test_two_identical_sweeps_share_the_work():
                 sweep = subprocess.Popen(command, env=environment, stdout=said)
             ends.callback(sweep.wait)
             ends.callback(sweep.kill)
-            until(lambda: trains in log.read_text(), sweep, seconds=60)
+            until(lambda: trains in log.read_text(), sweep)
             return sweep
 
         first = training(logs[0])
         first.send_signal(signal.SIGSTOP)
         second = training(logs[1])
         first.send_signal(signal.SIGCONT)
-        codes = [sweep.wait(timeout=80) for sweep in (first, second)]
+        codes = [sweep.wait(timeout=120) for sweep in (first, second)]
 
     begun, joined = (log.read_text() for log in logs)
     assert codes == [0, 0], begun + joined

@@ -186,7 +186,7 @@ def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked
             os.killpg(sweep.pid, signal.SIGINT)
         else:
             sweep.kill()
-        out, err = sweep.communicate(timeout=60)
+        out, err = sweep.communicate(timeout=120)
     except BaseException:
         os.killpg(sweep.pid, signal.SIGKILL)
         raise

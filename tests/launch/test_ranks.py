@@ -48,7 +48,7 @@ def start(**job):
     return start_ranks(failing.work, job, 2)
 
 
-def eventually_none(alive, seconds=10):
+def eventually_none(alive, seconds=60):
     deadline = time.monotonic() + seconds
     while alive() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -82,7 +82,7 @@ def test_a_failing_rank_takes_the_others_down_and_is_named(marked, what, rank, w
     kind, text = DEATHS[what]
     with pytest.raises(kind, match="^" + text.format(rank=rank)):
         start(what=what, rank=rank, wait=wait, children=True)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100
     assert eventually_none(marked)
 
 
@@ -91,7 +91,7 @@ def test_a_killed_rank_is_noticed_while_a_child_of_it_lives_on(marked):
     started = time.monotonic()
     with pytest.raises(TrainingError, match=r"^rank 1 was killed by SIGKILL"):
         start(what="kill", rank=1, forked=True)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 100
     assert eventually_none(marked)
 
 
@@ -137,7 +137,7 @@ def long_run(*extra):
 def test_ctrl_c_stops_all_ranks_in_order(marked):
     parent = long_run()
     os.killpg(parent.pid, signal.SIGINT)
-    _, err = parent.communicate(timeout=30)
+    _, err = parent.communicate(timeout=120)
     assert parent.returncode == 130
     assert re.fullmatch(r"pgt: stopped by Ctrl-C after step \d of epoch \d+; the same command goes on there\n", err)
     assert eventually_none(marked)
@@ -148,7 +148,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(marked):
     parent = long_run()
     [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
     os.kill(worker, signal.SIGKILL)
-    _, err = parent.communicate(timeout=30)
+    _, err = parent.communicate(timeout=120)
     assert parent.returncode == 1
     assert err.startswith("pgt: rank 1 was killed by SIGKILL")
     assert len(err.splitlines()) == 1

@@ -525,6 +525,14 @@ def test_a_damaged_run_does_not_spoil_the_report(trained):
     assert "environment.json (JSONDecodeError)" in report.page(Path("runs"), None, drawn=False)
 
 
+def test_a_run_that_has_just_begun_and_has_no_records_yet_spoils_nothing():
+    plant("demo/bn", "pgt", 0, 90.0, 80.0, curve=(50, 60))
+    begins = plant("demo/bn", "pgt", 1, None, None, status="unfinished")
+    Path("runs/demo/bn", begins.run_id, "metrics.jsonl").unlink()
+    assert "there is no" not in report.page(Path("runs"), None, drawn=True)
+    assert figures.draw(4, Path("runs"), "demo/bn").axes[0].lines
+
+
 def test_the_report_opens_with_ones_own_results_and_folds_the_papers_empty_tables(page):
     text = page.read_text()
     places = [text.index(f'id="{part}"') for part in ("results", "paper", "figures", "runs")]

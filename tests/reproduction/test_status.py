@@ -1,6 +1,7 @@
 """The progress of runs, read from their folders, from lists of sweeps and from Slurm's queue."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ def begun(seed, speed, *records, age=0.0):
 def holding(folder):
     """A process that holds a folder."""
     process = subprocess.Popen([sys.executable, "-c", LOCKED, str(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    until(lambda: runs.holder(folder), process)
+    until(lambda: runs.holder(folder).endswith(f" {process.pid}"), process)
     return process
 
 
@@ -108,6 +109,17 @@ def test_a_file_system_without_locks_has_no_holder(monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     assert runs.holder(folder) == ""
     assert statuses() == {folder: "stopped"}
+
+
+def test_a_process_that_has_the_lock_is_asked_for_its_name_until_it_has_written_it(monkeypatch):
+    folder = begun(0, 1000.0)
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with monkeypatch.context() as patch:
+            patch.setattr("time.sleep", lambda seconds: (folder / "lock").write_text("node7, process 123"))
+            assert runs.holder(folder) == "node7, process 123"
+        file.truncate(0)
+        assert runs.holder(folder) == "a process"
 
 
 def test_a_run_whose_process_was_killed_is_told_from_one_that_stopped():

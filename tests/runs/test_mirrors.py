@@ -209,7 +209,7 @@ def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
     run = (*TINY, "model=resnet20", "recipe.epochs=20", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
     process = begun(sys.executable, "-m", "pgt", "train", *run, steps=12)  # an epoch's nine records, and three
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     next_second()
     train(*run)
     [folder] = Path("runs").glob("custom/*")

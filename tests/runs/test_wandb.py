@@ -31,7 +31,7 @@ WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Resour
 
 def finished_records(path):
     """Return all records of a run. wandb's own process still writes for a moment after `finish` has returned."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         records = list(wandb_records(path))
         if any(record.WhichOneof("record_type") == "exit" for record in records):

@@ -30,7 +30,7 @@ from pgt.data import open_set
 from pgt.launch.run import run
 from pgt.methods import TRANSFORMS, smooth_labels
 from pgt.runs.console import Console
-from pgt.runs.folder import Summary, find, lock, read_metrics, read_summary, write_summary
+from pgt.runs.folder import Summary, find, lock, read_epochs, read_metrics, read_summary, write_summary
 from pgt.runs.norms import NormsFile, RecordFormat
 from pgt.runs.sinks import JsonLines
 from pgt.training import folder as run_folder
@@ -122,6 +122,20 @@ def test_a_finished_run_is_returned_at_once(finished, capsys):
     assert (folder() / "metrics.jsonl").stat().st_mtime_ns == before
     assert asdict(train(*DIGITS, "trainer.force=true"))["test_top1_final"] == summary.test_top1_final
     assert (folder() / "metrics.jsonl").stat().st_mtime_ns > before
+
+
+def test_a_run_that_is_started_over_can_be_read_meanwhile(finished, monkeypatch):
+    """Whatever has gone by then, no summary counts epochs that are not there."""
+    counted, remove = [], Path.unlink
+
+    def removes(path, **options):
+        remove(path, **options)
+        counted.extend(len(read_epochs(one, summary.epochs)) for one, summary in find(Path("runs")))
+
+    counted.extend(len(read_epochs(one, summary.epochs)) for one, summary in find(Path("runs")))
+    monkeypatch.setattr(Path, "unlink", removes)
+    run_folder.clear(folder(), ())
+    assert counted == [3]
 
 
 def test_another_commit_is_reported_and_other_data_refused(finished, capsys):
