@@ -26,6 +26,7 @@ def test_there_are_as_many_decoders_as_cpus_or_as_wanted(wanted, cpus, expected)
     assert decoders(wanted, cpus) == expected
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # of torch, on a machine with one CPU
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_loader_says_how_many_decode(tmp_path, backend):
     for split in ("train", "val"):
