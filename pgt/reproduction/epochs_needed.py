@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgt.core.errors import InputError
 from pgt.reproduction.groups import BEST, Group, by_seed
 from pgt.reproduction.statistics import Sample, sample
 from pgt.runs.folder import read_epochs
@@ -44,8 +45,14 @@ def epochs_needed(group: Group) -> tuple[Sample | None, int]:
 
 
 def cell(group: Group) -> str:
-    """Mean and deviation, and the number of runs that never come to it: `8.50 ± 0.71, 1 never`."""
-    value, never = epochs_needed(group)
+    """Mean and deviation, and the number of runs that never come to it: `8.50 ± 0.71, 1 never`.
+
+    If the records of a run are damaged, it says so: the other columns do not need them.
+    """
+    try:
+        value, never = epochs_needed(group)
+    except InputError as error:
+        return str(error)
     return ", ".join([*([str(value)] if value else []), *([f"{never} never"] if never else [])])
 
 

@@ -27,6 +27,7 @@ from pgt.runs.folder import (
     holder,
     last_record,
     read_failure,
+    read_summary,
     scan,
     was_killed,
 )
@@ -161,6 +162,9 @@ def _standing(
     one = _progress(replace(one, process=process, job=job.id if job else None), summary)
     if process or job:
         return replace(one, status=RUNNING if process or (job and job.running) else QUEUED)
+    latest = read_summary(folder)
+    if latest is not None and latest.status in ENDED:  # since `summary` was read
+        return _standing(root, run, latest, job, sweep)
     failure = read_failure(folder)
     if sweep and sweep.process and not (failure and _modified(folder / FAILURE) >= sweep.started):
         return replace(one, status=QUEUED, process=sweep.process)

@@ -222,10 +222,12 @@ def read_metrics(folder: Path, event: str = "") -> list[dict[str, Any]]:
         InputError: there is no such file, or a line of it is no record.
     """
     path = folder / "metrics.jsonl"
-    if not path.is_file():
-        raise InputError(f"there is no {path}: copy it beside its summary.json")
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise InputError(f"there is no {path}: copy it beside its summary.json") from None
     records = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if not line.endswith("\n"):
             break
         if event and f'"event": "{event}"' not in line:
@@ -259,7 +261,7 @@ def last_record(folder: Path) -> dict[str, Any]:
 def read_epochs(folder: Path, epochs: int) -> list[dict[str, Any]]:
     """The records of a run's first `epochs` epochs, as many as its summary counts.
 
-    None are read before the first one has ended: a run that begins has its summary for a moment, and no records.
+    With `epochs` 0, the file is not read: a run that has just begun has a summary before it has a `metrics.jsonl`.
 
     Raises:
         InputError: `metrics.jsonl` is damaged, or lacks some of them.
@@ -296,8 +298,7 @@ def lock(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise held(folder, file.read()) from None
+                    raise held(folder, holder(folder) or "a process that has just ended") from None
                 time.sleep(0.2)
             except OSError as error:
                 raise InputError(
@@ -308,6 +309,7 @@ def lock(folder: Path) -> Iterator[None]:
             with writing(folder / LOCK):
                 file.truncate(0)
                 os.write(file.fileno(), f"{platform.node()}, process {os.getpid()}".encode())
+                os.fsync(file.fileno())  # on NFS, other machines see it only then
             yield
         finally:
             with suppress(OSError):
@@ -335,24 +337,22 @@ NAME_SECONDS = 1
 def holder(folder: Path) -> str:
     """The process that holds a folder, as `lock` names it (`node7, process 123`).
 
-    It is empty if none does, or if the file system lacks flock, and "a process" if that writes no name.
+    It is empty if no process holds it, or if the file system lacks flock; "a process" if the one that does has written
+    no name within `NAME_SECONDS`.
     """
     deadline = time.monotonic() + NAME_SECONDS
-    try:
-        with (folder / LOCK).open() as file:
-            while True:
+    while True:
+        try:
+            with (folder / LOCK).open() as file:  # opened each time, since NFS looks for changes then
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return ""
                 except BlockingIOError:
-                    file.seek(0)
-                    if name := file.read():
-                        return name
-                    if time.monotonic() > deadline:
-                        return "a process"
-                    time.sleep(0.01)
+                    name = file.read()
                 except OSError:  # the file system does not support flock
                     return ""
-                else:
-                    return ""
-    except FileNotFoundError:
-        return ""
+        except FileNotFoundError:
+            return ""
+        if name or time.monotonic() > deadline:
+            return name or "a process"
+        time.sleep(0.01)

@@ -40,7 +40,8 @@ WHOLE = {"model", "optimizer", "scaler", "progress", "tally", "alterations", "lo
 def clear(folder: Path, loggers: Iterable[str]) -> None:
     """Remove what a run would resume from, and the folders of trackers: of wandb, TensorBoard and these loggers.
 
-    The summary goes first, since it counts the epochs that the others have: somebody may read the run meanwhile.
+    The summary goes first: it counts epochs whose records are in `metrics.jsonl`, and another process may read the run
+    meanwhile.
     """
     for name in (
         "summary.json",

@@ -174,7 +174,7 @@ def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked
     sweep = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def begun():
-        return [path.parents[1] for path in Path("runs").glob("custom/*/checkpoints/last.pt")]
+        return [folder for folder, summary in find(Path("runs")) if summary.epochs]
 
     try:
         until(begun, sweep)

@@ -129,7 +129,7 @@ def long_run(*extra):
     parent = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    until(lambda: list(Path(".").glob("runs/**/last.pt")), parent)
+    until(lambda: [one for one, summary in find(Path("runs")) if summary.epochs], parent)
     return parent
 
 

@@ -38,6 +38,17 @@ def test_the_first_epoch_that_is_as_good_counts_by_seed():
     assert "about 20%" in render([printed], "markdown")
 
 
+def test_a_run_whose_records_are_damaged_spoils_its_own_cell_alone():
+    plant_comparison()
+    summary = plant("demo/bn", "gcw", 2, 92, 91, curve=(60, 92))
+    plant("demo/bn", "baseline", 2, 91, 90, curve=(60, 91))
+    Path("runs/demo/bn", summary.run_id, "metrics.jsonl").write_text("")
+    printed = tables.experiment_table(read_groups(Path("runs"), "demo/bn"))
+    cells = {row[1]: row[list(printed.headers).index(HEADER)] for row in printed.rows}
+    assert "lacks epochs that summary.json counts" in cells["gcw"]
+    assert cells["gcode"] == "2.00 ± 1.41, 1 never"
+
+
 def test_the_numbers_are_in_the_csv():
     plant_comparison()
     assert main(["table", "demo/bn", "--output", "table.csv"]) in (0, None)

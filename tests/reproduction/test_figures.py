@@ -530,7 +530,8 @@ def test_a_run_that_has_just_begun_and_has_no_records_yet_spoils_nothing():
     begins = plant("demo/bn", "pgt", 1, None, None, status="unfinished")
     Path("runs/demo/bn", begins.run_id, "metrics.jsonl").unlink()
     assert "there is no" not in report.page(Path("runs"), None, drawn=True)
-    assert figures.draw(4, Path("runs"), "demo/bn").axes[0].lines
+    with pytest.raises(InputError, match="has amplified"):
+        figures.draw("amplification", Path("runs"), "demo/bn")
 
 
 def test_the_report_opens_with_ones_own_results_and_folds_the_papers_empty_tables(page):

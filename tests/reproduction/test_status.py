@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pgt.cli.main import main
 from pgt.config.identity import identity, run_id
+from pgt.core.errors import HeldError
 from pgt.reproduction import status
 from pgt.runs import folder as runs
 from pgt.runs.sweeps import link, new_sweep, write_list
@@ -25,7 +27,7 @@ import sys, time
 from pathlib import Path
 from pgt.runs.folder import lock
 with lock(Path(sys.argv[1])):
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -111,7 +113,7 @@ def test_a_file_system_without_locks_has_no_holder(monkeypatch):
     assert statuses() == {folder: "stopped"}
 
 
-def test_a_process_that_has_the_lock_is_asked_for_its_name_until_it_has_written_it(monkeypatch):
+def test_the_name_of_a_process_that_has_the_lock_is_waited_for(monkeypatch):
     folder = begun(0, 1000.0)
     with (folder / "lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -120,6 +122,21 @@ def test_a_process_that_has_the_lock_is_asked_for_its_name_until_it_has_written_
             assert runs.holder(folder) == "node7, process 123"
         file.truncate(0)
         assert runs.holder(folder) == "a process"
+        monkeypatch.setattr(runs, "LOCK_SECONDS", 0)
+        with pytest.raises(HeldError, match=r"is being trained by another process \(a process\)"), runs.lock(folder):
+            pass
+
+
+def test_a_run_that_ends_while_the_state_of_all_is_asked_for_is_shown_as_ended(monkeypatch):
+    """It writes its summary and gives up its lock after its summary was read, and before its lock is asked for."""
+    folder = begun(0, 1000.0, {"event": "step"})
+
+    def ends(one):
+        runs.write_summary(one, replace(runs.read_summary(one), status="finished"))
+        return ""
+
+    monkeypatch.setattr(status, "holder", ends)
+    assert statuses() == {folder: "finished"}
 
 
 def test_a_run_whose_process_was_killed_is_told_from_one_that_stopped():
@@ -187,7 +204,7 @@ def test_cancelling_asks_the_processes_of_this_machine_to_stop(capsys):
     starts, trains, other = holding(sweep), holding(running), holding(alone)
     try:
         assert main(["status", "--cancel", "demo/bn"]) == 0
-        assert [process.wait(20) for process in (starts, trains, other)] == [-signal.SIGTERM] * 3
+        assert [process.wait(120) for process in (starts, trains, other)] == [-signal.SIGTERM] * 3
     finally:
         for process in (starts, trains, other):
             process.kill()
@@ -211,7 +228,7 @@ def test_a_process_of_another_machine_is_named_and_not_stopped(capsys, monkeypat
 def test_a_number_that_another_process_has_here_is_not_ended(capsys):
     folder = begun(0, 1000.0)
     process = holding(folder)
-    other = subprocess.Popen(["sleep", "60"])
+    other = subprocess.Popen(["sleep", "600"])
     try:
         (folder / "lock").write_text(f"{os.uname().nodename}, process {other.pid}")
         assert main(["status", "--cancel", "demo/bn"]) == 0

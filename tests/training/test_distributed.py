@@ -192,7 +192,7 @@ class Threads:
     """Ranks that are threads of this process."""
 
     def __init__(self, count):
-        self._barrier, self._brought = threading.Barrier(count, timeout=10), {}
+        self._barrier, self._brought = threading.Barrier(count, timeout=120), {}
 
     def _exchange(self, tensor):
         self._brought[threading.get_ident()] = tensor

@@ -150,23 +150,27 @@ def test_another_commit_is_reported_and_other_data_refused(finished, capsys):
 
 
 def killed_after(epochs, *overrides):
-    """`pgt train` in a process of its own, killed once that many epochs are in its summary."""
+    """`pgt train` in a process of its own, killed once that many epochs are in its summary.
+
+    Returns the number that its checkpoint has, which is written before the summary.
+    """
     command = [sys.executable, "-m", "pgt", "train", *overrides]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
     until(lambda: (found := find(Path("runs"))) and found[0][1].epochs >= epochs, process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    return run_folder.load(folder())["summary"]["epochs"]
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_whole_epoch_to_the_same_curve(capsys):
     overrides = ("experiment=demo/bn", "recipe.epochs=12")
-    killed_after(2, *overrides)
+    epochs = killed_after(2, *overrides)
     before = read_summary(folder())
     assert before.status == "unfinished"
-    assert 2 <= before.epochs < 12
+    assert 2 <= epochs < 12
     summary = train(*overrides)
-    assert f"12 epochs of 14 steps, from epoch {before.epochs + 1}" in capsys.readouterr().out
+    assert f"12 epochs of 14 steps, from epoch {epochs + 1}" in capsys.readouterr().out
     assert summary.status == "finished"
     assert summary.started == before.started
     resumed, starts = curve(folder()), json.loads((folder() / "environment.json").read_text())["starts"]
