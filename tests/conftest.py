@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ("recipe=demo", "recipe.epochs=1", "recipe.warmup_epochs=0", "recipe.global_batch=8", "recipe.local_batch=8",
         "data=synthetic", "data.num_samples=16", "data.image_size=32", "trainer.log_every=1")  # fmt: skip
 """Two steps on synthetic 32-pixel images."""
+SECONDS = 120
+"""That a busy machine may take for anything."""
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +129,9 @@ def imports(
     return *json.loads(last), "\n".join(printed)
 
 
-def until(reached: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def until(reached: Callable[[], object], process: subprocess.Popen) -> None:
     """Wait until something is so that a living process brings about. Without it, the process is killed."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SECONDS
     try:
         while not reached():
             assert process.poll() is None

@@ -19,7 +19,7 @@ from pgt.tools.jpegs import generate
 from pgt.training.assemble import assemble
 from pgt.training.ranks import ALONE
 from pgt.training.recorder import Recorder
-from tests.conftest import TINY, compose, pgt, train
+from tests.conftest import SECONDS, TINY, compose, pgt, train
 from tests.data.helpers import FOLDER, loaders
 from tests.training.layouts import Kept
 from tests.training.test_stopping import LONG, assert_goes_on, assert_same, begun, result, stopped_at
@@ -158,7 +158,7 @@ TWO = ("model=resnet20", "recipe.local_batch=2", "trainer.compile=true", "traine
 def test_two_gpus_compiled_and_accumulating_resume_where_they_were_stopped():
     process = begun(sys.executable, "-m", "pgt", "train", *LONG, *TWO)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM, err
     step, epoch = map(int, re.search(r"after step (\d) of epoch (\d+);", err).groups())
     done = pgt("train", *LONG, *TWO)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SECONDS
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_there_is_a_set_of_packages_for_a_v100(tmp_path):
     resolve = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--python-version", "3.11", "--extra", pin[2]]
     done = subprocess.run(
         [*resolve, "-c", str(tmp_path / "constraints.txt"), str(ROOT / "pyproject.toml")],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     versions = dict(re.findall(r"^(\S+)==(\S+)", done.stdout, re.MULTILINE))

@@ -162,8 +162,8 @@ def _standing(
     one = _progress(replace(one, process=process, job=job.id if job else None), summary)
     if process or job:
         return replace(one, status=RUNNING if process or (job and job.running) else QUEUED)
-    latest = read_summary(folder)
-    if latest is not None and latest.status in ENDED:  # since `summary` was read
+    latest = read_summary(folder) if summary is not None else None  # the run may have ended since `summary` was read
+    if latest is not None and latest.status in ENDED:
         return _standing(root, run, latest, job, sweep)
     failure = read_failure(folder)
     if sweep and sweep.process and not (failure and _modified(folder / FAILURE) >= sweep.started):

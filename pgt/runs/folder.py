@@ -341,18 +341,21 @@ def holder(folder: Path) -> str:
     no name within `NAME_SECONDS`.
     """
     deadline = time.monotonic() + NAME_SECONDS
-    while True:
-        try:
-            with (folder / LOCK).open() as file:  # opened each time, since NFS looks for changes then
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                    return ""
-                except BlockingIOError:
-                    name = file.read()
-                except OSError:  # the file system does not support flock
-                    return ""
-        except FileNotFoundError:
-            return ""
-        if name or time.monotonic() > deadline:
-            return name or "a process"
+    while (name := _holder_now(folder)) is None and time.monotonic() < deadline:
         time.sleep(0.01)
+    return "a process" if name is None else name
+
+
+def _holder_now(folder: Path) -> str | None:
+    """As `holder`, at this moment: None if the process that holds the folder has written no name yet."""
+    try:
+        with (folder / LOCK).open() as file:  # opened at each look, since NFS asks for changes then
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read() or None
+            except OSError:  # the file system does not support flock
+                return ""
+            return ""
+    except FileNotFoundError:
+        return ""

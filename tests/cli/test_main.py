@@ -11,7 +11,7 @@ import pgt as package
 from pgt.cli.main import main
 from pgt.config.resources import choices
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, imports, last_wins, pgt, until
+from tests.conftest import ROOT, SECONDS, TINY, imports, last_wins, pgt, until
 
 SMALL = (*TINY, "model=resnet20")
 
@@ -209,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on():
         try:
             until(lambda: list(Path().rglob("last.pt")), process)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=120)
+            _, err = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
     assert process.returncode == 130
@@ -227,7 +227,7 @@ def unread(*arguments, lines=0, buffered=True, **streams):
         os.close(writer)
         for _ in range(lines):
             assert read.readline()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     return process.returncode, err
 
 

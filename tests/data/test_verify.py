@@ -18,7 +18,7 @@ from pgt.core.errors import InputError, Stopped
 from pgt.core.machine import cpus
 from pgt.core.words import counted
 from pgt.data import tree as trees
-from tests.conftest import ROOT, TINY, compose, last_wins, pgt, train, until
+from tests.conftest import ROOT, SECONDS, TINY, compose, last_wins, pgt, train, until
 from tests.data.helpers import FOLDER
 from tests.data.test_images import NO_FILE, WHOLE, no_files, tree
 from tests.data.test_workers import left
@@ -117,7 +117,7 @@ def test_a_disk_in_trouble_ends_it_and_makes_no_bad_file(tmp_path, error, reason
     tree(tmp_path, {"a.jpg": WHOLE, "b.jpg": WHOLE})
     Path("in_trouble.py").write_text(IN_TROUBLE.replace("{error}", error))
     command, environment = [sys.executable, "in_trouble.py"], {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SECONDS)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"pgt: train/cat/b.jpg: {reason}\n"
     assert not (tmp_path / "pgt-manifest.json").exists()

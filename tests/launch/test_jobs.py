@@ -16,7 +16,7 @@ from pgt.core.errors import HeldError, InputError, TrainingError
 from pgt.launch import jobs, one_job
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, lock, read_summary
 from pgt.training import job as training
-from tests.conftest import ROOT, TINY, compose, last_wins, until
+from tests.conftest import ROOT, SECONDS, TINY, compose, last_wins, until
 
 SWEEP = ("train", "-m", *TINY, "model=resnet20", "seed=0,1,2")
 
@@ -115,7 +115,7 @@ def test_two_identical_sweeps_share_the_work():
         first.send_signal(signal.SIGSTOP)
         second = training(logs[1])
         first.send_signal(signal.SIGCONT)
-        codes = [sweep.wait(timeout=120) for sweep in (first, second)]
+        codes = [sweep.wait(timeout=SECONDS) for sweep in (first, second)]
 
     begun, joined = (log.read_text() for log in logs)
     assert codes == [0, 0], begun + joined

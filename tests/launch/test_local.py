@@ -21,7 +21,7 @@ from pgt.launch import local
 from pgt.launch.local import slots
 from pgt.runs.folder import DIVERGED, FINISHED, UNFINISHED, find, holder, write_summary
 from pgt.training import job as training
-from tests.conftest import TINY, last_wins, pgt, until
+from tests.conftest import SECONDS, TINY, last_wins, pgt, until
 from tests.launch.test_ranks import eventually_none, marked  # noqa: F401  # a fixture
 
 SWEEP = last_wins("train", "-m", *TINY, "model=resnet20", "hydra/launcher=local", "hydra.launcher.cpus_per_job=1")
@@ -186,7 +186,7 @@ def test_a_sweep_that_ends_early_leaves_no_process_and_does_each_run_once(marked
             os.killpg(sweep.pid, signal.SIGINT)
         else:
             sweep.kill()
-        out, err = sweep.communicate(timeout=120)
+        out, err = sweep.communicate(timeout=SECONDS)
     except BaseException:
         os.killpg(sweep.pid, signal.SIGKILL)
         raise

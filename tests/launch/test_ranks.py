@@ -17,7 +17,7 @@ from pgt.core.errors import InputError, TrainingError
 from pgt.core.machine import first_host, rank_environment
 from pgt.launch.ranks import start_ranks
 from pgt.runs.folder import find
-from tests.conftest import ROOT, TINY, last_wins, train, until
+from tests.conftest import ROOT, SECONDS, TINY, last_wins, train, until
 from tests.launch import failing
 
 MARK = "PGT_TEST_MARK"
@@ -137,7 +137,7 @@ def long_run(*extra):
 def test_ctrl_c_stops_all_ranks_in_order(marked):
     parent = long_run()
     os.killpg(parent.pid, signal.SIGINT)
-    _, err = parent.communicate(timeout=120)
+    _, err = parent.communicate(timeout=SECONDS)
     assert parent.returncode == 130
     assert re.fullmatch(r"pgt: stopped by Ctrl-C after step \d of epoch \d+; the same command goes on there\n", err)
     assert eventually_none(marked)
@@ -148,7 +148,7 @@ def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(marked):
     parent = long_run()
     [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
     os.kill(worker, signal.SIGKILL)
-    _, err = parent.communicate(timeout=120)
+    _, err = parent.communicate(timeout=SECONDS)
     assert parent.returncode == 1
     assert err.startswith("pgt: rank 1 was killed by SIGKILL")
     assert len(err.splitlines()) == 1
@@ -164,7 +164,7 @@ def test_a_rank_that_hangs_while_it_trains_is_named(marked):
     parent = long_run("trainer.timeout_minutes=0.3")
     [worker] = [pid for pid in marked() if _is_rank(pid, 1)]
     os.kill(worker, signal.SIGSTOP)
-    _, err = parent.communicate(timeout=120)
+    _, err = parent.communicate(timeout=SECONDS)
     assert parent.returncode == 1
     assert err.startswith("pgt: rank 1 hangs: the others waited trainer.timeout_minutes for it")
     assert eventually_none(marked)
@@ -200,7 +200,7 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
     port = free_port()
     base = (*TINY, "model=resnet20", "recipe.local_batch=4", "trainer.precision=fp64")
     agents = [torchrun(*base, nodes=2, node=node, port=port) for node in (0, 1)]
-    outputs = [agent.communicate(timeout=120) for agent in agents]
+    outputs = [agent.communicate(timeout=SECONDS) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert "1 epoch of 2 steps on 2 devices" in outputs[0][0]
     assert outputs[1][0] == ""
@@ -214,7 +214,7 @@ def test_two_torchrun_agents_as_two_nodes_finish_one_run(marked):
 @pytest.mark.slow
 def test_bad_input_under_torchrun_is_said_once(marked):
     agent = torchrun(*TINY, "model=resnet20", "recipe.local_batch=8", processes=2, port=free_port())
-    out, err = agent.communicate(timeout=120)
+    out, err = agent.communicate(timeout=SECONDS)
     assert agent.returncode != 0
     said = [line for line in err.splitlines() if line.startswith("pgt: ")]
     assert len(said) == 1

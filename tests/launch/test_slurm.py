@@ -12,14 +12,12 @@ from pathlib import Path
 import pytest
 
 from pgt.runs.folder import find, last_record
-from tests.conftest import ROOT, TINY, last_wins, pgt, program
+from tests.conftest import ROOT, SECONDS, TINY, last_wins, pgt, program
 from tests.training.test_stopping import assert_same, result
 
 RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=480", "recipe.local_batch=4",
        "record.norms_every=20")  # fmt: skip
 """Two epochs of sixty steps."""
-SECONDS = 120
-"""That a busy machine may take for anything."""
 BEGUN = 2
 """Step, from 0, by which a run is in the middle of its first epoch."""
 

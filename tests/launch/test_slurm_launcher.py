@@ -16,7 +16,7 @@ from pgt.reproduction.published import all_rows
 from pgt.runs.folder import DIVERGED, FINISHED, find
 from pgt.runs.sweeps import queued, read_sweeps, runs_of
 from pgt.tools.jpegs import generate
-from tests.conftest import ROOT, TINY, last_wins, pgt
+from tests.conftest import ROOT, SECONDS, TINY, last_wins, pgt
 from tests.launch.test_slurm import RUN, SIZES, alone, begun, ended, slurm, until  # noqa: F401  # two are fixtures
 from tests.training.test_stopping import assert_same, result
 
@@ -264,7 +264,7 @@ class TestOnACluster:
         environment = {**os.environ, "PYTHONPATH": str(Path("program").absolute())}
         command = [sys.executable, "-P", "-m", "pgt", "train", "-m", *SHORT, *LAUNCHER, "seed=0,1,2,3"]
         done = subprocess.run(
-            [*command, "+hydra.launcher.begin=now+4"], env=environment, capture_output=True, text=True, timeout=120
+            [*command, "+hydra.launcher.begin=now+4"], env=environment, capture_output=True, text=True, timeout=SECONDS
         )
         assert done.returncode == 0, done.stderr
         Path("program/pgt/__init__.py").write_text("raise RuntimeError('edited')")

@@ -19,7 +19,7 @@ from pgt.reproduction import figures, report
 from pgt.reproduction.figures import curves, filters, grid, sweep
 from pgt.reproduction.figures.style import COLOURS, MOST_LINES
 from pgt.runs.folder import read_epochs
-from tests.conftest import TINY, imports, train
+from tests.conftest import SECONDS, TINY, imports, train
 from tests.reproduction.helpers import plant
 
 
@@ -613,11 +613,11 @@ def test_a_browser_shows_the_report_without_complaint(page, chromium, width, dar
                "--host-resolver-rules=MAP * ~NOTFOUND", f"--window-size={width},2000", "--hide-scrollbars",
                f"--blink-settings=preferredColorScheme={0 if dark else 1}"]  # fmt: skip
     address = path.resolve().as_uri()
-    shot = subprocess.run([*command, "--screenshot=page.png", address], capture_output=True, text=True, timeout=120)
+    shot = subprocess.run([*command, "--screenshot=page.png", address], capture_output=True, text=True, timeout=SECONDS)
     assert "CONSOLE" not in shot.stderr
     with Image.open("page.png") as picture:
         assert (max(picture.convert("RGB").getpixel((2, 2))) < 64) == dark
-    dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120).stdout
+    dom = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=SECONDS).stdout
     assert dom.count("<details id") == 2
     assert "<title>beyond the window: 0</title>" in dom  # nothing but tables and pictures reaches beyond the window
     values = json.loads(unescape(re.search(r'data-values="([^"]*)"', dom)[1]))

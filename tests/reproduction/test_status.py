@@ -19,7 +19,7 @@ from pgt.core.errors import HeldError
 from pgt.reproduction import status
 from pgt.runs import folder as runs
 from pgt.runs.sweeps import link, new_sweep, write_list
-from tests.conftest import ROOT, TINY, compose, last_wins, until
+from tests.conftest import ROOT, SECONDS, TINY, compose, last_wins, until
 from tests.reproduction.helpers import plant, plant_summary
 
 LOCKED = """
@@ -204,7 +204,7 @@ def test_cancelling_asks_the_processes_of_this_machine_to_stop(capsys):
     starts, trains, other = holding(sweep), holding(running), holding(alone)
     try:
         assert main(["status", "--cancel", "demo/bn"]) == 0
-        assert [process.wait(120) for process in (starts, trains, other)] == [-signal.SIGTERM] * 3
+        assert [process.wait(SECONDS) for process in (starts, trains, other)] == [-signal.SIGTERM] * 3
     finally:
         for process in (starts, trains, other):
             process.kill()

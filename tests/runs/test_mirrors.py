@@ -18,7 +18,7 @@ from pgt.runs.mirrors import Mirror, start_mirrors
 from pgt.runs.norms import FOLDER, RECORDS, read_format, read_norms
 from pgt.runs.trackers import norms_by_layer
 from pgt.training import folder as run_folder
-from tests.conftest import TINY, compose, last_wins, train
+from tests.conftest import SECONDS, TINY, compose, last_wins, train
 from tests.training.test_stopping import STEPS, begun
 
 RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2")
@@ -209,7 +209,7 @@ def test_tensorboard_misses_nothing_of_a_run_that_was_killed_by_force():
     run = (*TINY, "model=resnet20", "recipe.epochs=20", f"data.num_samples={STEPS * 8}", "logger=tensorboard")
     process = begun(sys.executable, "-m", "pgt", "train", *run, steps=12)  # an epoch's nine records, and three
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=120)
+    process.communicate(timeout=SECONDS)
     next_second()
     train(*run)
     [folder] = Path("runs").glob("custom/*")

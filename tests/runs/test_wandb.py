@@ -23,7 +23,7 @@ from pgt.runs.folder import read_metrics
 from pgt.runs.mirrors import WandbRun, start_mirrors
 from pgt.runs.trackers import About
 from pgt.training.job import prepare
-from tests.conftest import ROOT, TINY, compose, last_wins, train
+from tests.conftest import ROOT, SECONDS, TINY, compose, last_wins, train
 from tests.runs.test_mirrors import RUN, expected, killed_before_checkpoint
 
 WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -31,7 +31,7 @@ WANDB = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Resour
 
 def finished_records(path):
     """Return all records of a run. wandb's own process still writes for a moment after `finish` has returned."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         records = list(wandb_records(path))
         if any(record.WhichOneof("record_type") == "exit" for record in records):

@@ -14,7 +14,7 @@ import pytest
 from scipy.io import savemat
 
 from pgt.data.tree import read_tree
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SECONDS
 
 WNIDS = ["n01440764", "n01443537", "n02101388"]
 """Their ILSVRC2012_IDs are 2, 1, 3, so not in the order of the folders."""
@@ -72,7 +72,7 @@ def prepare(archives, output, **options):
     command = [sys.executable, str(ROOT / "scripts" / "prepare_imagenet.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([*command, "--archives", str(archives), "--output", str(output)],
-                          capture_output=True, text=True, timeout=120, env=environment, **options)  # fmt: skip
+                          capture_output=True, text=True, timeout=SECONDS, env=environment, **options)  # fmt: skip
 
 
 def content(root):

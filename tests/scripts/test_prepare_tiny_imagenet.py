@@ -11,7 +11,7 @@ import pytest
 from pgt import data
 from pgt.core.errors import InputError
 from pgt.data.tree import read_tree
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SECONDS
 from tests.data.helpers import FOLDER
 
 FILES = {
@@ -55,7 +55,7 @@ def prepare(source, output="arranged"):
     command = [sys.executable, str(ROOT / "scripts" / "prepare_tiny_imagenet.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([*command, "--source", str(source), "--output", str(output)],
-                          capture_output=True, text=True, timeout=120, env=environment)  # fmt: skip
+                          capture_output=True, text=True, timeout=SECONDS, env=environment)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["tiny-imagenet-200.zip", "tiny-imagenet-200"])

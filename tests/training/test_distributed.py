@@ -32,7 +32,7 @@ from pgt.training.ranks import (
     visible_gpus,
 )
 from pgt.training.tally import Tally
-from tests.conftest import compose
+from tests.conftest import SECONDS, compose
 from tests.training.layouts import DROPOUT, STEPS, trained, trained_as_rank
 
 SMALL = ("data=synthetic", "data.num_samples=75", "data.image_size=8", "recipe=demo", "recipe.global_batch=24",
@@ -192,7 +192,7 @@ class Threads:
     """Ranks that are threads of this process."""
 
     def __init__(self, count):
-        self._barrier, self._brought = threading.Barrier(count, timeout=120), {}
+        self._barrier, self._brought = threading.Barrier(count, timeout=SECONDS), {}
 
     def _exchange(self, tensor):
         self._brought[threading.get_ident()] = tensor

@@ -126,16 +126,20 @@ def test_a_finished_run_is_returned_at_once(finished, capsys):
 
 def test_a_run_that_is_started_over_can_be_read_meanwhile(finished, monkeypatch):
     """Whatever has gone by then, no summary counts epochs that are not there."""
-    counted, remove = [], Path.unlink
+    remove, seen = Path.unlink, []
+
+    def counted():
+        return [len(read_epochs(one, summary.epochs)) for one, summary in find(Path("runs"))]
 
     def removes(path, **options):
         remove(path, **options)
-        counted.extend(len(read_epochs(one, summary.epochs)) for one, summary in find(Path("runs")))
+        seen.append(counted())
 
-    counted.extend(len(read_epochs(one, summary.epochs)) for one, summary in find(Path("runs")))
+    assert counted() == [3]
     monkeypatch.setattr(Path, "unlink", removes)
     run_folder.clear(folder(), ())
-    assert counted == [3]
+    assert len(seen) > 1
+    assert not any(seen)
 
 
 def test_another_commit_is_reported_and_other_data_refused(finished, capsys):

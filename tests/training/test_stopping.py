@@ -20,7 +20,7 @@ from pgt.core import signals as stopping
 from pgt.core.errors import InputError, Stopped
 from pgt.runs.folder import find, read_metrics
 from pgt.training.epochs import Breaks
-from tests.conftest import ROOT, TINY, last_wins, train, until
+from tests.conftest import ROOT, SECONDS, TINY, last_wins, train, until
 from tests.data.helpers import BACKENDS
 
 RUN = last_wins(*TINY, "model=resnet20", "recipe.epochs=2", "data.num_samples=24", "recipe.local_batch=4",
@@ -185,7 +185,7 @@ SLOW_TO_ASK = pytest.param(signal.SIGINT, marks=pytest.mark.slow), pytest.param(
 def test_a_signal_stops_a_process_in_order(capsys, number):
     process = begun(sys.executable, "-m", "pgt", "train", *LONG)
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number
     said = re.fullmatch(rf"pgt: stopped by {NAMES[number]} after step (\d) of epoch (\d+); the same .* there\n", err)
     assert said, err
@@ -212,7 +212,7 @@ def test_a_signal_to_every_process_stops_in_order(backend, number, times):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         time.sleep(0.2)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number, err
     assert re.fullmatch(rf"pgt: stopped by {NAMES[number]} after step \d of epoch \d+; .*\n", err), err
 
@@ -294,7 +294,7 @@ def test_processes_that_train_together_stop_at_the_same_step():
     for number in (signal.SIGTERM, signal.SIGUSR1):
         process = begun(sys.executable, "-m", *run)
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 128 + number, err
         places.append(place())
         expected = f"after step {places[-1][1]} of epoch {places[-1][0] + 1}; the same command goes on there"
@@ -324,7 +324,7 @@ def test_processes_that_train_together_end_their_data_workers():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         time.sleep(0.5)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert len(ranks) == 2
     assert not list(Path("runs").glob("**/log.rank1.txt"))
@@ -354,7 +354,7 @@ def test_what_two_processes_began_one_goes_on_with(capsys):
     run = last_wins(*LONG, "recipe.epochs=6", "recipe.local_batch=4", "recipe.lr_peak=0.001", "trainer.precision=fp64")
     process = begun(sys.executable, "-m", "pgt", "train", *run, "trainer.devices=2", steps=3)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM, err
     epoch, steps = place()
     assert train(*run).world_size == 1
@@ -369,7 +369,7 @@ def test_torchrun_passes_the_request_on(number):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     process = begun(*launcher, "pgt", "train", *LONG, "recipe.epochs=200", "recipe.local_batch=4")
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode != 0
     epoch, steps = place()
     assert f"pgt: stopped by {NAMES[number]} after step {steps} of epoch {epoch + 1}" in err
@@ -411,7 +411,7 @@ time.sleep(60)
 
 
 def test_signals_are_remembered_and_what_was_there_before_comes_back():
-    done = subprocess.run([sys.executable, "-c", STOP], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", STOP], capture_output=True, text=True, timeout=SECONDS, cwd=ROOT)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "asked\n"), done.stderr
 
 
@@ -451,7 +451,7 @@ with Stop() as stop:
 
 
 def test_a_second_ctrl_c_ends_at_once_and_data_workers_see_none():
-    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=SECONDS, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "ends at once\n"), done.stderr
 
 
